@@ -6,7 +6,15 @@ being fast, and computes in float64 wherever a sum is involved.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from edgealign.kernels import Calibration
+
+NO_DIRECTION = 1e-6  # a mean shorter than this, of unit rows, is rounding error
+SMALLEST_SD = 1e-4
 
 
 def log_mel(
@@ -87,3 +95,142 @@ def sound_spans(
             first, end = first + offset, first + offset + max_frames
         spans.append((first, end, clearness))
     return np.array(spans, dtype=np.float64).reshape(-1, 3)
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit length, float64; zero rows stay."""
+    rows = rows.astype(np.float64)
+    lengths = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+
+
+def sq_l2(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    differences = queries[:, None].astype(np.float64) - prototypes[None]
+    with np.errstate(over="ignore"):
+        return (differences**2).sum(axis=2).astype(np.float32)
+
+
+def cosine(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    distances = 1 - (unit_rows(queries) @ unit_rows(prototypes).T).clip(-1, 1)
+    both_zero = ~queries.any(axis=1)[:, None] & ~prototypes.any(axis=1)
+    return np.where(both_zero, 0, distances).astype(np.float32)
+
+
+def nearest(queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    distances = (cosine if metric == "cosine" else sq_l2)(queries, prototypes)
+    indices = distances.argsort(axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, indices, axis=1), indices.astype(np.int32)
+
+
+def _direction(total: np.ndarray, weight: float) -> np.ndarray:
+    """A weighted sum of unit rows scaled to unit length; zero where it has no direction."""
+    length = np.sqrt((total**2).sum())
+    return total / length if length > NO_DIRECTION * weight else np.zeros_like(total)
+
+
+def _relative(weights: np.ndarray | None, n_rows: int) -> np.ndarray:
+    if weights is None or not weights.any():
+        return np.ones(n_rows) if weights is None else np.zeros(n_rows)
+    return weights.astype(np.float64) / weights.max()
+
+
+def prototypes(
+    embeddings: np.ndarray, labels: np.ndarray, n_labels: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+    rows, weights = unit_rows(embeddings), _relative(weights, len(embeddings))
+    made = np.zeros((n_labels, embeddings.shape[1]))
+    for label in np.unique(labels):
+        mine = labels == label
+        made[label] = _direction(weights[mine] @ rows[mine], weights[mine].sum())
+    return made.astype(np.float32)
+
+
+def leave_one_out(
+    embeddings: np.ndarray, labels: np.ndarray, n_labels: int, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    rows, weights = unit_rows(embeddings), _relative(weights, len(embeddings))
+    distances, valid = np.zeros(len(rows)), np.zeros(len(rows), bool)
+    for i in range(len(rows)):
+        others = (labels == labels[i]) & (np.arange(len(rows)) != i)
+        rest = _direction(weights[others] @ rows[others], weights[others].sum())
+        valid[i] = rest.any()
+        if valid[i]:
+            distances[i] = 1 - np.clip(rows[i] @ rest, -1, 1)
+    return distances.astype(np.float32), valid
+
+
+def cohort_stats(rows: np.ndarray, bank: np.ndarray, top: int) -> np.ndarray:
+    closest = np.sort(cosine(rows, bank).astype(np.float64), axis=1)[:, :top]
+    return np.stack([closest.mean(axis=1), closest.std(axis=1).clip(SMALLEST_SD)], axis=1).astype(np.float32)
+
+
+class Matcher:
+    """See `edgealign.kernels.Matcher`, which checks the arguments. Calibrations are fitted on `features`."""
+
+    FEATURES = ("w_bias", "w_z", "w_t", "w_distance", "w_margin", "w_loo", "w_shots", "w_text")
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        labels: np.ndarray,
+        kinds: np.ndarray,
+        n_labels: int,
+        bank: np.ndarray,
+        calibration: Calibration,
+        text_weight: float,
+    ) -> None:
+        recording = kinds == 1
+        self.calibration, self.bank = calibration, bank
+        self.prototypes = prototypes(embeddings, labels, n_labels, np.where(recording, 1, text_weight).astype(np.float32))
+        self.n_recordings = np.bincount(labels[recording], minlength=n_labels)
+        distances, valid = leave_one_out(embeddings, labels, n_labels, recording.astype(np.float32))
+        seen = valid & recording
+        total = np.bincount(labels[seen], weights=distances[seen], minlength=n_labels)
+        count = np.bincount(labels[seen], minlength=n_labels)
+        prior = calibration.prior_weight
+        self.loo_distances = (calibration.prior_loo * prior + total) / (prior + count)
+        self.cohorts = self._cohorts(self.prototypes)
+
+    def _cohorts(self, rows: np.ndarray) -> np.ndarray:
+        """Mean and deviation [n, 2]; without a bank such that z and t are 0, see `features`."""
+        if len(self.bank) == 0:
+            return np.full((len(rows), 2), (np.nan, np.inf))
+        return cohort_stats(rows, self.bank, self.calibration.top).astype(np.float64)
+
+    def features(self, queries: np.ndarray) -> np.ndarray:
+        """What the weights multiply, float64 [n_queries, n_labels, 8], in the order of FEATURES.
+
+        queries   float32 [n_queries, d]
+        """
+        d = cosine(queries, self.prototypes).astype(np.float64)
+        n_labels = d.shape[1]
+        if n_labels > 1:
+            closest, second = np.partition(d, 1, axis=1)[:, :2].T
+            is_closest = np.arange(n_labels) == d.argmin(axis=1)[:, None]
+            margin = np.where(is_closest, second[:, None], closest[:, None]) - d
+        else:
+            margin = np.full_like(d, self.calibration.lone_margin)
+        z = t = np.zeros_like(d)
+        if len(self.bank):
+            query_cohorts = self._cohorts(queries)
+            z = (self.cohorts[:, 0] - d) / self.cohorts[:, 1]
+            t = (query_cohorts[:, :1] - d) / query_cohorts[:, 1:]
+        of_label = (self.loo_distances, np.log2(1 + self.n_recordings), (self.n_recordings == 0).astype(float))
+        return np.stack([np.ones_like(d), z, t, d, margin, *(np.broadcast_to(v, d.shape) for v in of_label)], axis=2)
+
+    def classify(self, embedding: np.ndarray, top_k: int) -> list[tuple[int, bool, float, float, float, float]]:
+        """Tuples in the order of `edgealign.kernels.Match`."""
+        c = self.calibration
+        features = self.features(embedding[None])[0]
+        logits = features @ [getattr(c, name) for name in self.FEATURES]
+        slopes = (
+            c.w_distance - c.w_margin - c.w_z / self.cohorts[:, 1] - c.w_t / self._cohorts(embedding[None])[:, 1]
+        )
+        d = features[:, self.FEATURES.index("w_distance")]
+        thresholds = d + (c.accept_logit - logits) / slopes
+        with np.errstate(over="ignore"):
+            probabilities = 1 / (1 + np.exp(-logits))
+        return [
+            (int(i), bool(logits[i] >= c.accept_logit), *map(float, (d[i], thresholds[i], probabilities[i], logits[i])))
+            for i in d.argsort(kind="stable")[:top_k]
+        ]

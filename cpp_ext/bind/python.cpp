@@ -1,0 +1,421 @@
+// edgealign._core: the C ABI for Python. Callers (edgealign.kernels, edgealign.store) bring arrays of the right type and
+// allocate the outputs; sizes are read off the arrays here, and statuses become exceptions.
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "edgealign.h"
+#include "python_abi.h"
+
+namespace {
+
+PyObject *core_error;  // made once when the module is loaded, args = (status, message)
+
+// A failed conversion has set the Python error already.
+struct Failed {};
+
+PyObject *none() {
+    Py_IncRef(&_Py_NoneStruct);
+    return &_Py_NoneStruct;
+}
+
+void check(ea_status status, const char *message = "") {
+    if (status == EA_OK) return;
+    const char *text = *message ? message : ea_status_text(status);
+    if (status == EA_OUT_OF_MEMORY) {
+        PyErr_Format(PyExc_MemoryError, "%s", text);
+    } else if (status == EA_INVALID_ARGUMENT || status == EA_NOT_FINITE) {
+        PyErr_Format(PyExc_ValueError, "%s", text);
+    } else if (PyObject *arguments = Py_BuildValue("(is)", int(status), text)) {
+        PyErr_SetObject(core_error, arguments);
+        Py_DecRef(arguments);
+    }
+    throw Failed{};
+}
+
+// What the arguments of one call borrowed, given back at its end.
+class Arguments {
+public:
+    Arguments(PyObject *const *items, Py_ssize_t count, Py_ssize_t expected) : items_(items) {
+        if (count == expected) return;
+        PyErr_Format(PyExc_TypeError, "%zd arguments given, %zd expected", count, expected);
+        throw Failed{};
+    }
+    ~Arguments() {
+        for (size_t i = 0; i < n_views_; i++) PyBuffer_Release(&views_[i]);
+    }
+    Arguments(const Arguments &) = delete;
+
+    template <class T>
+    const T *in(int index, int ndim, const Py_ssize_t **shape) {
+        return static_cast<const T *>(view(index, ndim, code<T>(), sizeof(T), 0, shape));
+    }
+    template <class T>
+    const T *optional_in(int index, size_t length) {
+        if (items_[index] == &_Py_NoneStruct) return nullptr;
+        return in_of_length<T>(index, length);
+    }
+    template <class T>
+    const T *in_of_length(int index, size_t length) {
+        const Py_ssize_t *shape;
+        const T *values = in<T>(index, 1, &shape);
+        expect(size_t(shape[0]) == length, index);
+        return values;
+    }
+    template <class T>
+    T *out(int index, size_t length) {
+        const Py_ssize_t *shape;
+        T *values = static_cast<T *>(view(index, 1, code<T>(), sizeof(T), PyBUF_WRITABLE, &shape));
+        expect(size_t(shape[0]) == length, index);
+        return values;
+    }
+    template <class T>
+    T *out(int index, size_t rows, size_t columns) {
+        const Py_ssize_t *shape;
+        T *values = static_cast<T *>(view(index, 2, code<T>(), sizeof(T), PyBUF_WRITABLE, &shape));
+        expect(size_t(shape[0]) == rows && size_t(shape[1]) == columns, index);
+        return values;
+    }
+    size_t size(int index) const {
+        const size_t value = PyLong_AsSize_t(items_[index]);
+        if (value == size_t(-1) && PyErr_Occurred()) throw Failed{};
+        return value;
+    }
+    double number(int index) const {
+        const double value = PyFloat_AsDouble(items_[index]);
+        if (value == -1 && PyErr_Occurred()) throw Failed{};
+        return value;
+    }
+    // A null inside the text is refused: C would see a shorter one.
+    const char *text(PyObject *item) const {
+        Py_ssize_t length;
+        const char *value = PyUnicode_AsUTF8AndSize(item, &length);
+        if (!value) throw Failed{};
+        if (std::strlen(value) != size_t(length)) {
+            PyErr_Format(PyExc_ValueError, "the text holds a NUL character");
+            throw Failed{};
+        }
+        return value;
+    }
+    const char *text(int index) const { return text(items_[index]); }
+    PyObject *object(int index) const { return items_[index]; }
+    template <class T>
+    T *handle(int index, const char *name) const {
+        void *pointer = PyCapsule_GetPointer(items_[index], name);
+        if (!pointer) throw Failed{};
+        return static_cast<T *>(pointer);
+    }
+    void expect(bool holds, int index) const {
+        if (holds) return;
+        PyErr_Format(PyExc_ValueError, "argument %d has a size that does not fit the others", index);
+        throw Failed{};
+    }
+
+private:
+    template <class T>
+    static char code();
+
+    void *view(int index, int ndim, char format, size_t item_bytes, int flags, const Py_ssize_t **shape) {
+        Py_buffer *made = &views_[n_views_];
+        if (PyObject_GetBuffer(items_[index], made, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | flags)) throw Failed{};
+        n_views_++;
+        // int32 is 'i', or 'l' where long has 32 bits
+        const bool same = made->format && !made->format[1]
+                          && (made->format[0] == format || (format == 'i' && made->format[0] == 'l'));
+        if (made->ndim != ndim || !same || made->itemsize != Py_ssize_t(item_bytes)) {
+            PyErr_Format(PyExc_TypeError, "argument %d must have type '%c' and %d dimensions, C-contiguous", index,
+                         format, ndim);
+            throw Failed{};
+        }
+        *shape = made->shape;
+        return made->buf;
+    }
+
+    PyObject *const *items_;
+    Py_buffer views_[8];
+    size_t n_views_ = 0;
+};
+
+template <>
+char Arguments::code<float>() { return 'f'; }
+template <>
+char Arguments::code<double>() { return 'd'; }
+template <>
+char Arguments::code<int32_t>() { return 'i'; }
+template <>
+char Arguments::code<uint8_t>() { return 'B'; }
+
+// Other Python threads run while this lives. Only for work that takes longer than letting go does.
+class Unlocked {
+public:
+    explicit Unlocked(bool worthwhile = true) : state_(worthwhile ? PyEval_SaveThread() : nullptr) {}
+    ~Unlocked() {
+        if (state_) PyEval_RestoreThread(state_);
+    }
+    Unlocked(const Unlocked &) = delete;
+
+private:
+    PyThreadState *state_;
+};
+
+constexpr size_t WORTHWHILE = 1 << 16;  // multiplications, about 10 us
+
+// Every function of the module: a body that throws Failed once the Python error is set.
+template <PyObject *(*body)(PyObject *const *, Py_ssize_t)>
+PyObject *entry(PyObject *, PyObject *const *items, Py_ssize_t count) {
+    try {
+        return body(items, count);
+    } catch (const Failed &) {
+        return nullptr;
+    } catch (const std::bad_alloc &) {
+        return PyErr_Format(PyExc_MemoryError, "out of memory");
+    }
+}
+
+template <class T>
+std::unique_ptr<T[]> scratch_of(size_t count) {
+    return std::unique_ptr<T[]>(new T[count ? count : 1]);
+}
+
+template <ea_status (*kernel)(const float *, size_t, const float *, size_t, size_t, float *)>
+PyObject *distances(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 3);
+    const Py_ssize_t *q, *p;
+    const float *queries = arguments.in<float>(0, 2, &q), *prototypes = arguments.in<float>(1, 2, &p);
+    arguments.expect(q[1] == p[1], 1);
+    float *out = arguments.out<float>(2, q[0], p[0]);
+    ea_status status;
+    {
+        Unlocked unlocked(size_t(q[0] * p[0] * p[1]) > WORTHWHILE);
+        status = kernel(queries, q[0], prototypes, p[0], p[1], out);
+    }
+    check(status);
+    return none();
+}
+
+PyObject *nearest(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 6);
+    const Py_ssize_t *q, *p;
+    const float *queries = arguments.in<float>(0, 2, &q), *prototypes = arguments.in<float>(1, 2, &p);
+    arguments.expect(q[1] == p[1], 1);
+    const size_t k = arguments.size(2);
+    const auto metric = ea_metric(arguments.size(3));
+    float *distances = arguments.out<float>(4, q[0], k);
+    int32_t *indices = arguments.out<int32_t>(5, q[0], k);
+    const auto scratch = scratch_of<float>(2 * p[0]);
+    ea_status status;
+    {
+        Unlocked unlocked(size_t(q[0] * p[0] * p[1]) > WORTHWHILE);
+        status = ea_nearest(queries, q[0], prototypes, p[0], p[1], k, metric, scratch.get(), distances, indices);
+    }
+    check(status);
+    return none();
+}
+
+PyObject *prototypes(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 4);
+    const Py_ssize_t *e, *l;
+    const float *embeddings = arguments.in<float>(0, 2, &e);
+    const int32_t *labels = arguments.in_of_length<int32_t>(1, e[0]);
+    const float *weights = arguments.optional_in<float>(2, e[0]);
+    float *out = const_cast<float *>(arguments.in<float>(3, 2, &l));
+    out = arguments.out<float>(3, l[0], e[1]);
+    const auto scratch = scratch_of<float>(l[0]);
+    check(ea_prototypes(embeddings, labels, e[0], l[0], e[1], weights, scratch.get(), out));
+    return none();
+}
+
+PyObject *leave_one_out(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 6);
+    const Py_ssize_t *e;
+    const float *embeddings = arguments.in<float>(0, 2, &e);
+    const int32_t *labels = arguments.in_of_length<int32_t>(1, e[0]);
+    const size_t n_labels = arguments.size(2);
+    const float *weights = arguments.optional_in<float>(3, e[0]);
+    float *distances = arguments.out<float>(4, e[0]);
+    uint8_t *valid = arguments.out<uint8_t>(5, e[0]);
+    const auto scratch = scratch_of<double>(n_labels * (e[1] + 2));
+    check(ea_leave_one_out(embeddings, labels, e[0], n_labels, e[1], weights, scratch.get(), distances, valid));
+    return none();
+}
+
+PyObject *cohort_stats(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 4);
+    const Py_ssize_t *r, *b;
+    const float *rows = arguments.in<float>(0, 2, &r), *bank = arguments.in<float>(1, 2, &b);
+    arguments.expect(r[1] == b[1], 1);
+    const size_t top = arguments.size(2);
+    float *stats = arguments.out<float>(3, r[0], 2);
+    const auto scratch = scratch_of<float>(2 * b[0]);
+    ea_status status;
+    {
+        Unlocked unlocked(size_t(r[0] * b[0] * b[1]) > WORTHWHILE);
+        status = ea_cohort_stats(rows, r[0], bank, b[0], b[1], top, scratch.get(), stats);
+    }
+    check(status);
+    return none();
+}
+
+constexpr char PLAN[] = "edgealign.log_mel_plan";
+
+PyObject *log_mel_plan(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 4);
+    const Py_ssize_t *shape;
+    const float *filters = arguments.in<float>(0, 2, &shape);
+    ea_log_mel_options options = {};
+    options.struct_size = sizeof options;
+    options.n_mels = shape[0];
+    options.n_fft = shape[1] > 0 ? 2 * (shape[1] - 1) : 0;
+    options.window_samples = arguments.size(1);
+    options.hop_samples = arguments.size(2);
+    options.energy_floor = float(arguments.number(3));
+    ea_log_mel_plan *plan = nullptr;
+    check(ea_log_mel_plan_create(&options, filters, &plan));
+    return PyCapsule_New(plan, PLAN, [](PyObject *capsule) {
+        ea_log_mel_plan_free(static_cast<ea_log_mel_plan *>(PyCapsule_GetPointer(capsule, PLAN)));
+    });
+}
+
+PyObject *log_mel_frames(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 2);
+    return PyLong_FromSize_t(ea_log_mel_frames(arguments.handle<ea_log_mel_plan>(0, PLAN), arguments.size(1)));
+}
+
+PyObject *log_mel(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 3);
+    const Py_ssize_t *shape, *out_shape;
+    const auto *plan = arguments.handle<ea_log_mel_plan>(0, PLAN);
+    const float *samples = arguments.in<float>(1, 1, &shape);
+    arguments.in<float>(2, 2, &out_shape);
+    float *out = arguments.out<float>(2, out_shape[0], ea_log_mel_frames(plan, shape[0]));
+    const auto scratch = scratch_of<float>(ea_log_mel_scratch_floats(plan));
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_log_mel(plan, samples, shape[0], scratch.get(), out);
+    }
+    check(status);
+    return none();
+}
+
+PyObject *sound_spans(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 9);
+    const Py_ssize_t *shape, *out_shape;
+    const float *log_mels = arguments.in<float>(0, 2, &shape);
+    ea_span_options options = {};
+    options.struct_size = sizeof options;
+    options.floor_quantile = arguments.number(1);
+    options.above_floor_db = arguments.number(2);
+    options.below_peak_db = arguments.number(3);
+    options.merge_frames = arguments.size(4);
+    options.min_frames = arguments.size(5);
+    options.pad_frames = arguments.size(6);
+    options.max_frames = arguments.size(7);
+    arguments.in<double>(8, 2, &out_shape);
+    double *spans = arguments.out<double>(8, out_shape[0], 3);
+    const auto scratch = scratch_of<double>(2 * shape[1] + 1);
+    size_t n_spans = 0;
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_sound_spans(log_mels, shape[0], shape[1], &options, scratch.get(), spans, out_shape[0], &n_spans);
+    }
+    check(status);
+    return PyLong_FromSize_t(n_spans);
+}
+
+constexpr char MATCHER[] = "edgealign.matcher";
+
+PyObject *matcher(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 7);
+    const Py_ssize_t *e, *b;
+    const float *embeddings = arguments.in<float>(0, 2, &e);
+    const int32_t *labels = arguments.in_of_length<int32_t>(1, e[0]);
+    const int32_t *kinds = arguments.in_of_length<int32_t>(2, e[0]);
+    const size_t n_labels = arguments.size(3);
+    const float *bank = arguments.in<float>(4, 2, &b);
+    arguments.expect(b[1] == e[1], 4);
+    // In the order of edgealign.kernels.Calibration, which is that of ea_calibration.
+    const double *c = arguments.in_of_length<double>(5, 13);
+    const ea_calibration calibration = {sizeof calibration, c[0], c[1], c[2],          c[3],  c[4],  c[5],
+                                        c[6],               c[7], c[8], size_t(c[9]), c[10], c[11], c[12]};
+    const auto text_weight = float(arguments.number(6));
+    char message[EA_MESSAGE_BYTES] = "";
+    ea_matcher *made = nullptr;
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_matcher_create(embeddings, labels, kinds, e[0], n_labels, e[1], bank, b[0], &calibration,
+                                   text_weight, &made, message);
+    }
+    check(status, message);
+    return PyCapsule_New(made, MATCHER, [](PyObject *capsule) {
+        ea_matcher_free(static_cast<ea_matcher *>(PyCapsule_GetPointer(capsule, MATCHER)));
+    });
+}
+
+// top_k must not be larger than the number of labels, and the embedding as wide as the matcher: the caller knows both.
+PyObject *classify(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 3);
+    const Py_ssize_t *shape;
+    const auto *matcher = arguments.handle<ea_matcher>(0, MATCHER);
+    const float *embedding = arguments.in<float>(1, 1, &shape);
+    const size_t top_k = arguments.size(2);
+    const auto scratch = scratch_of<float>(ea_matcher_scratch_floats(matcher));
+    const auto matches = scratch_of<ea_match>(top_k);
+    size_t n_matches = 0;
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_classify(matcher, embedding, top_k, scratch.get(), matches.get(), &n_matches);
+    }
+    check(status);
+    PyObject *list = PyList_New(Py_ssize_t(n_matches));
+    for (size_t i = 0; list && i < n_matches; i++) {
+        const ea_match &m = matches[i];
+        PyObject *accepted = PyBool_FromLong(m.accepted);
+        PyList_SetItem(list, Py_ssize_t(i),
+                       Py_BuildValue("(iNdddd)", int(m.label), accepted, double(m.distance), m.threshold,
+                                     m.probability, m.logit));
+    }
+    return list;
+}
+
+#define FUNCTION(name, body) {name, entry<body>, METH_FASTCALL, nullptr}
+
+PyMethodDef functions[] = {
+    FUNCTION("sq_l2", distances<ea_sq_l2>),
+    FUNCTION("cosine", distances<ea_cosine>),
+    FUNCTION("nearest", nearest),
+    FUNCTION("prototypes", prototypes),
+    FUNCTION("leave_one_out", leave_one_out),
+    FUNCTION("cohort_stats", cohort_stats),
+    FUNCTION("log_mel_plan", log_mel_plan),
+    FUNCTION("log_mel_frames", log_mel_frames),
+    FUNCTION("log_mel", log_mel),
+    FUNCTION("sound_spans", sound_spans),
+    FUNCTION("matcher", matcher),
+    FUNCTION("classify", classify),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module_def = {{1, nullptr}, nullptr, 0,         nullptr, "_core", "The compiled core of edgealign.",
+                          -1,           functions, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+extern "C" EA_API PyObject *PyInit__core() {
+    PyObject *module = PyModule_Create2(&module_def, PYTHON_ABI_VERSION);
+    if (!module) return nullptr;
+    core_error = PyErr_NewExceptionWithDoc("edgealign._core.Error", "args = (status, message)", nullptr, nullptr);
+    if (!core_error || PyModule_AddObjectRef(module, "Error", core_error)
+        || PyModule_AddStringConstant(module, "version", ea_version())
+        || PyModule_AddStringConstant(module, "instruction_set", ea_instruction_set())
+        || PyModule_AddIntConstant(module, "MESSAGE_BYTES", EA_MESSAGE_BYTES)) {
+        Py_DecRef(module);
+        return nullptr;
+    }
+    return module;
+}

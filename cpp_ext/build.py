@@ -1,0 +1,53 @@
+"""What setuptools calls to compile: one cmake build for the core and its bindings, installed beside the Python code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from setuptools.command.build_ext import build_ext
+
+SOURCE = Path(__file__).resolve().parent
+
+
+def torch_include() -> Path | None:
+    """The torch headers of the environment that is installed into, if it has any.
+
+    Inside pip's isolated build, sys.path hides that environment, but sysconfig still names its folders.
+    """
+    for scheme in ("purelib", "platlib"):
+        include = Path(sysconfig.get_paths()[scheme]) / "torch" / "include"
+        if (include / "torch" / "csrc" / "stable" / "library.h").is_file():
+            return include
+    return None
+
+
+class BuildExt(build_ext):
+    """Builds everything with cmake in place of compiling the sources that pyproject.toml lists."""
+
+    def build_extension(self, ext: object) -> None:
+        work = Path(self.build_temp).resolve()
+        options = {
+            "CMAKE_BUILD_TYPE": "Release",
+            "EDGEALIGN_PREFIX": "edgealign/",
+            "EDGEALIGN_PYTHON": "ON",
+            "EDGEALIGN_TORCH_INCLUDE": torch_include() or "",
+        }
+        # Without a generator named, cmake would look for make, which a machine with only a compiler may not have.
+        generator = [] if "CMAKE_GENERATOR" in os.environ else ["-G", "Ninja"]
+        settings = [f"-D{name}={value}" for name, value in options.items()]
+        subprocess.run(["cmake", "-S", SOURCE, "-B", work, *generator, *settings], check=True)
+        subprocess.run(["cmake", "--build", work], check=True)
+        self.install(Path(self.build_lib).resolve())
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install: what was built goes beside the Python code, where git ignores it."""
+        self.install(SOURCE.parent)
+
+    def install(self, prefix: Path) -> None:
+        subprocess.run(["cmake", "--install", self.build_temp, "--prefix", prefix], check=True)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".abi3.so"

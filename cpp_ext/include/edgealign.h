@@ -1,0 +1,273 @@
+/* edgealign.h: few-shot recognition on the device, from plain C.
+
+   The smallest useful program: which label of a store is an embedding closest to?
+
+       #include <edgealign.h>
+       #include <stdio.h>
+       #include <stdlib.h>
+
+       int main(int argc, char **argv)
+       {
+           char why[EA_MESSAGE_BYTES] = "";
+           ea_store *store = NULL;
+           ea_matcher *matcher = NULL;
+           ea_match best;
+           ea_calibration calibration = {sizeof(ea_calibration)};
+           float *embedding, *scratch;
+           size_t n_matches = 0;
+
+           calibration.w_bias = 4.0;
+           calibration.w_distance = -8.0;
+           if (argc < 2 || ea_store_load(argv[1], &store, why)
+               || ea_matcher_from_store(store, NULL, 0, &calibration, 1.0f, &matcher, why)) {
+               fprintf(stderr, "%s\n", why);
+               return 1;
+           }
+           embedding = calloc(ea_store_dim(store), sizeof(float));
+           scratch = malloc(ea_matcher_scratch_floats(matcher) * sizeof(float));
+           embedding[0] = 1.0f;
+           if (ea_classify(matcher, embedding, 1, scratch, &best, &n_matches) == EA_OK)
+               printf("%s %.4f %s\n", ea_store_label(store, best.label), best.distance,
+                      best.accepted ? "accepted" : "unknown");
+           free(scratch);
+           free(embedding);
+           ea_matcher_free(matcher);
+           ea_store_free(store);
+           return 0;
+       }
+
+   Rules that hold for every function
+   - Matrices are float32, row after row, without gaps. Sizes count elements. The formulas are in edgealign/kernels.py.
+   - A NaN or an infinity in an input is refused with EA_NOT_FINITE; outputs then hold nothing of use.
+   - Kernels (EA_KERNEL) allocate nothing, keep nothing and may run in any number of threads. `scratch` is the caller's
+     memory, at least as large as its comment says; nothing needs to be set in it, and it must not be shared by threads.
+   - No function throws, prints, exits, starts a thread or keeps global state.
+   - `message`, where present, is a buffer of EA_MESSAGE_BYTES or NULL; a failing call leaves one sentence in it.
+   - What a *_create or *_load function returned, the caller gives back with the *_free function of the same name. A NULL
+     may be freed. A matcher may be used by many threads at once, a store by one thread at a time.
+   - Structs for options begin with struct_size, set by the caller to sizeof, so that they can grow.
+*/
+#ifndef EDGEALIGN_H
+#define EDGEALIGN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define EA_VERSION "0.1.0"
+
+#if defined(_WIN32)
+#define EA_API
+#else
+#define EA_API __attribute__((visibility("default")))
+#endif
+#define EA_KERNEL EA_API
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { EA_MESSAGE_BYTES = 512 };
+
+typedef enum ea_status {
+    EA_OK = 0,
+    EA_INVALID_ARGUMENT = 1, /* a size, an index or an option that makes no sense */
+    EA_NOT_FINITE = 2,       /* NaN or infinity in an input */
+    EA_OUT_OF_MEMORY = 3,
+    EA_IO = 4,               /* the operating system said no; errno is in the message */
+    EA_NOT_FOUND = 5,        /* no such file, no such label */
+    EA_STORE_UNREADABLE = 6, /* not a store, damaged, or of a format this version does not read */
+    EA_STORE_MISMATCH = 7,   /* another modality, encoder or dim */
+    EA_LIMIT = 8,            /* beyond a limit of the format, see docs/formats.md */
+    EA_BUSY = 9,             /* somebody else is writing the store */
+    EA_NOTHING_TO_UNDO = 10
+} ea_status;
+
+/* What a status means, in a few lower-case words; never NULL. */
+EA_API const char *ea_status_text(ea_status status);
+
+/* The version of the library that is loaded, such as "0.1.0". */
+EA_API const char *ea_version(void);
+
+/* The instruction set that the kernels use on this processor: "avx512", "avx2" or "baseline". */
+EA_API const char *ea_instruction_set(void);
+
+/* ---- Level 0: kernels ------------------------------------------------------------------------------------------- */
+
+typedef enum ea_metric { EA_COSINE = 0, EA_SQ_L2 = 1 } ea_metric;
+
+/* distances [n_queries, n_prototypes] = squared Euclidean distance, in [0, 4] for unit vectors.
+   float32 in 16 lanes: relative error at most (dim / 16 + 6) * 2^-24. */
+EA_KERNEL ea_status ea_sq_l2(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
+                             size_t dim, float *distances);
+
+/* distances [n_queries, n_prototypes] = 1 - cosine of the angle, in [0, 2]; smaller is closer.
+   float32 in 16 lanes: absolute error at most (dim / 8 + 16) * 2^-24. */
+EA_KERNEL ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
+                              size_t dim, float *distances);
+
+/* The k closest prototypes of each query, closest first; of equals, the lowest row first. 1 <= k <= n_prototypes.
+   scratch float [2 * n_prototypes]; distances and indices [n_queries, k]. */
+EA_KERNEL ea_status ea_nearest(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
+                               size_t dim, size_t k, ea_metric metric, float *scratch, float *distances,
+                               int32_t *indices);
+
+/* prototypes [n_labels, dim], from embeddings [n_rows, dim] with labels [n_rows] in [0, n_labels) and weights [n_rows],
+   finite and >= 0, or NULL for equal ones. scratch float [n_labels]. */
+EA_KERNEL ea_status ea_prototypes(const float *embeddings, const int32_t *labels, size_t n_rows, size_t n_labels,
+                                  size_t dim, const float *weights, float *scratch, float *prototypes);
+
+/* distances [n_rows] = cosine distance of each row to the prototype of its label made without that row;
+   valid [n_rows] = 0 where nothing is left to make it from (the distance is then 0), else 1.
+   scratch double [n_labels * (dim + 2)]. */
+EA_KERNEL ea_status ea_leave_one_out(const float *embeddings, const int32_t *labels, size_t n_rows, size_t n_labels,
+                                     size_t dim, const float *weights, double *scratch, float *distances,
+                                     uint8_t *valid);
+
+/* stats [n_rows, 2] = mean and standard deviation (at least 1e-4) of the `top` smallest cosine distances of each row to
+   the bank [n_bank, dim]; top is cut to n_bank; both must be at least 1. scratch float [2 * n_bank]. */
+EA_KERNEL ea_status ea_cohort_stats(const float *rows, size_t n_rows, const float *bank, size_t n_bank, size_t dim,
+                                    size_t top, float *scratch, float *stats);
+
+typedef struct ea_log_mel_options {
+    size_t struct_size;
+    size_t n_fft; /* a power of two, 4 to 65536; the filterbank has n_fft / 2 + 1 columns */
+    size_t n_mels;
+    size_t window_samples; /* 1 to n_fft */
+    size_t hop_samples;
+    float energy_floor; /* > 0 */
+} ea_log_mel_options;
+
+typedef struct ea_log_mel_plan ea_log_mel_plan; /* tables only: one plan serves any number of threads */
+
+EA_API ea_status ea_log_mel_plan_create(const ea_log_mel_options *options, const float *filters,
+                                        ea_log_mel_plan **plan);
+EA_API void ea_log_mel_plan_free(ea_log_mel_plan *plan);
+EA_API size_t ea_log_mel_frames(const ea_log_mel_plan *plan, size_t n_samples);
+EA_API size_t ea_log_mel_scratch_floats(const ea_log_mel_plan *plan);
+
+/* log_mels [n_mels, ea_log_mel_frames(plan, n_samples)]. Samples beyond +-EA_MAX_SAMPLE are not audio and are refused
+   with EA_INVALID_ARGUMENT. float32: an energy is off by at most 1e-5 of itself plus 1e-11 of the energy of its frame.
+   scratch float [ea_log_mel_scratch_floats(plan)]. */
+#define EA_MAX_SAMPLE 1e6f
+EA_KERNEL ea_status ea_log_mel(const ea_log_mel_plan *plan, const float *samples, size_t n_samples, float *scratch,
+                               float *log_mels);
+
+typedef struct ea_span_options {
+    size_t struct_size;
+    double floor_quantile; /* in [0, 1] */
+    double above_floor_db;
+    double below_peak_db;
+    size_t merge_frames;
+    size_t min_frames;
+    size_t pad_frames;
+    size_t max_frames; /* at least 1 */
+} ea_span_options;
+
+/* Where the sounds of log_mels [n_mels, n_frames] are: spans [capacity, 3] = first frame, one past the last frame,
+   clearness in dB x frames, in time order. n_spans is how many there are; EA_LIMIT if they do not fit, and they always
+   do where capacity >= n_frames / 2 + 1. scratch double [2 * n_frames + 1]. */
+EA_KERNEL ea_status ea_sound_spans(const float *log_mels, size_t n_mels, size_t n_frames,
+                                   const ea_span_options *options, double *scratch, double *spans, size_t capacity,
+                                   size_t *n_spans);
+
+/* ---- Level 1: the matcher --------------------------------------------------------------------------------------- */
+
+/* Weights of the decision between a label and unknown. They come with a bundle, never from the user. */
+typedef struct ea_calibration {
+    size_t struct_size;
+    double w_bias, w_z, w_t, w_distance, w_margin, w_loo, w_shots, w_text;
+    double accept_logit;
+    size_t top;         /* how many rows of the bank make up a cohort */
+    double prior_loo;   /* leave-one-out distance expected of a label before it is seen */
+    double prior_weight; /* worth this many recordings */
+    double lone_margin; /* stands for the margin while there is only one label */
+} ea_calibration;
+
+typedef struct ea_match {
+    int32_t label;
+    int32_t accepted; /* 1: this label; 0: unknown */
+    float distance;   /* cosine distance to the prototype */
+    double threshold; /* the largest distance that would have been accepted, all else equal */
+    double probability;
+    double logit;
+} ea_match;
+
+/* What an embedding was made from. */
+typedef enum ea_kind { EA_RECORDING = 1, EA_TEXT = 2, EA_PICTURE = 3 } ea_kind;
+
+typedef struct ea_matcher ea_matcher;
+
+/* embeddings [n_rows, dim], labels [n_rows] in [0, n_labels), kinds [n_rows] of ea_kind; every label has a row.
+   A recording weighs 1 in its prototype, everything else text_weight. bank [n_bank, dim], n_bank may be 0. */
+EA_API ea_status ea_matcher_create(const float *embeddings, const int32_t *labels, const int32_t *kinds, size_t n_rows,
+                                   size_t n_labels, size_t dim, const float *bank, size_t n_bank,
+                                   const ea_calibration *calibration, float text_weight, ea_matcher **matcher,
+                                   char *message);
+EA_API void ea_matcher_free(ea_matcher *matcher);
+EA_API size_t ea_matcher_scratch_floats(const ea_matcher *matcher);
+
+/* The top_k closest labels, closest first, of equals the lowest label first; the answer is matches[0].
+   matches [min(top_k, n_labels)]; scratch float [ea_matcher_scratch_floats(matcher)]. */
+EA_KERNEL ea_status ea_classify(const ea_matcher *matcher, const float *embedding, size_t top_k, float *scratch,
+                                ea_match *matches, size_t *n_matches);
+
+/* ---- Level 1: the store (docs/formats.md) ------------------------------------------------------------------------ */
+
+typedef struct ea_store ea_store;
+typedef struct ea_store_lock ea_store_lock;
+
+EA_API ea_status ea_store_create(const char *modality, const uint8_t encoder_sha256[32], size_t dim, ea_store **store,
+                                 char *message);
+EA_API ea_status ea_store_load(const char *path, ea_store **store, char *message);
+EA_API void ea_store_free(ea_store *store);
+
+/* Take the only right to write `path`, so that load, change, save loses nothing; EA_BUSY if somebody else has it.
+   The lock is on the file `<path>.lock`, which stays. It ends with the process at the latest. */
+EA_API ea_status ea_store_lock_acquire(const char *path, ea_store_lock **lock, char *message);
+EA_API void ea_store_lock_release(ea_store_lock *lock);
+
+/* Replace `path` in one step: after a crash there is the old store or the new one. The lock must be of the same path. */
+EA_API ea_status ea_store_save(ea_store *store, const char *path, const ea_store_lock *lock, char *message);
+
+EA_API const char *ea_store_modality(const ea_store *store);
+EA_API const uint8_t *ea_store_encoder_sha256(const ea_store *store);
+EA_API size_t ea_store_dim(const ea_store *store);
+EA_API uint64_t ea_store_n_ops(const ea_store *store);
+/* The checksum that ends the file that this store would be saved as. */
+EA_API ea_status ea_store_sha256(ea_store *store, uint8_t sha256[32]);
+
+/* Labels that have rows, in the order of their first enrollment. Strings live until the next change. */
+EA_API size_t ea_store_n_labels(ea_store *store);
+EA_API const char *ea_store_label(ea_store *store, size_t label);
+
+typedef struct ea_store_row {
+    int32_t label; /* counts as in ea_store_label */
+    int32_t kind;  /* ea_kind */
+    const char *name;
+    const uint8_t *source_sha256;
+    const float *embedding;
+} ea_store_row;
+
+EA_API size_t ea_store_n_rows(ea_store *store);
+EA_API ea_status ea_store_get_row(ea_store *store, size_t index, ea_store_row *row);
+
+/* Changes from here to the next call are one operation, which one ea_store_undo takes back. */
+EA_API void ea_store_begin_op(ea_store *store);
+/* Add rows [n_rows, dim] to a label, new or known; one that is there already (same label, kind and source_sha256
+   [n_rows, 32]) is skipped. names [n_rows] are UTF-8, at most 255 bytes. */
+EA_API ea_status ea_store_add(ea_store *store, const char *label, ea_kind kind, const float *embeddings, size_t n_rows,
+                              const uint8_t *source_sha256s, const char *const *names, size_t *n_added, char *message);
+EA_API ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed, char *message);
+/* Add what `other` holds and this store does not. */
+EA_API ea_status ea_store_merge(ea_store *store, ea_store *other, size_t *n_added, char *message);
+EA_API ea_status ea_store_undo(ea_store *store, char *message);
+
+/* A matcher over the labels of a store as they are now; its labels count as in ea_store_label. */
+EA_API ea_status ea_matcher_from_store(ea_store *store, const float *bank, size_t n_bank,
+                                       const ea_calibration *calibration, float text_weight, ea_matcher **matcher,
+                                       char *message);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,30 @@
+// What the other kernels need of distances.
+#pragma once
+
+#include <cstddef>
+
+namespace ea {
+
+// A sum of squares outside these bounds is not trusted to float32: the row is then marked NORM_EXTREME.
+constexpr float SAFE_SQUARES_MIN = 1e-20f, SAFE_SQUARES_MAX = 1e30f;
+constexpr float NORM_EXTREME = -1.0f;
+
+// Whether -bound <= value <= bound holds for all; a NaN never does.
+bool all_within(const float *values, size_t count, float bound);
+bool all_finite(const float *values, size_t count);
+
+// Length of a row; 0 for a zero row, NORM_EXTREME for one to be handled in float64, NaN if it is not finite.
+float row_norm(const float *row, size_t dim);
+// The same in float64, for any finite row.
+double row_norm_exact(const float *row, size_t dim);
+// The norms of all rows; false if one is not finite.
+bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms);
+
+// out[j] = cosine distance of query to rows[j], the norms given.
+void cosine_row(const float *query, float query_norm, const float *rows, const float *norms, size_t n_rows, size_t dim,
+                float *out);
+
+// Positions of the k smallest values, smallest first, of equals the lowest first; k <= count.
+void smallest(const float *values, size_t count, size_t k, float *out_values, int *out_positions);
+
+}  // namespace ea

@@ -1,0 +1,46 @@
+// Sixteen float32 lanes: the one vector shape that the kernels are written in. The compiler maps it to the widest
+// registers of each instruction set in EA_CLONES, and the loader picks the clone that fits the processor.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if EA_HAVE_CLONES
+#define EA_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EA_CLONES
+#endif
+#define EA_INLINE inline __attribute__((always_inline))
+
+namespace ea {
+
+constexpr size_t N_LANES = 16;
+using Lanes = float __attribute__((vector_size(4 * N_LANES)));
+using IntLanes = int32_t __attribute__((vector_size(4 * N_LANES)));
+
+EA_INLINE Lanes load(const float *from) {
+    Lanes lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+// The first `count` lanes; the others are zero.
+EA_INLINE Lanes load_some(const float *from, size_t count) {
+    Lanes lanes = {};
+    std::memcpy(&lanes, from, count * sizeof(float));
+    return lanes;
+}
+
+EA_INLINE void store(float *to, const Lanes &lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+
+// Pairwise, so that the order of additions is the same for every instruction set.
+EA_INLINE float sum(const Lanes &lanes) {
+    float half[N_LANES];
+    store(half, lanes);
+    for (size_t width = N_LANES / 2; width > 0; width /= 2)
+        for (size_t i = 0; i < width; i++) half[i] += half[i + width];
+    return half[0];
+}
+
+}  // namespace ea

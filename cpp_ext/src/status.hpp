@@ -1,0 +1,22 @@
+// One sentence into the caller's buffer, and no exception past the C functions.
+#pragma once
+
+#include <new>
+
+#include "edgealign.h"
+
+namespace ea {
+
+// Writes the sentence, if there is a buffer for it, and returns the status.
+__attribute__((format(printf, 3, 4))) ea_status fail(char *message, ea_status status, const char *format, ...);
+
+template <class Body>
+ea_status guarded(char *message, Body body) {
+    try {
+        return body();
+    } catch (const std::bad_alloc &) {
+        return fail(message, EA_OUT_OF_MEMORY, "out of memory");
+    }
+}
+
+}  // namespace ea

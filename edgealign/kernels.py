@@ -1,0 +1,383 @@
+"""The formulas that edgealign is made of. They are stated here and nowhere else.
+
+The compiled core computes them (float32); `edgealign.reference` defines them in numpy (float64) and takes over, visibly,
+where the core is not installed: `backend()` says which of the two runs. Arrays are converted to float32 (labels to
+int32) and C order where they are not; NaN or infinity in an input is a ValueError before anything is returned.
+
+Distances, between rows q and p of equal width; smaller is closer
+    sq_l2       sum((q - p)^2), no square root                                       [0, 4] for unit vectors
+    cosine      1 - q.p / (|q| |p|); to a zero vector it is 1, between two zero vectors 0             [0, 2]
+    nearest     the k closest rows, closest first; of equals, the lowest row first
+
+Labels
+    prototype   each row of the label scaled to unit length; their mean, weighted; scaled back to unit length.
+                A zero row adds its weight only. A mean shorter than 1e-6 has no direction and becomes a zero row, as
+                does the prototype of a label without rows.
+    leave_one_out   cosine distance of a row to the prototype of its label made without that row; not valid where no
+                other row of the label weighs anything, or what they leave has no direction
+    cohort      the `top` rows of the background bank that are closest to a row: mean and standard deviation (population,
+                at least 1e-4) of their cosine distances
+
+Decision, for a query with cosine distances d[l] to the prototypes; the candidate is the closest label
+    z           (cohort mean of prototype l - d[l]) / cohort deviation of prototype l     0 without a bank
+    t           (cohort mean of the query - d[l]) / cohort deviation of the query         0 without a bank
+    margin      distance of the closest other label - d[l]; lone_margin where there is no other
+    loo         mean leave-one-out distance of the label's recordings among themselves, shrunk towards what is usual:
+                (prior_loo prior_weight + sum) / (prior_weight + count)
+    shots       log2(1 + number of recordings)
+    text        1 for a label without any recording, else 0
+    logit       w_bias + w_z z + w_t t + w_distance d[l] + w_margin margin + w_loo loo + w_shots shots + w_text text
+    probability 1 / (1 + exp(-logit)); accepted where logit >= accept_logit, else unknown
+    threshold   the d[l] at which the logit is accept_logit with all other distances and both cohorts held. The logit is
+                linear in it, with the slope w_distance - w_margin - w_z / deviation - w_t / deviation, which is < 0:
+                d[l] + (accept_logit - logit) / slope
+    A recording weighs 1 in its prototype; a text or a picture weighs text_weight, so that text makes up
+    text_weight / (text_weight + k) of a label with k recordings.
+
+Sound
+    log_mel     frames of window_samples every hop_samples, 1 + (n_samples - window_samples) // hop_samples of them (a
+                shorter clip is zero-padded on the right to one); periodic Hann window; zero-padded on the right to n_fft;
+                power spectrum; filterbank; natural log of the energy, clamped from below at energy_floor
+    sound_spans the level of a frame is 10 log10 of its mean mel energy; the floor is the level at rank
+                int(floor_quantile (n_frames - 1)); a frame is on above max(floor + above_floor_db, peak - below_peak_db).
+                Runs closer than merge_frames are joined, then those shorter than min_frames dropped, the rest padded by
+                pad_frames within the clip and the middle of the gap to the next; a longer run keeps its loudest
+                max_frames. Clearness is the sum of level - threshold over the frames that are on, in dB x frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+
+from edgealign import reference
+
+try:
+    from edgealign import _core
+except ImportError:
+    _core = None
+
+__all__ = [
+    "Calibration",
+    "Match",
+    "Matcher",
+    "backend",
+    "cohort_stats",
+    "cosine",
+    "instruction_set",
+    "leave_one_out",
+    "log_mel",
+    "nearest",
+    "prototypes",
+    "sound_spans",
+    "sq_l2",
+]
+
+MAX_SAMPLE = 1e6  # louder than that is not audio; EA_MAX_SAMPLE in edgealign.h
+METRICS = ("cosine", "sq_l2")  # in the order of ea_metric
+RECORDING, TEXT, PICTURE = KINDS = (1, 2, 3)  # ea_kind: what an embedding was made from
+
+
+def backend() -> str:
+    """What computes: "native" (the compiled core) or "numpy" (the reference, much slower)."""
+    return "native" if _core else "numpy"
+
+
+def instruction_set() -> str | None:
+    """The processor's instructions that the core uses: "avx512", "avx2" or "baseline"; None without the core."""
+    return _core.instruction_set if _core else None
+
+
+def _float32(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
+    if getattr(values, "dtype", None) != np.float32:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            values = np.asarray(values).astype(np.float32)
+    values = np.ascontiguousarray(values)
+    if values.ndim != ndim:
+        raise ValueError(f"{name} has {values.ndim} dimensions, expected {ndim}")
+    if ndim == 2 and values.shape[1] == 0:
+        raise ValueError(f"{name} has rows without elements")
+    if _core is None and not np.isfinite(values).all():  # the core sees it in passing
+        raise ValueError(f"NaN or infinity in {name}")
+    return values
+
+
+def _pair(queries: np.ndarray, prototypes: np.ndarray, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    queries, prototypes = _float32(queries, 2, names[0]), _float32(prototypes, 2, names[1])
+    if queries.shape[1] != prototypes.shape[1]:
+        raise ValueError(f"{names[0]} have {queries.shape[1]} elements a row, {names[1]} {prototypes.shape[1]}")
+    return queries, prototypes
+
+
+def _labels(labels: np.ndarray, n_rows: int, n_labels: int) -> np.ndarray:
+    labels = np.ascontiguousarray(labels)
+    if labels.dtype != np.int32:
+        if labels.size and not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"labels have the type {labels.dtype}, expected integers")
+        labels = labels.astype(np.int32)
+    if labels.shape != (n_rows,):
+        raise ValueError(f"labels have the shape {labels.shape}, expected {(n_rows,)}")
+    if n_rows and (labels.min() < 0 or labels.max() >= n_labels):
+        raise ValueError(f"a label lies outside 0 to {n_labels - 1}")
+    return labels
+
+
+def _weights(weights: np.ndarray | None, n_rows: int) -> np.ndarray | None:
+    if weights is None:
+        return None
+    weights = _float32(weights, 1, "weights")
+    if weights.shape != (n_rows,) or (n_rows and weights.min() < 0):
+        raise ValueError(f"weights must be {n_rows} numbers, none of them negative")
+    return weights
+
+
+def sq_l2(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances, float32 [q, p], of queries [q, d] to prototypes [p, d].
+
+    A distance beyond the range of float32 is infinite.
+    """
+    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
+    if _core is None:
+        return reference.sq_l2(queries, prototypes)
+    distances = np.empty((len(queries), len(prototypes)), np.float32)
+    _core.sq_l2(queries, prototypes, distances)
+    return distances
+
+
+def cosine(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    """Cosine distances, float32 [q, p] in [0, 2], of queries [q, d] to prototypes [p, d]."""
+    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
+    if _core is None:
+        return reference.cosine(queries, prototypes)
+    distances = np.empty((len(queries), len(prototypes)), np.float32)
+    _core.cosine(queries, prototypes, distances)
+    return distances
+
+
+def nearest(
+    queries: np.ndarray, prototypes: np.ndarray, k: int = 1, metric: str = "cosine"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k closest of prototypes [p, d] for each of queries [q, d]: distances float32 [q, k] and rows int32 [q, k].
+
+    1 <= k <= p; metric is "cosine" or "sq_l2".
+    """
+    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric '{metric}', expected one of {', '.join(METRICS)}")
+    if not 1 <= k <= len(prototypes):
+        raise ValueError(f"k is {k}, expected 1 to {len(prototypes)}, the number of prototypes")
+    if _core is None:
+        return reference.nearest(queries, prototypes, k, metric)
+    distances = np.empty((len(queries), k), np.float32)
+    indices = np.empty((len(queries), k), np.int32)
+    _core.nearest(queries, prototypes, k, METRICS.index(metric), distances, indices)
+    return distances, indices
+
+
+def prototypes(
+    embeddings: np.ndarray, labels: np.ndarray, n_labels: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Prototypes, float32 [n_labels, d], of embeddings [n, d] with labels int32 [n] in [0, n_labels).
+
+    weights   float32 [n], >= 0; only their ratios within a label matter; None for equal ones
+    """
+    embeddings = _float32(embeddings, 2, "embeddings")
+    labels = _labels(labels, len(embeddings), n_labels)
+    weights = _weights(weights, len(embeddings))
+    if _core is None:
+        return reference.prototypes(embeddings, labels, n_labels, weights)
+    made = np.empty((n_labels, embeddings.shape[1]), np.float32)
+    _core.prototypes(embeddings, labels, weights, made)
+    return made
+
+
+def leave_one_out(
+    embeddings: np.ndarray, labels: np.ndarray, n_labels: int, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far each of embeddings [n, d] is from the rest of its label: distances float32 [n] and valid bool [n].
+
+    A distance that is not valid is 0 and means nothing.
+    """
+    embeddings = _float32(embeddings, 2, "embeddings")
+    labels = _labels(labels, len(embeddings), n_labels)
+    weights = _weights(weights, len(embeddings))
+    if _core is None:
+        return reference.leave_one_out(embeddings, labels, n_labels, weights)
+    distances = np.empty(len(embeddings), np.float32)
+    valid = np.empty(len(embeddings), np.uint8)
+    _core.leave_one_out(embeddings, labels, n_labels, weights, distances, valid)
+    return distances, valid.astype(bool)
+
+
+def cohort_stats(rows: np.ndarray, bank: np.ndarray, top: int) -> np.ndarray:
+    """Mean and standard deviation, float32 [n, 2], of the cosine distances of rows [n, d] to their cohorts.
+
+    bank   float32 [b, d], b >= 1
+    top    size of a cohort, at least 1; all of the bank where it is smaller
+    """
+    rows, bank = _pair(rows, bank, ("rows", "the bank"))
+    if top < 1 or len(bank) < 1:
+        raise ValueError(f"a cohort of {top} out of {len(bank)} rows: both must be at least 1")
+    if _core is None:
+        return reference.cohort_stats(rows, bank, top)
+    stats = np.empty((len(rows), 2), np.float32)
+    _core.cohort_stats(rows, bank, top, stats)
+    return stats
+
+
+def log_mel(
+    samples: np.ndarray, filters: np.ndarray, window_samples: int, hop_samples: int, energy_floor: float
+) -> np.ndarray:
+    """Log-mel energies, float32 [n_mels, n_frames], of one clip.
+
+    samples   float32 [n_samples], mono, meant to be in [-1, 1]; beyond +-1e6 it is a ValueError
+    filters   float32 [n_mels, n_fft // 2 + 1], from the bundle; n_fft is a power of two >= window_samples
+
+    The core computes in float32: an energy is off by at most 1e-5 of itself plus 1e-11 of its frame's energy.
+    """
+    samples, filters = _float32(samples, 1, "samples"), _float32(filters, 2, "filters")
+    n_fft = 2 * (filters.shape[1] - 1)
+    if n_fft < 4 or n_fft & (n_fft - 1) or not 1 <= window_samples <= n_fft or hop_samples < 1 or energy_floor < 1e-37:
+        raise ValueError(
+            f"a front end of {window_samples} window samples, {hop_samples} hop samples, n_fft {n_fft} and energy floor "
+            f"{energy_floor}: n_fft must be a power of two from 4, the window 1 to n_fft, the floor at least 1e-37"
+        )
+    if _core is None:
+        if len(samples) and np.abs(samples).max() > MAX_SAMPLE:
+            raise ValueError(f"a sample is beyond +-{MAX_SAMPLE:.0e}: audio lies within +-1")
+        return reference.log_mel(samples, filters, window_samples, hop_samples, energy_floor)
+    plan = _core.log_mel_plan(filters, window_samples, hop_samples, energy_floor)
+    log_mels = np.empty((len(filters), _core.log_mel_frames(plan, len(samples))), np.float32)
+    _core.log_mel(plan, samples, log_mels)
+    return log_mels
+
+
+def sound_spans(
+    log_mels: np.ndarray,
+    floor_quantile: float,
+    above_floor_db: float,
+    below_peak_db: float,
+    merge_frames: int,
+    min_frames: int,
+    pad_frames: int,
+    max_frames: int,
+) -> np.ndarray:
+    """Where the sounds of log_mels float32 [n_mels, n_frames] are, n_frames >= 1.
+
+    returns   float64 [n_spans, 3]: first frame, one past the last frame, clearness in dB x frames; in time order
+    """
+    log_mels = _float32(log_mels, 2, "log_mels")
+    options = (floor_quantile, above_floor_db, below_peak_db, merge_frames, min_frames, pad_frames, max_frames)
+    if len(log_mels) == 0 or not 0 <= floor_quantile <= 1 or min(options[3:6]) < 0 or max_frames < 1:
+        raise ValueError(f"no mel bands, or span options that make no sense: {options}")
+    if _core is None:
+        return reference.sound_spans(log_mels, *options)
+    spans = np.empty((log_mels.shape[1] // 2 + 1, 3))
+    return spans[: _core.sound_spans(log_mels, *options, spans)]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The numbers of the decision. They are fitted when a bundle is made and travel in its manifest."""
+
+    w_bias: float
+    w_z: float
+    w_t: float
+    w_distance: float
+    w_margin: float
+    w_loo: float
+    w_shots: float
+    w_text: float
+    accept_logit: float
+    top: int
+    prior_loo: float
+    prior_weight: float
+    lone_margin: float
+
+    @classmethod
+    def from_dict(cls, values: dict[str, float]) -> Calibration:
+        """From the manifest of a bundle; ValueError for a key that is missing, unknown or not a number."""
+        names = {field.name for field in fields(cls)}
+        if values.keys() != names:
+            missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
+            raise ValueError(f"calibration has missing keys {missing} and unknown keys {unknown}")
+        for name, value in values.items():
+            if type(value) not in (int, float):
+                raise ValueError(f"calibration has {name} = {value!r}, expected a number")
+        return cls(**values)
+
+    def check(self, n_bank: int) -> None:
+        """ValueError unless a larger distance always means a smaller logit, which the threshold rests on."""
+        if not all(np.isfinite(getattr(self, field.name)) for field in fields(self)):
+            raise ValueError("the calibration holds NaN or infinity")
+        if min(self.w_z, self.w_t, self.w_margin) < 0 or self.w_distance > 0:
+            raise ValueError("the calibration must have w_z, w_t, w_margin >= 0 and w_distance <= 0")
+        if self.w_margin - self.w_distance + (self.w_z + self.w_t if n_bank else 0) <= 0:
+            raise ValueError("no weight of the calibration looks at the distance")
+        if self.prior_weight <= 0 or self.top != int(self.top) or self.top < 1:
+            raise ValueError("the calibration must have prior_weight > 0 and a whole number top >= 1")
+
+
+class Match(NamedTuple):
+    """One candidate of a decision."""
+
+    label: int  # row of the prototype
+    accepted: bool
+    distance: float  # cosine distance to the prototype
+    threshold: float  # the largest distance that would have been accepted, all else equal
+    probability: float
+    logit: float
+
+
+class Matcher:
+    """Decides between the labels of a store and unknown. Made once per store and bundle; any thread may use it.
+
+    embeddings    float32 [n, d], n >= 1
+    labels        int32 [n] in [0, n_labels); every label has a row
+    kinds         int32 [n] of KINDS
+    bank          float32 [b, d]; b may be 0
+    """
+
+    def __init__(
+        self,
+        embeddings: np.ndarray,
+        labels: np.ndarray,
+        kinds: np.ndarray,
+        n_labels: int,
+        bank: np.ndarray,
+        calibration: Calibration,
+        text_weight: float = 1.0,
+    ) -> None:
+        embeddings, bank = _pair(embeddings, bank, ("embeddings", "the bank"))
+        labels = _labels(labels, len(embeddings), n_labels)
+        kinds = np.ascontiguousarray(kinds, dtype=np.int32)
+        if n_labels < 1 or len(np.unique(labels)) != n_labels:
+            raise ValueError(f"{n_labels} labels, of which {len(np.unique(labels))} have rows: every label must have one")
+        if kinds.shape != labels.shape or not np.isin(kinds, KINDS).all():
+            raise ValueError(f"kinds must be {len(labels)} of {KINDS}")
+        if not 0 < text_weight < np.inf:
+            raise ValueError(f"text_weight is {text_weight}, expected a positive number")
+        calibration.check(len(bank))
+        self.n_labels, self.dim = n_labels, embeddings.shape[1]
+        made_of = (embeddings, labels, kinds, n_labels, bank)
+        if _core is None:
+            self._native = None
+            self._reference = reference.Matcher(*made_of, calibration, text_weight)
+        else:
+            numbers = [float(getattr(calibration, field.name)) for field in fields(calibration)]
+            self._native = _core.matcher(*made_of, np.array(numbers), text_weight)
+
+    def classify(self, embedding: np.ndarray, top_k: int = 1) -> list[Match]:
+        """The top_k closest labels for an embedding [d], closest first; the first is the answer, or unknown."""
+        embedding = _float32(embedding, 1, "embedding")
+        if embedding.shape != (self.dim,):
+            raise ValueError(f"embedding has {len(embedding)} elements, the matcher {self.dim}")
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}, expected at least 1")
+        if self._native is None:
+            found = self._reference.classify(embedding, top_k)
+        else:
+            found = _core.classify(self._native, embedding, min(top_k, self.n_labels))
+        return [Match(*values) for values in found]
