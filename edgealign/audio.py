@@ -1,0 +1,193 @@
+"""Audio files and arrays -> mono blocks at the encoder's rate, in bounded memory.
+
+libsndfile decodes (WAV with 8 to 32 bits, float and EXTENSIBLE, RF64, FLAC, OGG, MP3, AIFF and more), soxr resamples
+with an anti-aliasing filter. Nothing is held but one block, so a recording of hours needs no more than one of seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput
+
+EXTENSIONS = frozenset(
+    (
+        ".wav",
+        ".wave",
+        ".w64",
+        ".rf64",
+        ".flac",
+        ".ogg",
+        ".oga",
+        ".opus",
+        ".mp3",
+        ".aif",
+        ".aiff",
+        ".aifc",
+        ".au",
+        ".caf",
+    )
+)  # what a folder is searched for; a file that is named is read whatever its name
+MIN_RATE_HZ = 4_000
+MAX_RATE_HZ = 500_000
+MIN_DURATION_S = 0.025  # one window of the front end
+MAX_MAGNITUDE = 1e6  # floating-point files may hold any scale, but energies must stay finite in float32
+BLOCK_VALUES = 2**17  # samples times channels that are decoded at once: 512 KiB
+
+
+class AudioSource:
+    """One clip or recording, decoded as it is read.
+
+    name            as it appears in reports
+    sample_rate_hz  of the source
+    n_channels      of the source
+    sha256          hex, over the rate and the mono samples before resampling; complete once all blocks are read
+    duration_s      of what was read so far
+    """
+
+    def __init__(self, name: str, sample_rate_hz: float, n_channels: int, channel: int | None):
+        if not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
+            raise AudioUnreadable(
+                f"'{name}' has a sample rate of {sample_rate_hz:g} Hz: {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are read"
+            )
+        if channel is not None and not 1 <= channel <= n_channels:
+            raise AudioUnreadable(f"'{name}' has {n_channels} channel(s): channel {channel} was asked for")
+        self.name = name
+        self.sample_rate_hz = sample_rate_hz
+        self.n_channels = n_channels
+        self.n_samples = 0
+        self._channel = channel
+        self._digest = hashlib.sha256(f"{sample_rate_hz:g} Hz\n".encode())
+
+    def _native_blocks(self) -> Iterator[np.ndarray]:
+        """float32 [n_samples, n_channels] as decoded."""
+        raise NotImplementedError
+
+    @property
+    def duration_s(self) -> float:
+        return self.n_samples / self.sample_rate_hz
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def blocks(self, target_rate_hz: int) -> Iterator[np.ndarray]:
+        """float32 [n_samples] blocks at the target rate, mono: the mean of the channels, or the one that was chosen.
+
+        AudioUnreadable for NaN, infinity, values that are no sound, and less than 25 ms in all.
+        """
+        resampler = None
+        if self.sample_rate_hz != target_rate_hz:
+            import soxr
+
+            resampler = soxr.ResampleStream(self.sample_rate_hz, target_rate_hz, 1, dtype="float32", quality="HQ")
+        for block in self._native_blocks():
+            mono = self._to_mono(block)
+            self._digest.update(mono.astype("<f4", copy=False).tobytes())
+            self.n_samples += len(mono)
+            yield mono if resampler is None else resampler.resample_chunk(mono)
+        if self.duration_s < MIN_DURATION_S:
+            raise AudioUnreadable(
+                f"'{self.name}' holds {self.n_samples} sample(s): at least {MIN_DURATION_S * 1e3:.0f} ms are needed"
+            )
+        if resampler is not None:
+            yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+    def _to_mono(self, block: np.ndarray) -> np.ndarray:
+        if self._channel is not None:
+            block = block[:, self._channel - 1 : self._channel]
+        magnitude = float(np.abs(block).max(initial=0))  # NaN where any sample is NaN
+        if not magnitude <= MAX_MAGNITUDE:
+            at = int(np.flatnonzero(~(np.abs(block) <= MAX_MAGNITUDE).all(axis=1))[0])
+            raise AudioUnreadable(
+                f"'{self.name}' holds NaN, infinity or a value beyond ±{MAX_MAGNITUDE:g} at "
+                f"{(self.n_samples + at) / self.sample_rate_hz:.3f} s: samples between -1 and 1 are expected"
+            )
+        if block.shape[1] == 1:
+            return np.ascontiguousarray(block[:, 0])
+        return block.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+class AudioFile(AudioSource):
+    """A file in any format that libsndfile reads. AudioUnreadable says why where it cannot."""
+
+    def __init__(self, path: str | os.PathLike, channel: int | None = None):
+        self.path = os.fspath(path)
+        _check_readable(self.path)
+        import soundfile
+
+        self._decoding_errors = (soundfile.LibsndfileError, TypeError)  # TypeError: headerless .raw
+        try:
+            self._file = soundfile.SoundFile(self.path)
+        except self._decoding_errors as error:
+            raise AudioUnreadable(
+                f"'{self.path}' is not audio that can be read ({getattr(error, 'error_string', error)}): WAV, FLAC, "
+                f"OGG, MP3 or AIFF is expected"
+            ) from None
+        super().__init__(self.path, self._file.samplerate, self._file.channels, channel)
+
+    def _native_blocks(self) -> Iterator[np.ndarray]:
+        block_samples = max(1, BLOCK_VALUES // self.n_channels)
+        with self._file as file:
+            while True:
+                try:
+                    block = file.read(block_samples, dtype="float32", always_2d=True)
+                except self._decoding_errors as error:
+                    raise AudioUnreadable(f"'{self.path}' breaks off at {self.duration_s:.1f} s: {error}") from None
+                if not len(block):
+                    return
+                yield block
+
+
+class AudioArray(AudioSource):
+    """Samples in memory: floating point in [-1, 1] or signed integers at full scale, [n] or [n, n_channels]."""
+
+    def __init__(self, samples: np.ndarray, sample_rate_hz: float, channel: int | None = None, name: str = "samples"):
+        samples = np.asarray(samples)
+        if samples.ndim not in (1, 2):
+            raise InvalidInput(f"samples have shape {list(samples.shape)}: expected [n] or [n, n_channels]")
+        if samples.ndim == 2 and not 1 <= samples.shape[1] <= 1024:
+            raise InvalidInput(f"samples have shape {list(samples.shape)}: 1 to 1024 channels belong in the last axis")
+        if samples.dtype.kind == "i":
+            samples = samples / np.float64(2 ** (8 * samples.dtype.itemsize - 1))
+        elif samples.dtype.kind != "f":
+            raise InvalidInput(f"samples are {samples.dtype}: expected floating point or signed integers")
+        super().__init__(name, sample_rate_hz, 1 if samples.ndim == 1 else samples.shape[1], channel)
+        self._samples = samples.reshape(len(samples), -1)
+
+    def _native_blocks(self) -> Iterator[np.ndarray]:
+        block_samples = max(1, BLOCK_VALUES // self.n_channels)
+        for start in range(0, len(self._samples), block_samples):
+            yield self._samples[start : start + block_samples].astype(np.float32)
+
+
+def parse_channel(text: str) -> int | None:
+    """`mix` -> None, the mean of all channels; "1" -> 1, the first channel."""
+    if text == "mix":
+        return None
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise InvalidInput(f"channel is '{text}': expected mix, or a number from 1")
+
+
+def _check_readable(path: str) -> None:
+    """One clear sentence for everything that can be wrong before decoding starts."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise InputUnreadable(f"'{path}' does not exist: check the path") from None
+    except (OSError, ValueError) as error:
+        raise InputUnreadable(f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise InputUnreadable(f"'{path}' is a folder: a file is expected here")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputUnreadable(f"'{path}' is not a regular file")
+    if status.st_size == 0:
+        raise AudioUnreadable(f"'{path}' is empty (0 bytes)")
+    if not os.access(path, os.R_OK):
+        raise InputUnreadable(f"'{path}' cannot be read: permission denied")

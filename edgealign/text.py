@@ -1,0 +1,114 @@
+"""Text -> token ids of the text encoder. Training and the runtime both use exactly this.
+
+Text enters in one of two kinds: "grapheme", as a language is written, and "ipa", as it is pronounced. Neither needs a
+dictionary or a phonemizer; the tables come from the bundle's vocab.json.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgealign.errors import BundleUnreadable, InvalidInput
+
+KINDS = ("grapheme", "ipa")
+UNDETERMINED = "und"  # BCP 47's subtag for "no language given"
+MAX_TEXT_CODE_POINTS = 1000
+_NOT_SPOKEN_IN_IPA = {ord(character): None for character in ".‿ "}  # syllable break, linking, white space
+_IPA_DELIMITERS = ("//", "[]")
+
+
+def normalize(text: str, kind: str) -> str:
+    """The code points that are looked up in the vocabulary, one token each.
+
+    grapheme  NFC, casefold, NFD; white space is dropped at the ends and becomes one space inside
+    ipa       NFC, NFD; white space, "." and "‿" are dropped, ASCII g becomes "ɡ"; stress and length marks stay; the
+              delimiters of /…/ and […] are dropped
+    """
+    if kind not in KINDS:
+        raise InvalidInput(f"kind of text is '{kind}': expected one of {', '.join(KINDS)}")
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    if kind == "grapheme":
+        return unicodedata.normalize("NFD", text.casefold())
+    for opening, closing in _IPA_DELIMITERS:
+        if len(text) > 1 and text.startswith(opening) and text.endswith(closing):
+            text = text[1:-1]
+    return unicodedata.normalize("NFD", text).translate(_NOT_SPOKEN_IN_IPA).replace("g", "ɡ")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text as the text encoder sees it.
+
+    ids             int64 [n_tokens]: kind, language, then one per code point, cut at the vocabulary's max_tokens
+    unknown         the code points that the vocabulary lacks, in order of first appearance
+    unknown_share   of all code points, in [0, 1]
+    known_language  whether the vocabulary has the language; False also where none was given
+    """
+
+    ids: np.ndarray
+    unknown: tuple[str, ...]
+    unknown_share: float
+    known_language: bool
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tables of vocab.json. `und` stands for a language that is not given or not in the table."""
+
+    tokens: dict[str, int]
+    languages: dict[str, int]
+    kinds: dict[str, int]
+    unknown: int
+    pad: int
+    max_tokens: int
+
+    @classmethod
+    def from_dict(cls, vocab: dict) -> Tokenizer:
+        if not isinstance(vocab, dict) or vocab.get("format_version") != 1:
+            version = vocab.get("format_version") if isinstance(vocab, dict) else None
+            raise BundleUnreadable(f"vocab.json has format_version {version!r}: this edgealign reads 1")
+        expected = {"format_version", *cls.__dataclass_fields__}
+        if set(vocab) != expected:
+            raise BundleUnreadable(
+                f"vocab.json has the keys {', '.join(sorted(vocab))}: expected {', '.join(sorted(expected))}"
+            )
+        tables = {name: vocab[name] for name in ("tokens", "languages", "kinds")}
+        for name, table in tables.items():
+            if not isinstance(table, dict) or not all(type(i) is int and 0 <= i < 2**20 for i in table.values()):
+                raise BundleUnreadable(f"'{name}' of vocab.json is not a table of token ids")
+        numbers = [vocab[name] for name in ("unknown", "pad", "max_tokens")]
+        if not all(type(number) is int and 0 <= number < 2**20 for number in numbers) or vocab["max_tokens"] < 3:
+            raise BundleUnreadable("unknown, pad or max_tokens of vocab.json is not a usable whole number")
+        if UNDETERMINED not in tables["languages"] or not set(KINDS) <= set(tables["kinds"]):
+            raise BundleUnreadable(f"vocab.json lacks the language '{UNDETERMINED}' or one of the kinds {KINDS}")
+        return cls(**{key: value for key, value in vocab.items() if key != "format_version"})
+
+    def language_id(self, language: str | None) -> tuple[int, bool]:
+        """Token of a BCP 47 tag and whether the table knows it; "pt-BR" falls back to "pt", the rest to "und"."""
+        subtags = (language or "").replace("_", "-").lower().split("-")
+        folded = {tag.lower(): i for tag, i in self.languages.items()}
+        for n in range(len(subtags), 0, -1):
+            tag = "-".join(subtags[:n])
+            if tag in folded:
+                return folded[tag], tag != UNDETERMINED
+        return self.languages[UNDETERMINED], False
+
+    def encode(self, text: str, kind: str = "grapheme", language: str | None = None) -> Tokens:
+        """Token ids of one text; InvalidInput where nothing is left of it or it is longer than 1000 code points."""
+        if len(text) > MAX_TEXT_CODE_POINTS:
+            raise InvalidInput(f"text has {len(text)} characters: a word or short phrase was expected")
+        characters = normalize(text, kind)
+        if not characters:
+            raise InvalidInput(f"text '{text}' is empty: type the word that the label stands for")
+        language_id, known_language = self.language_id(language)
+        unknown = [character for character in characters if character not in self.tokens]
+        ids = [self.kinds[kind], language_id, *(self.tokens.get(character, self.unknown) for character in characters)]
+        return Tokens(
+            np.array(ids[: self.max_tokens], dtype=np.int64),
+            tuple(dict.fromkeys(unknown)),
+            len(unknown) / len(characters),
+            known_language,
+        )

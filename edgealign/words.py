@@ -1,0 +1,119 @@
+"""Finds the word in a clip, so that it is not averaged with the silence around it.
+
+`kernels.sound_spans` marks the sounds that stand out of a clip's own noise floor; the clearest of them is the word.
+A long recording is searched in windows of 60 s that overlap by 3 s, with the floor of each window its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgealign import kernels
+from edgealign.bundle import FrontEnd, Windows
+
+SEARCH_WINDOW_S = 60
+SEARCH_OVERLAP_S = 3
+
+
+@dataclass(frozen=True)
+class Word:
+    """What the encoder sees of a clip.
+
+    log_mels   float32 [n_mels, n_frames], n_frames ≥ windows.min_frames
+    start_s, end_s   where it lies in the clip
+    clearness  dB x frames above the threshold of its surroundings
+    n_sounds   how many sounds the clip has
+    """
+
+    log_mels: np.ndarray
+    start_s: float
+    end_s: float
+    clearness: float
+    n_sounds: int
+
+
+def find_word(blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Windows, filters: np.ndarray) -> Word | None:
+    """The clearest sound of a clip, or None where nothing stands out of its noise floor.
+
+    blocks    float32 [n_samples] each, mono, at front_end.sample_rate_hz
+    filters   float32 [n_mels, n_fft // 2 + 1]
+    """
+    best: tuple[float, np.ndarray, float, float] | None = None
+    n_sounds = 0
+    for window_start_s, lowest_s, highest_s, samples in _search_windows(blocks, front_end):
+        log_mels = kernels.log_mel(
+            samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
+        )
+        for first, end, clearness in sound_spans(log_mels, windows):
+            # A sound in the overlap of two windows belongs to the one that holds its middle.
+            if not lowest_s <= front_end.seconds((first + end) / 2) < highest_s:
+                continue
+            n_sounds += 1
+            if best is None or clearness > best[0]:
+                frames = _at_least(log_mels, int(first), int(end), windows.min_frames, front_end.energy_floor)
+                start_s = window_start_s + front_end.seconds(first)
+                best = (clearness, frames, start_s, start_s + front_end.seconds(end - first))
+    if best is None:
+        return None
+    clearness, frames, start_s, end_s = best
+    return Word(frames, start_s, end_s, clearness, n_sounds)
+
+
+def sound_spans(log_mels: np.ndarray, windows: Windows) -> np.ndarray:
+    """`kernels.sound_spans` with the window policy of a bundle: float64 [n_spans, 3]."""
+    return kernels.sound_spans(
+        log_mels,
+        windows.floor_quantile,
+        windows.above_floor_db,
+        windows.below_peak_db,
+        windows.merge_frames,
+        windows.min_span_frames,
+        windows.pad_frames,
+        windows.max_frames,
+    )
+
+
+def _search_windows(
+    blocks: Iterator[np.ndarray], front_end: FrontEnd
+) -> Iterator[tuple[float, float, float, np.ndarray]]:
+    """Start of each window in s, the middles of sounds that belong to it in s from its start, and its samples."""
+    # Whole hops, so that a window of a long recording has the frames that the recording itself would have.
+    window_samples = SEARCH_WINDOW_S * front_end.sample_rate_hz // front_end.hop_samples * front_end.hop_samples
+    stride_samples = window_samples - (
+        SEARCH_OVERLAP_S * front_end.sample_rate_hz // front_end.hop_samples * front_end.hop_samples
+    )
+    held: list[np.ndarray] = []
+    n_held = start = 0
+    for block in blocks:
+        held.append(block)
+        n_held += len(block)
+        while n_held > window_samples:
+            samples = np.concatenate(held)
+            lowest_s = SEARCH_OVERLAP_S / 2 if start else 0.0
+            yield (
+                start / front_end.sample_rate_hz,
+                lowest_s,
+                stride_samples / front_end.sample_rate_hz + SEARCH_OVERLAP_S / 2,
+                samples[:window_samples],
+            )
+            held = [samples[stride_samples:].copy()]
+            n_held -= stride_samples
+            start += stride_samples
+    lowest_s = SEARCH_OVERLAP_S / 2 if start else 0.0
+    yield start / front_end.sample_rate_hz, lowest_s, float("inf"), np.concatenate(held)
+
+
+def _at_least(log_mels: np.ndarray, first: int, end: int, min_frames: int, energy_floor: float) -> np.ndarray:
+    """Frames first to end, widened evenly within the clip to min_frames; what the clip lacks is silence."""
+    missing = min_frames - (end - first)
+    if missing > 0:
+        n_frames = log_mels.shape[1]
+        first = max(0, min(first - missing // 2, n_frames - min_frames))
+        end = min(n_frames, first + min_frames)
+    frames = log_mels[:, first:end]
+    lacking = max(0, min_frames - frames.shape[1])
+    padding = ((0, 0), (lacking // 2, lacking - lacking // 2))
+    return np.ascontiguousarray(np.pad(frames, padding, constant_values=np.float32(np.log(energy_floor))))

@@ -1,0 +1,34 @@
+"""Fixtures that all tests share: a toy bundle, clips of made-up words, and the command line run in process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import soundfile
+from toy_bundle import make_toy_bundle, word_clip
+
+from edgealign import Bundle
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle that works and was never trained; tests must not change its folder."""
+    return make_toy_bundle(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with another encoder."""
+    return make_toy_bundle(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="session")
+def samples_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """samples/<label>/<voice>.wav: three words by five voices, at 16 kHz."""
+    folder = tmp_path_factory.mktemp("words") / "samples"
+    for word, label in enumerate(("maji", "moto", "ndege")):
+        (folder / label).mkdir(parents=True)
+        for voice in range(5):
+            soundfile.write(folder / label / f"voice{voice}.wav", word_clip(word, voice), 16_000)
+    return folder
