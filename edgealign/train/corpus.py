@@ -1,0 +1,359 @@
+"""Words and recordings, rendered once into a cache of power spectra that training reads from.
+
+A cache folder holds
+
+    manifest.json   what was rendered and the sha256 of everything below: a run that resumes elsewhere can tell
+    labels.tsv      one row per label: text, language, ipa, source, role
+    clips.npy       one row per clip: see CLIP
+    spectra.u8      all frames one after the other: uint8 [n_frames_total, N_BINS], see `encode_power`
+    noise.u8        recorded noises and room sounds in the same form
+
+Shards are rendered by worker processes and joined at the end; a shard that is on disk is not rendered again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from edgealign import reference
+from edgealign.train import words as word_lists
+from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
+from edgealign.train.synthesis import (
+    FESTIVAL_VOICES,
+    Espeak,
+    Manner,
+    festival_voices_installed,
+    say_with_festival,
+)
+from edgealign.train.words import Word
+
+N_BINS = FRONT_END.n_fft // 2 + 1
+DB_LOWEST, DB_STEP = -100.0, 0.6
+
+CLIP = np.dtype([
+    ("offset", "i8"),  # of its first frame in spectra.u8
+    ("n_frames", "i4"),
+    ("first", "i4"),  # the word begins here, in frames of the clip, without padding
+    ("end", "i4"),  # one past its last frame
+    ("label", "i4"),  # row of labels.tsv
+    ("speaker", "i4"),  # recordings with one number share a voice
+])  # fmt: skip
+
+# espeak-ng variants that only validation hears, and those that are effects rather than voices; `rob` crashes the
+# library at high tempo.
+VALIDATION_VARIANTS = ("f4", "m7", "Andy", "linda", "klatt3", "antonio")
+EFFECT_VARIANTS = ("Demonic", "Tweaky", "croak", "Storm", "UniRobot", "Mr serious", "Nguyen", "fast", "rob")
+
+# The evaluation splits of the recorded packs: what training must not see.
+SPLITS = Path(__file__).parents[2] / "benchmarks" / "splits"
+
+FREE_NOISE_LICENSES = frozenset({"CC0", "CC-BY"})
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    seed: int = 0
+    words_per_language: int = 600
+    words_in_english: int = 2500
+    renders_per_word: int = 3
+    festival_words_per_voice: int = 400
+    clipped_share: float = 0.06
+    include_validation_recordings: bool = False  # real meta-validation words join the training words
+
+
+@dataclass(frozen=True)
+class Label:
+    text: str  # empty where the spelling is unknown
+    language: str
+    ipa: str
+    source: str  # synthetic, or the name of the pack
+    role: str  # train or val
+
+
+def encode_power(power: np.ndarray) -> np.ndarray:
+    """Power spectra as bytes: decibels above DB_LOWEST in steps of DB_STEP."""
+    db = 10 * np.log10(np.maximum(power, 10 ** (DB_LOWEST / 10)))
+    return np.clip(np.rint((db - DB_LOWEST) / DB_STEP), 0, 255).astype(np.uint8)
+
+
+def power_table() -> np.ndarray:
+    """Power of each byte value: float32 [256]; the lowest is silence."""
+    table = 10 ** ((DB_LOWEST + DB_STEP * np.arange(256)) / 10)
+    table[0] = 0
+    return table.astype(np.float32)
+
+
+def power_spectrum(samples: np.ndarray) -> np.ndarray:
+    """float32 [n_frames, N_BINS], framed as `edgealign.kernels.log_mel` does."""
+    window, hop = FRONT_END.window_samples, FRONT_END.hop_samples
+    if len(samples) < window:
+        samples = np.pad(samples, (0, window - len(samples)))
+    frames = np.lib.stride_tricks.sliding_window_view(samples, window)[::hop]
+    hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)).astype(np.float32)
+    spectrum = np.fft.rfft(frames * hann, FRONT_END.n_fft)
+    return (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+
+
+def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, report: Callable[[str], None]) -> None:
+    """Render the corpus into `folder`, continuing where an earlier call stopped.
+
+    data      folder of recorded packs (arabic_sc, wakewords_en, esc50, ...), or None for synthetic speech alone
+    workers   processes; each has an espeak-ng of its own
+    """
+    if (folder / "manifest.json").exists():
+        return
+    shards = folder / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+    words = _load_or_collect_words(folder, config)
+    tasks = [("espeak", i) for i in range(0, len(words), 2000)]
+    tasks += [("festival", i) for i, voice in enumerate(FESTIVAL_VOICES) if voice.name in festival_voices_installed()]
+    if data is not None:
+        tasks += [("packs", 0), ("noise", 0)]
+    tasks = [task for task in tasks if not (shards / f"{task[0]}-{task[1]:06d}.npz").exists()]
+    started = time.monotonic()
+    # An executor, not a multiprocessing.Pool: a synthesizer that crashes its process must end the call, not hang it.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder, config, data)) as pool:
+        for done, future in enumerate(as_completed([pool.submit(_render, task) for task in tasks]), 1):
+            left_s = (time.monotonic() - started) / done * (len(tasks) - done)
+            report(f"rendered {future.result()}: {done} of {len(tasks)} shards, about {left_s / 60:.1f} min left")
+    _join(folder, config, words)
+
+
+def _load_or_collect_words(folder: Path, config: CorpusConfig) -> list[Word]:
+    path = folder / "words.tsv"
+    if not path.exists():
+        espeak = Espeak()
+        languages = word_lists.usable_languages(espeak)
+        words = word_lists.collect(espeak, [x for x in languages if x != "en"], config.words_per_language, config.seed)
+        words += word_lists.collect(espeak, ["en"], config.words_in_english, config.seed)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(f"{w.text}\t{w.language}\t{w.ipa}\n" for w in words), encoding="utf-8")
+        os.replace(partial, path)
+    return [Word(*line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+_worker: dict = {}
+
+
+def _start_worker(folder: Path, config: CorpusConfig, data: Path | None) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    words = [Word(*line.split("\t")) for line in (folder / "words.tsv").read_text(encoding="utf-8").splitlines()]
+    _worker.update(folder=folder, config=config, data=data, words=words, espeak=Espeak())
+
+
+def _render(task: tuple[str, int]) -> str:
+    kind, start = task
+    render = {"espeak": _espeak_shard, "festival": _festival_shard, "packs": _pack_shard, "noise": _noise_shard}[kind]
+    name = f"{kind}-{start:06d}"
+    spectra, rows = [], []
+    for samples, span, label, speaker in render(start):
+        power = encode_power(power_spectrum(samples))
+        first, end = span if span else (0, len(power))
+        rows.append((len(power), first, min(end, len(power)), *label, speaker))
+        spectra.append(power)
+    path = _worker["folder"] / "shards" / f"{name}.npz"
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, spectra=np.concatenate(spectra), rows=np.array(rows, dtype=object).astype(str))
+    os.replace(partial, path)
+    return name
+
+
+def _espeak_shard(start: int) -> Iterator[tuple]:
+    config, espeak = _worker["config"], _worker["espeak"]
+    voices = [v for v in espeak.variants() if v not in VALIDATION_VARIANTS + EFFECT_VARIANTS]
+    for i in range(start, min(start + 2000, len(_worker["words"]))):
+        word = _worker["words"][i]
+        validation = word_lists.is_validation(word.sound)
+        rng = random.Random(f"{config.seed} {word.language} {word.text}")
+        for _ in range(config.renders_per_word):
+            variant = rng.choice(VALIDATION_VARIANTS if validation else voices)
+            manner = Manner(variant, rng.randint(105, 230), rng.randint(10, 95), rng.randint(15, 95))
+            clipping = rng.uniform(2, 8) if rng.random() < config.clipped_share else 1.0
+            if not espeak.set_voice(word.language, manner):
+                continue
+            samples = _trimmed(espeak.say(word.text))
+            if len(samples) >= 0.08 * FRONT_END.sample_rate_hz:
+                loud = np.clip(samples * (0.5 * clipping / np.abs(samples).max()), -0.5, 0.5)
+                yield loud, None, ("word", i), f"espeak {variant}"
+
+
+def _festival_shard(index: int) -> Iterator[tuple]:
+    voice, config = FESTIVAL_VOICES[index], _worker["config"]
+    own = [
+        (i, word) for i, word in enumerate(_worker["words"])
+        if word.language == voice.language and not word_lists.is_validation(word.sound)
+    ][: config.festival_words_per_voice]  # fmt: skip
+    for part in range(3):
+        chosen = own[part::3]
+        said = say_with_festival(voice, [word.text for _, word in chosen], stretch=(0.85, 1.0, 1.25)[part])
+        for (i, _), samples in zip(chosen, said, strict=True):
+            samples = np.zeros(0, np.float32) if samples is None else _trimmed(samples)
+            if 0.1 < len(samples) / FRONT_END.sample_rate_hz < 3:
+                yield samples * (0.5 / np.abs(samples).max()), None, ("word", i), f"festival {voice.name}"
+
+
+# Recordings whose words are known to training by text too; a label that is not here has no spelling.
+_SPELLED = {
+    "wakewords_en": {name: (name, "en") for name in ("computer", "jarvis", "snowboy", "smart mirror")},
+    "wakewords_community": {
+        "athena/en": ("athena", "en"),
+        "amelia/en": ("amelia", "en"),
+        "heychatterbox/en-us": ("hey chatterbox", "en"),
+    },
+    "dspspeech20": {name: (name, "en" if name.isascii() else "cmn") for name in
+                    "数字 语音 语言 中国 总工 北京 上海 商行 复旦 Speech Speaker Process Print Close".split()},
+}  # fmt: skip
+
+
+def _pack_shard(_start: int) -> Iterator[tuple]:
+    data = _worker["data"]
+    for pack in ("wakewords_en", "wakewords_community"):
+        for row in _rows(data / pack / "manifest.tsv"):
+            if row["label"] in _SPELLED[pack]:
+                yield from _recording(data / pack / row["file"], (pack, row["label"], "train"), f"{pack} {row['file']}")
+    for name in ("arabic_sc", "dspspeech20"):
+        for row in _rows(SPLITS / f"{name}.tsv"):
+            if row["role"] != "test":
+                label = (name, row["label"], row["role"])
+                yield from _recording(data / row["pack"] / row["file"], label, f"{name} {row['speaker']}")
+
+
+def _recording(path: Path, label: tuple[str, str, str], speaker: str) -> Iterator[tuple]:
+    samples, rate_hz = soundfile.read(path, dtype="float32")
+    assert rate_hz == FRONT_END.sample_rate_hz, path
+    windows = asdict(WINDOWS) | {"pad_frames": 0}
+    log_mels = reference.log_mel(
+        samples, mel_filters(), FRONT_END.window_samples, FRONT_END.hop_samples, FRONT_END.energy_floor
+    )
+    spans = reference.sound_spans(
+        log_mels, windows["floor_quantile"], windows["above_floor_db"], windows["below_peak_db"],
+        windows["merge_frames"], windows["min_span_frames"], 0, windows["max_frames"],
+    )  # fmt: skip
+    if len(spans):
+        first, end, _ = spans[np.argmax(spans[:, 2])]
+        if end - first < 180:
+            yield samples, (int(first), int(end)), ("pack", "|".join(label)), speaker
+
+
+def _noise_shard(_start: int) -> Iterator[tuple]:
+    data = _worker["data"]
+    for row in _rows(data / "esc50" / "manifest.tsv"):
+        if row["licence"] in FREE_NOISE_LICENSES:
+            samples, _ = soundfile.read(data / "esc50" / row["file"], dtype="float32")
+            if np.abs(samples).max() > 1e-3:
+                yield samples / np.abs(samples).max() * 0.5, None, ("noise", row["label"]), row["file"]
+
+
+def _rows(path: Path) -> Iterable[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _trimmed(samples: np.ndarray) -> np.ndarray:
+    """Without the digital silence that synthesizers put around a word."""
+    loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max(initial=0))
+    return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
+
+
+def _join(folder: Path, config: CorpusConfig, words: list[Word]) -> None:
+    """Put the shards into one file of spectra, in the order of their names, and write the manifest last."""
+    labels: list[Label] = []
+    label_of: dict[tuple[str, str], int] = {}
+    speakers: dict[str, int] = {}
+    espeak = Espeak()
+    clips, offset = [], 0
+    with (folder / "spectra.u8").open("wb") as spectra_file, (folder / "noise.u8").open("wb") as noise_file:
+        for path in sorted((folder / "shards").glob("*-??????.npz")):
+            with np.load(path) as shard:
+                spectra, rows = shard["spectra"], shard["rows"]
+            if path.name.startswith("noise"):
+                noise_file.write(spectra.tobytes())
+                continue
+            spectra_file.write(spectra.tobytes())
+            for n_frames, first, end, kind, key, speaker in rows:
+                label = _label(kind, key, words, espeak)
+                # Synthetic words that sound alike are one label: spelling cannot be heard.
+                identity = ("sound", word_lists.sound_of(label.ipa)) if kind == "word" else (kind, key)
+                if identity not in label_of:
+                    label_of[identity] = len(labels)
+                    labels.append(label)
+                voice = speakers.setdefault(str(speaker), len(speakers))
+                clips.append((offset, int(n_frames), int(first), int(end), label_of[identity], voice))
+                offset += int(n_frames)
+    np.save(folder / "clips.npy", np.array(clips, dtype=CLIP))
+    with (folder / "labels.tsv").open("w", encoding="utf-8") as file:
+        for label in labels:
+            file.write("\t".join(asdict(label).values()) + "\n")
+    manifest = {
+        "config": asdict(config),
+        "n_clips": len(clips), "n_labels": len(labels), "n_frames": offset,
+        "sha256": {n: _sha256(folder / n) for n in ("labels.tsv", "clips.npy", "spectra.u8", "noise.u8", "words.tsv")},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for path in (folder / "shards").glob("*.npz"):
+        path.unlink()
+
+
+def _label(kind: str, key: str, words: list[Word], espeak: Espeak) -> Label:
+    if kind == "word":
+        word = words[int(key)]
+        role = "val" if word_lists.is_validation(word.sound) else "train"
+        return Label(word.text, word.language, word.ipa, "synthetic", role)
+    pack, name, role = key.split("|")
+    text, language = _SPELLED.get(pack, {}).get(name, ("", ""))
+    if text:
+        espeak.set_voice(language)
+    return Label(text, language, espeak.phonemes(text) if text else "", f"{pack}:{name}", role)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Corpus:
+    """A rendered corpus, memory-mapped.
+
+    labels   list of Label
+    clips    structured array of CLIP
+    spectra  uint8 [n_frames, N_BINS]
+    noise    uint8 [n_frames, N_BINS], maybe empty
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = json.loads((folder / "manifest.json").read_text())
+        lines = (folder / "labels.tsv").read_text(encoding="utf-8").splitlines()
+        self.labels = [Label(*line.split("\t")) for line in lines]
+        self.clips = np.load(folder / "clips.npy")
+        self.spectra = np.memmap(folder / "spectra.u8", np.uint8, "r").reshape(-1, N_BINS)
+        has_noise = (folder / "noise.u8").stat().st_size > 0
+        noise = np.memmap(folder / "noise.u8", np.uint8, "r") if has_noise else np.zeros(0, np.uint8)
+        self.noise = noise.reshape(-1, N_BINS)
+        order = np.argsort(self.clips["label"], kind="stable")
+        bounds = np.searchsorted(self.clips["label"][order], np.arange(len(self.labels) + 1))
+        self.clips_of = [order[bounds[i] : bounds[i + 1]] for i in range(len(self.labels))]
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the rendered files."""
+        return hashlib.sha256(json.dumps(self.manifest["sha256"], sort_keys=True).encode()).hexdigest()
+
+    def select(self, role: str, synthetic: bool) -> list[int]:
+        """Label rows of one role, from synthesizers or from people."""
+        return [
+            i for i, label in enumerate(self.labels)
+            if label.role == role and (label.source == "synthetic") == synthetic and len(self.clips_of[i])
+        ]  # fmt: skip

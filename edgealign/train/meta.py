@@ -1,0 +1,46 @@
+"""Meta-alignment: Reptile over source tasks and alignment tasks (Liang et al. 2021), and adaptation at meta-test.
+
+A task is a function that draws data once and returns a loss for whatever copy of the encoders it is given. Every
+adaptation works on a full copy: `reptile_step` moves the meta-parameters by the difference, `adapted` gives the copy to
+the caller and leaves the original bit-identical.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[nn.Module], Tensor]
+
+
+def adapted(model: nn.Module, losses: list[Loss], learning_rate: float) -> nn.Module:
+    """A copy of `model` after one Adam step (betas 0, 0.999) per loss, in training mode; `model` is not touched."""
+    clone = copy.deepcopy(model).train()
+    optimizer = torch.optim.Adam(clone.parameters(), lr=learning_rate, betas=(0.0, 0.999))
+    for loss in losses:
+        optimizer.zero_grad(set_to_none=True)
+        loss(clone).backward()
+        optimizer.step()
+    return clone
+
+
+def reptile_step(model: nn.Module, outer: torch.optim.Optimizer, losses: list[Loss], learning_rate: float) -> float:
+    """One Reptile update (Nichol et al. 2018): the pseudo-gradient of a meta-parameter is itself minus its adapted copy.
+
+    Running statistics of normalization are no parameters: they are taken over from the copy. Returns the norm of the
+    pseudo-gradient.
+    """
+    clone = adapted(model, losses, learning_rate)
+    square = 0.0
+    with torch.no_grad():
+        for parameter, moved in zip(model.parameters(), clone.parameters(), strict=True):
+            parameter.grad = parameter - moved
+            square += float(parameter.grad.square().sum())
+        for buffer, moved in zip(model.buffers(), clone.buffers(), strict=True):
+            buffer.copy_(moved)
+    outer.step()
+    outer.zero_grad(set_to_none=True)
+    return square**0.5
