@@ -1,0 +1,158 @@
+"""Few-shot episodes over real recordings: drawn once from a seed, named by their hash, shared by every method.
+
+Speaker rules: in "same speaker" episodes support and queries are different clips of one speaker; in "other speaker"
+episodes one speaker gives the support and only other speakers ask. In an "open set" episode further queries have labels
+that were never enrolled.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+MAX_QUERIES_PER_LABEL = 15
+MAX_WAY = 10
+OPEN_SET_WAY = 5
+CONDITIONS = ("same speaker", "other speaker", "open set")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording of a pack; `file` is relative to the folder of the pack."""
+
+    pack: str
+    file: str
+    label: str
+    speaker: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Row numbers into the clip list that the episode was drawn from.
+
+    labels        the enrolled labels, in the order of the rows of support
+    support       int [n_way, n_shot]
+    queries       int [n_queries]
+    query_labels  int [n_queries], the position in labels, or -1 where the label of the query was never enrolled
+    """
+
+    labels: tuple[str, ...]
+    support: np.ndarray
+    queries: np.ndarray
+    query_labels: np.ndarray
+
+
+def read_split(path: Path, role: str) -> list[Clip]:
+    """The clips of one role ("train", "val" or "test") in a split file, in its order.
+
+    A split file is tab-separated with the header `pack file label speaker role`.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    clips = [Clip(row["pack"], row["file"], row["label"], row["speaker"]) for row in rows if row["role"] == role]
+    if not clips:
+        raise ValueError(f"'{path}' has no row whose role is {role!r}")
+    return clips
+
+
+def draw(clips: Sequence[Clip], condition: str, n_shot: int, n_episodes: int, seed: int) -> list[Episode]:
+    """Draw episodes; the same arguments always give the same ones.
+
+    condition  one of CONDITIONS
+    n_shot     recordings of each enrolled label
+
+    An episode has min(MAX_WAY, labels of the speaker) labels (OPEN_SET_WAY in the open set) and up to
+    MAX_QUERIES_PER_LABEL queries of each. A speaker can give the support only with enough labels of enough clips.
+    """
+    if condition not in CONDITIONS:
+        raise ValueError(f"condition {condition!r} is none of {', '.join(CONDITIONS)}")
+    rng = random.Random(f"{seed}/{condition}/{n_shot}")  # seeding by text does not depend on the hash of the process
+    by_speaker: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for row, clip in enumerate(clips):
+        by_speaker[clip.speaker][clip.label].append(row)
+    n_labels = len({clip.label for clip in clips})
+    n_way = OPEN_SET_WAY if condition == "open set" else min(MAX_WAY, n_labels)
+    if condition == "open set" and n_labels <= OPEN_SET_WAY:
+        raise ValueError(f"an open set needs more than {OPEN_SET_WAY} labels, found {n_labels}")
+    spare = 1 if condition == "same speaker" else 0
+    able = {
+        speaker: sorted(label for label, rows in labels.items() if len(rows) >= n_shot + spare)
+        for speaker, labels in sorted(by_speaker.items())
+    }
+    speakers = [speaker for speaker, labels in able.items() if len(labels) >= n_way]
+    if not speakers:
+        raise ValueError(f"no speaker has {n_way} labels of at least {n_shot + spare} clips")
+
+    return [_draw_one(rng, by_speaker, able, speakers, condition, n_way, n_shot) for _ in range(n_episodes)]
+
+
+def _draw_one(
+    rng: random.Random,
+    by_speaker: dict[str, dict[str, list[int]]],
+    able: dict[str, list[str]],
+    speakers: list[str],
+    condition: str,
+    n_way: int,
+    n_shot: int,
+) -> Episode:
+    speaker = rng.choice(speakers)
+    labels = rng.sample(able[speaker], n_way)
+    support = [rng.sample(by_speaker[speaker][label], n_shot) for label in labels]
+    others = [other for other in sorted(by_speaker) if other != speaker]
+
+    def queries_of(label: str, taken: Sequence[int] = ()) -> list[int]:
+        if condition == "same speaker":
+            rows = [row for row in by_speaker[speaker][label] if row not in taken]
+        else:
+            rows = [row for other in others for row in by_speaker[other].get(label, ())]
+        return rng.sample(rows, min(MAX_QUERIES_PER_LABEL, len(rows)))
+
+    asked = [(row, position) for position, label in enumerate(labels) for row in queries_of(label, support[position])]
+    if condition == "open set":
+        strange = sorted({label for spoken in by_speaker.values() for label in spoken} - set(labels))
+        never = [(row, -1) for label in rng.sample(strange, min(n_way, len(strange))) for row in queries_of(label)]
+        asked += never[: len(asked)]  # half of the queries, not more, are words that were never enrolled
+    queries, positions = np.array(asked).T
+    return Episode(tuple(labels), np.array(support), queries, positions)
+
+
+def as_json(clips: Sequence[Clip], episodes: Sequence[Episode]) -> str:
+    """Canonical text of a set of episodes, clips included: what the hash is taken of and what is saved."""
+    return json.dumps(
+        {
+            "clips": [[clip.pack, clip.file, clip.label, clip.speaker] for clip in clips],
+            "episodes": [
+                [list(e.labels), e.support.tolist(), e.queries.tolist(), e.query_labels.tolist()] for e in episodes
+            ],
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    )
+
+
+def save(clips: Sequence[Clip], episodes: Sequence[Episode], folder: Path) -> str:
+    """Write the episodes to folder/<sha256>.json and return the sha256 in hex."""
+    text = as_json(clips, episodes).encode()
+    digest = hashlib.sha256(text).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{digest}.json").write_bytes(text)
+    return digest
+
+
+def mean_and_ci95(values: np.ndarray) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval over episodes: 1.96 s / sqrt(n), s with n - 1 in the denominator.
+
+    values  float [n], n >= 2
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 episodes, found {len(values)}")
+    return float(values.mean()), float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))

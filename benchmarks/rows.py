@@ -1,0 +1,49 @@
+"""Rows: one JSON object per measured number, with what is needed to measure it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "rows"
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with "+changes" where measured code differs from it; None outside of git."""
+    tree = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=tree, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "-uno", "--", "edgealign", "cpp_ext", "cli", "benchmarks/*.py")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def command(module: str) -> str:
+    """The command line that is running, as one would type it."""
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+
+
+def read(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def replace(path: Path, new_rows: list[dict], key: tuple[str, ...]) -> None:
+    """Put rows into a JSONL file; earlier rows that agree with a new one in all fields of the key are dropped."""
+
+    def identity(row: dict) -> tuple:
+        return tuple(row.get(field) for field in key)
+
+    replaced = {identity(row) for row in new_rows}
+    kept = [row for row in read(path) if identity(row) not in replaced]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept + new_rows)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,179 @@
+"""The benchmarks measure what they say: episodes, intervals, the DTW rival, rows and tables."""
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import episodes, rivals, rows, tables
+from benchmarks.episodes import Clip
+
+N_TAKES = 8
+
+
+@pytest.fixture
+def clips() -> list[Clip]:
+    """12 labels x 4 speakers x 8 takes."""
+    return [
+        Clip("pack", f"{label}/{speaker}_{take}.flac", f"word{label:02d}", f"s{speaker}")
+        for label in range(12)
+        for speaker in range(4)
+        for take in range(N_TAKES)
+    ]
+
+
+@pytest.mark.parametrize("condition", episodes.CONDITIONS)
+def test_the_same_seed_draws_the_same_episodes_and_another_seed_others(clips, condition):
+    texts = [episodes.as_json(clips, episodes.draw(clips, condition, 5, 20, seed)) for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_episodes_do_not_depend_on_the_process():
+    """Golden value: the draw must be the same on every machine, or rows of two machines are not paired."""
+    clips = [Clip("p", f"{w}{s}{t}", w, s) for w in "abcdef" for s in "xy" for t in "123"]
+    first = episodes.draw(clips, "other speaker", 1, 1, seed=0)[0]
+    assert first.labels == ("d", "b", "e", "a", "f", "c")
+    assert first.queries[:4].tolist() == [19, 20, 18, 8]
+
+
+@pytest.mark.parametrize("condition", episodes.CONDITIONS)
+@pytest.mark.parametrize("n_shot", [1, 5])
+def test_no_query_is_in_the_support_and_speakers_are_as_the_condition_says(clips, condition, n_shot):
+    for episode in episodes.draw(clips, condition, n_shot, 50, seed=0):
+        support = set(episode.support.ravel().tolist())
+        assert len(support) == episode.support.size
+        assert not support & set(episode.queries.tolist())
+        assert len(set(episode.queries.tolist())) == len(episode.queries)
+        (speaker,) = {clips[row].speaker for row in support}
+        asking = {clips[row].speaker for row in episode.queries}
+        assert asking == {speaker} if condition == "same speaker" else speaker not in asking
+
+
+@pytest.mark.parametrize("condition", episodes.CONDITIONS)
+def test_labels_of_support_and_queries_are_those_of_the_clips(clips, condition):
+    for episode in episodes.draw(clips, condition, 5, 50, seed=1):
+        for label, support in zip(episode.labels, episode.support, strict=True):
+            assert {clips[row].label for row in support} == {label}
+        for row, position in zip(episode.queries, episode.query_labels, strict=True):
+            if position >= 0:
+                assert clips[row].label == episode.labels[position]
+            else:
+                assert condition == "open set" and clips[row].label not in episode.labels
+
+
+def test_counts_follow_the_protocol(clips):
+    same, other, open_set = (episodes.draw(clips, condition, 5, 5, seed=0) for condition in episodes.CONDITIONS)
+    for episode in same:
+        assert episode.support.shape == (10, 5) and len(episode.queries) == 10 * (N_TAKES - 5)
+    for episode in other:
+        assert episode.support.shape == (10, 5)
+        assert np.bincount(episode.query_labels).tolist() == [15] * 10
+    for episode in open_set:
+        assert episode.support.shape == (5, 5)
+        assert (episode.query_labels >= 0).sum() == (episode.query_labels < 0).sum() == 5 * 15
+
+
+def test_a_pack_that_cannot_give_an_episode_is_refused(clips):
+    with pytest.raises(ValueError, match="no speaker has 10 labels of at least 9 clips"):
+        episodes.draw(clips, "same speaker", N_TAKES, 1, seed=0)
+    with pytest.raises(ValueError, match="more than 5 labels"):
+        episodes.draw([clip for clip in clips if clip.label < "word05"], "open set", 5, 1, seed=0)
+
+
+def test_saved_episodes_are_named_by_their_hash(clips, tmp_path):
+    digest = episodes.save(clips, episodes.draw(clips, "same speaker", 1, 3, seed=0), tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert path.stem == digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_split_gives_the_clips_of_one_role(tmp_path):
+    split = tmp_path / "pack.tsv"
+    split.write_text('pack\tfile\tlabel\tspeaker\trole\np\ta.flac\tx "y\ts1\ttest\np\tb.flac\tx\ts2\ttrain\n')
+    assert episodes.read_split(split, "test") == [Clip("p", "a.flac", 'x "y', "s1")]
+    with pytest.raises(ValueError, match="'val'"):
+        episodes.read_split(split, "val")
+
+
+def test_interval_is_that_of_a_mean_of_coin_flips():
+    n, n_right = 400, 300
+    mean, ci95 = episodes.mean_and_ci95(np.array([1.0] * n_right + [0.0] * (n - n_right)))
+    share = n_right / n
+    assert mean == share
+    assert ci95 == pytest.approx(1.96 * math.sqrt(share * (1 - share) / (n - 1)), rel=1e-12)
+    with pytest.raises(ValueError, match="at least 2"):
+        episodes.mean_and_ci95(np.array([1.0]))
+
+
+def naive_dtw(a: np.ndarray, b: np.ndarray) -> float:
+    total = np.full((len(a), len(b)), np.inf)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            cost = math.dist(x, y)
+            if i == j == 0:
+                total[0, 0] = 2 * cost
+            if i:
+                total[i, j] = min(total[i, j], total[i - 1, j] + cost)
+            if j:
+                total[i, j] = min(total[i, j], total[i, j - 1] + cost)
+            if i and j:
+                total[i, j] = min(total[i, j], total[i - 1, j - 1] + 2 * cost)
+    return total[-1, -1] / (len(a) + len(b))
+
+
+def test_dtw_matrix_agrees_with_a_naive_dtw():
+    rng = np.random.default_rng(0)
+    sequences = [rng.standard_normal((n, 3)).astype(np.float32) for n in (7, 1, 12, 4, 9, 12)]
+    expected = [[0.0 if i == j else naive_dtw(a, b) for j, b in enumerate(sequences)] for i, a in enumerate(sequences)]
+    np.testing.assert_allclose(rivals.dtw_matrix(sequences, batch_size=2), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mfcc_and_log_mel_statistics_ignore_the_gain():
+    rng = np.random.default_rng(0)
+    clip = rng.standard_normal(16_000).astype(np.float32) * 1e-4
+    clip[6_000:9_000] += 0.1 * np.sin(np.arange(3_000) * 0.3).astype(np.float32)
+    np.testing.assert_allclose(rivals.mfcc(clip / 2), rivals.mfcc(clip), atol=2e-2)
+    np.testing.assert_allclose(rivals.log_mel_statistics(clip / 2), rivals.log_mel_statistics(clip), atol=2e-2)
+
+
+def fewshot_row(**changes) -> dict:
+    row = {
+        "what": "fewshot", "pack": "fsdd", "condition": "other speaker", "k": 1, "way": 10, "method": "edgealign int8",
+        "measure": "right", "mean": 80.0, "ci95": 0.3, "episodes": 600, "bundle": "b" * 64, "commit": "c" * 40,
+        "command": "python -m benchmarks.fewshot", "machine": {"cpu": "cpu", "system": "os", "backend": "native"},
+    }  # fmt: skip
+    return row | changes
+
+
+def test_new_rows_replace_those_of_the_same_cell_only(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    key = ("pack", "k")
+    rows.replace(path, [fewshot_row(mean=1.0), fewshot_row(k=5, mean=2.0)], key)
+    rows.replace(path, [fewshot_row(mean=3.0)], key)
+    assert [(row["k"], row["mean"]) for row in rows.read(path)] == [(5, 2.0), (1, 3.0)]
+
+
+def test_tables_show_every_mean_and_the_mean_of_the_packs():
+    found = [
+        fewshot_row(),
+        fewshot_row(pack="arabic_sc", mean=70.0, ci95=0.4),
+        fewshot_row(method="openWakeWord", mean=75.0),
+        fewshot_row(what="fewshot difference", minus="openWakeWord", mean=5.0, ci95=0.2),
+        fewshot_row(condition="open set", k=5, way=5, measure="never enrolled accepted", mean=9.0),
+    ]
+    text = tables.render(found, [], [])
+    assert "| edgealign int8 | 80.0 ± 0.3 | 70.0 ± 0.4 | 75.0 ± 0.2 |" in text  # sqrt(.3² + .4²) / 2 = .25
+    assert "| openWakeWord | 75.0 ± 0.3 | – | – |" in text
+    assert "| edgealign int8 − openWakeWord | +5.0 ± 0.2 |" in text
+    assert "edgealign int8: never enrolled accepted" in text
+    assert "bbbbbbbbbbbb" in text and "600 episodes" in text
+
+
+def test_committed_rows_hold_what_is_needed_to_measure_them_again():
+    found = [row for path in sorted(rows.FOLDER.glob("*.jsonl")) for row in rows.read(path)]
+    assert found
+    for row in found:
+        assert {"what", "machine", "commit", "command"} <= row.keys()
+        if row["what"].startswith("fewshot"):
+            assert row["episodes"] >= 600 and 0 <= row["ci95"] < 5
+            assert len(row["episodes_sha256"]) == len(row["split_sha256"]) == 64
