@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgealign import kernels
-from edgealign.errors import BundleUnreadable
+from edgealign.errors import BundleUnreadable, InvalidInput
 from edgealign.text import Tokens
 from edgealign.words import sound_spans
 
@@ -58,6 +58,8 @@ def record(bundle: Bundle, clips: Sequence[np.ndarray], texts: Sequence[tuple[st
         arrays[f"clip{i}.samples"] = np.ascontiguousarray(samples, dtype=np.float32)
         arrays[f"clip{i}.log_mel"] = _log_mel(bundle, samples)
         arrays[f"clip{i}.spans"] = sound_spans(arrays[f"clip{i}.log_mel"], bundle.windows)
+        if not len(arrays[f"clip{i}.spans"]):
+            raise InvalidInput(f"golden clip {i} has no sound that stands out: its word finding would prove nothing")
         for variant in bundle.variants:
             arrays[f"clip{i}.embedding.{variant}"] = bundle.encode(arrays[f"clip{i}.log_mel"][None], variant)[0]
     for i, (text, kind, language) in enumerate(texts):

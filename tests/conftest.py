@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import soundfile
-from toy_bundle import make_toy_bundle, word_clip
 
 from edgealign import Bundle
+
+# Under pytest's importlib mode the helpers beside this file are not importable by themselves.
+sys.path.append(str(Path(__file__).parent))
+
+from toy_bundle import make_toy_bundle, word_clip  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,101 @@
+"""Text -> token ids, exactly as training sees them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_bundle import VOCABULARY
+
+from edgealign.errors import BundleUnreadable, InvalidInput
+from edgealign.text import Tokenizer, normalize
+
+TOKENIZER = Tokenizer.from_dict(VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "expected"),
+    [
+        ("Maji", "grapheme", "maji"),
+        ("  good \t morning\n", "grapheme", "good morning"),
+        ("Straße", "grapheme", "strasse"),
+        ("caf\u00e9", "grapheme", "cafe\u0301"),
+        ("cafe\u0301", "grapheme", "cafe\u0301"),
+        ("ˈmaː.dʒi", "ipa", "ˈmaːdʒi"),
+        ("/ɡo‿on/", "ipa", "ɡoon"),
+        ("[go on]", "ipa", "ɡoon"),
+        ("Bã", "ipa", "Ba\u0303"),  # IPA has capitals of its own: no casefolding
+    ],
+)
+def test_normalize(text: str, kind: str, expected: str) -> None:
+    assert normalize(text, kind) == expected
+
+
+@given(st.text(max_size=50), st.sampled_from(["grapheme", "ipa"]))
+def test_composed_and_decomposed_text_are_one(text: str, kind: str) -> None:
+    import unicodedata
+
+    assert normalize(unicodedata.normalize("NFC", text), kind) == normalize(unicodedata.normalize("NFD", text), kind)
+
+
+def test_ids_are_kind_language_characters() -> None:
+    tokens = TOKENIZER.encode("Ab", "grapheme", "sw")
+    vocab = VOCABULARY
+    expected = [vocab["kinds"]["grapheme"], vocab["languages"]["sw"], vocab["tokens"]["a"], vocab["tokens"]["b"]]
+    assert tokens.ids.tolist() == expected
+    assert tokens.ids.dtype == np.int64
+    assert tokens.unknown == () and tokens.known_language
+
+
+@pytest.mark.parametrize(
+    ("language", "tag", "known"),
+    [
+        ("pt", "pt", True),
+        ("pt-BR", "pt", True),
+        ("PT_br", "pt", True),
+        ("ptx", "und", False),
+        ("", "und", False),
+        (None, "und", False),
+        ("und", "und", False),
+    ],
+)
+def test_language_falls_back_subtag_by_subtag(language: str | None, tag: str, known: bool) -> None:
+    assert TOKENIZER.language_id(language) == (VOCABULARY["languages"][tag], known)
+
+
+def test_unknown_characters_are_named_once_and_counted() -> None:
+    tokens = TOKENIZER.encode("a漢a字漢", "grapheme")
+    assert tokens.unknown == ("漢", "字")
+    assert tokens.unknown_share == pytest.approx(3 / 5)
+    assert (tokens.ids == VOCABULARY["unknown"]).sum() == 3
+
+
+def test_long_text_is_cut_and_overlong_text_refused() -> None:
+    assert len(TOKENIZER.encode("a" * 500).ids) == VOCABULARY["max_tokens"]
+    with pytest.raises(InvalidInput, match="2000 characters"):
+        TOKENIZER.encode("a" * 2000)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "..‿"])
+def test_empty_text_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is empty"):
+        TOKENIZER.encode(text, "ipa")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format_version": 2},
+        {"max_tokens": 2},
+        {"max_tokens": "40"},
+        {"tokens": {"a": -1}},
+        {"tokens": ["a"]},
+        {"languages": {"en": 3}},
+        {"kinds": {"grapheme": 6}},
+        {"surprise": 1},
+    ],
+)
+def test_broken_vocabulary_is_refused(change: dict) -> None:
+    with pytest.raises(BundleUnreadable, match=r"vocab\.json"):
+        Tokenizer.from_dict({**VOCABULARY, **change})
