@@ -4,6 +4,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string>
 #include <vector>
 
 #include "edgealign.h"
@@ -28,9 +29,11 @@ void check(ea_status status, const char *message = "") {
         PyErr_Format(PyExc_MemoryError, "%s", text);
     } else if (status == EA_INVALID_ARGUMENT || status == EA_NOT_FINITE) {
         PyErr_Format(PyExc_ValueError, "%s", text);
-    } else if (PyObject *arguments = Py_BuildValue("(is)", int(status), text)) {
-        PyErr_SetObject(core_error, arguments);
-        Py_DecRef(arguments);
+    } else if (PyObject *decoded = PyUnicode_DecodeFSDefault(text)) {  // it may name a path, and may be cut
+        if (PyObject *arguments = Py_BuildValue("(iN)", int(status), decoded)) {
+            PyErr_SetObject(core_error, arguments);
+            Py_DecRef(arguments);
+        }
     }
     throw Failed{};
 }
@@ -100,6 +103,12 @@ public:
         return value;
     }
     const char *text(int index) const { return text(items_[index]); }
+    std::string bytes(int index) const {
+        char *value;
+        Py_ssize_t length;
+        if (PyBytes_AsStringAndSize(items_[index], &value, &length)) throw Failed{};
+        return std::string(value, size_t(length));
+    }
     PyObject *object(int index) const { return items_[index]; }
     template <class T>
     T *handle(int index, const char *name) const {
@@ -383,6 +392,170 @@ PyObject *classify(PyObject *const *items, Py_ssize_t count) {
     return list;
 }
 
+// ---- the store ----
+
+constexpr char STORE[] = "edgealign.store", LOCK[] = "edgealign.store_lock";
+
+struct LockBox {
+    ea_store_lock *lock;
+};
+
+PyObject *store_capsule(ea_store *store) {
+    return PyCapsule_New(store, STORE, [](PyObject *capsule) {
+        ea_store_free(static_cast<ea_store *>(PyCapsule_GetPointer(capsule, STORE)));
+    });
+}
+
+PyObject *store_create(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 3);
+    const std::string digest = arguments.bytes(1);
+    arguments.expect(digest.size() == 32, 1);
+    char message[EA_MESSAGE_BYTES] = "";
+    ea_store *store = nullptr;
+    check(ea_store_create(arguments.text(0), reinterpret_cast<const uint8_t *>(digest.data()), arguments.size(2),
+                          &store, message),
+          message);
+    return store_capsule(store);
+}
+
+PyObject *store_load(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    const std::string path = arguments.bytes(0);
+    char message[EA_MESSAGE_BYTES] = "";
+    ea_store *store = nullptr;
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_store_load(path.c_str(), &store, message);
+    }
+    check(status, message);
+    return store_capsule(store);
+}
+
+PyObject *store_lock(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    char message[EA_MESSAGE_BYTES] = "";
+    auto box = std::make_unique<LockBox>();
+    check(ea_store_lock_acquire(arguments.bytes(0).c_str(), &box->lock, message), message);
+    return PyCapsule_New(box.release(), LOCK, [](PyObject *capsule) {
+        auto *held = static_cast<LockBox *>(PyCapsule_GetPointer(capsule, LOCK));
+        ea_store_lock_release(held->lock);
+        delete held;
+    });
+}
+
+PyObject *store_unlock(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    auto *box = arguments.handle<LockBox>(0, LOCK);
+    ea_store_lock_release(box->lock);
+    box->lock = nullptr;
+    return none();
+}
+
+PyObject *store_save(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 3);
+    char message[EA_MESSAGE_BYTES] = "";
+    check(ea_store_save(arguments.handle<ea_store>(0, STORE), arguments.bytes(1).c_str(),
+                        arguments.handle<LockBox>(2, LOCK)->lock, message),
+          message);
+    return none();
+}
+
+// (modality, encoder sha256, dim, number of operations, number of rows)
+PyObject *store_info(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    auto *store = arguments.handle<ea_store>(0, STORE);
+    const auto *digest = reinterpret_cast<const char *>(ea_store_encoder_sha256(store));
+    return Py_BuildValue("(sNnKn)", ea_store_modality(store), PyBytes_FromStringAndSize(digest, 32),
+                         Py_ssize_t(ea_store_dim(store)), static_cast<unsigned long long>(ea_store_n_ops(store)),
+                         Py_ssize_t(ea_store_n_rows(store)));
+}
+
+PyObject *store_labels(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    auto *store = arguments.handle<ea_store>(0, STORE);
+    const size_t n_labels = ea_store_n_labels(store);
+    PyObject *list = PyList_New(Py_ssize_t(n_labels));
+    for (size_t l = 0; list && l < n_labels; l++)
+        PyList_SetItem(list, Py_ssize_t(l), PyUnicode_FromString(ea_store_label(store, l)));
+    return list;
+}
+
+// Fills labels and kinds [n], embeddings [n, dim]; returns the names.
+PyObject *store_rows(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 4);
+    auto *store = arguments.handle<ea_store>(0, STORE);
+    const size_t n_rows = ea_store_n_rows(store), dim = ea_store_dim(store);
+    int32_t *labels = arguments.out<int32_t>(1, n_rows), *kinds = arguments.out<int32_t>(2, n_rows);
+    float *embeddings = arguments.out<float>(3, n_rows, dim);
+    PyObject *names = PyList_New(Py_ssize_t(n_rows));
+    for (size_t i = 0; names && i < n_rows; i++) {
+        ea_store_row row;
+        ea_store_get_row(store, i, &row);
+        labels[i] = row.label, kinds[i] = row.kind;
+        std::memcpy(embeddings + i * dim, row.embedding, dim * sizeof(float));
+        PyList_SetItem(names, Py_ssize_t(i), PyUnicode_FromString(row.name));
+    }
+    return names;
+}
+
+PyObject *store_begin_op(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    ea_store_begin_op(arguments.handle<ea_store>(0, STORE));
+    return none();
+}
+
+PyObject *store_add(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 6);
+    auto *store = arguments.handle<ea_store>(0, STORE);
+    const Py_ssize_t *e;
+    const float *embeddings = arguments.in<float>(3, 2, &e);
+    arguments.expect(size_t(e[1]) == ea_store_dim(store), 3);
+    const std::string digests = arguments.bytes(4);
+    arguments.expect(digests.size() == 32 * size_t(e[0]), 4);
+    PyObject *list = arguments.object(5);
+    arguments.expect(PyList_Size(list) == e[0], 5);
+    std::vector<const char *> names;
+    for (Py_ssize_t i = 0; i < e[0]; i++) names.push_back(arguments.text(PyList_GetItem(list, i)));
+    char message[EA_MESSAGE_BYTES] = "";
+    size_t n_added = 0;
+    check(ea_store_add(store, arguments.text(1), ea_kind(arguments.size(2)), embeddings, e[0],
+                       reinterpret_cast<const uint8_t *>(digests.data()), names.data(), &n_added, message),
+          message);
+    return PyLong_FromSize_t(n_added);
+}
+
+PyObject *store_remove(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 2);
+    char message[EA_MESSAGE_BYTES] = "";
+    size_t n_removed = 0;
+    check(ea_store_remove(arguments.handle<ea_store>(0, STORE), arguments.text(1), &n_removed, message), message);
+    return PyLong_FromSize_t(n_removed);
+}
+
+PyObject *store_merge(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 2);
+    char message[EA_MESSAGE_BYTES] = "";
+    size_t n_added = 0;
+    check(ea_store_merge(arguments.handle<ea_store>(0, STORE), arguments.handle<ea_store>(1, STORE), &n_added, message),
+          message);
+    return PyLong_FromSize_t(n_added);
+}
+
+PyObject *store_undo(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    char message[EA_MESSAGE_BYTES] = "";
+    check(ea_store_undo(arguments.handle<ea_store>(0, STORE), message), message);
+    return none();
+}
+
+PyObject *store_sha256(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    uint8_t digest[32];
+    check(ea_store_sha256(arguments.handle<ea_store>(0, STORE), digest));
+    return PyBytes_FromStringAndSize(reinterpret_cast<const char *>(digest), sizeof digest);
+}
+
 #define FUNCTION(name, body) {name, entry<body>, METH_FASTCALL, nullptr}
 
 PyMethodDef functions[] = {
@@ -398,11 +571,45 @@ PyMethodDef functions[] = {
     FUNCTION("sound_spans", sound_spans),
     FUNCTION("matcher", matcher),
     FUNCTION("classify", classify),
+    FUNCTION("store_create", store_create),
+    FUNCTION("store_load", store_load),
+    FUNCTION("store_lock", store_lock),
+    FUNCTION("store_unlock", store_unlock),
+    FUNCTION("store_save", store_save),
+    FUNCTION("store_info", store_info),
+    FUNCTION("store_labels", store_labels),
+    FUNCTION("store_rows", store_rows),
+    FUNCTION("store_begin_op", store_begin_op),
+    FUNCTION("store_add", store_add),
+    FUNCTION("store_remove", store_remove),
+    FUNCTION("store_merge", store_merge),
+    FUNCTION("store_undo", store_undo),
+    FUNCTION("store_sha256", store_sha256),
     {nullptr, nullptr, 0, nullptr},
 };
 
 PyModuleDef module_def = {{1, nullptr}, nullptr, 0,         nullptr, "_core", "The compiled core of edgealign.",
                           -1,           functions, nullptr, nullptr, nullptr, nullptr};
+
+bool add_constants(PyObject *module) {
+    const struct {
+        const char *name;
+        long value;
+    } constants[] = {
+        {"EA_IO", EA_IO},
+        {"EA_NOT_FOUND", EA_NOT_FOUND},
+        {"EA_STORE_UNREADABLE", EA_STORE_UNREADABLE},
+        {"EA_STORE_MISMATCH", EA_STORE_MISMATCH},
+        {"EA_LIMIT", EA_LIMIT},
+        {"EA_BUSY", EA_BUSY},
+        {"EA_NOTHING_TO_UNDO", EA_NOTHING_TO_UNDO},
+        {"EA_MAX_NAME_BYTES", EA_MAX_NAME_BYTES},
+        {"EA_MAX_UNDO", EA_MAX_UNDO},
+    };
+    for (const auto &constant : constants)
+        if (PyModule_AddIntConstant(module, constant.name, constant.value)) return false;
+    return true;
+}
 
 }  // namespace
 
@@ -413,7 +620,7 @@ extern "C" EA_API PyObject *PyInit__core() {
     if (!core_error || PyModule_AddObjectRef(module, "Error", core_error)
         || PyModule_AddStringConstant(module, "version", ea_version())
         || PyModule_AddStringConstant(module, "instruction_set", ea_instruction_set())
-        || PyModule_AddIntConstant(module, "MESSAGE_BYTES", EA_MESSAGE_BYTES)) {
+        || !add_constants(module)) {
         Py_DecRef(module);
         return nullptr;
     }

@@ -213,6 +213,18 @@ EA_KERNEL ea_status ea_classify(const ea_matcher *matcher, const float *embeddin
 
 /* ---- Level 1: the store (docs/formats.md) ------------------------------------------------------------------------ */
 
+/* Limits of format 1. */
+enum {
+    EA_STORE_FORMAT = 1,
+    EA_MAX_MODALITY_BYTES = 32,
+    EA_MAX_LABEL_BYTES = 1024, /* UTF-8 */
+    EA_MAX_NAME_BYTES = 255,   /* UTF-8 */
+    EA_MAX_DIM = 4096,
+    EA_MAX_LABELS = 100000,
+    EA_MAX_ROWS = 1000000,
+    EA_MAX_UNDO = 100 /* operations */
+};
+
 typedef struct ea_store ea_store;
 typedef struct ea_store_lock ea_store_lock;
 

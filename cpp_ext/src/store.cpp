@@ -1,0 +1,312 @@
+#include "store.hpp"
+
+#include <algorithm>
+#include <memory>
+
+#include "distances.hpp"
+#include "status.hpp"
+
+using namespace ea;
+
+bool ea::known_kind(uint32_t kind) { return kind >= EA_RECORDING && kind <= EA_PICTURE; }
+
+// RFC 3629: no overlong forms, no surrogates, nothing beyond U+10FFFF.
+bool ea::valid_utf8(std::string_view text) {
+    for (size_t i = 0; i < text.size();) {
+        const auto byte = [&](size_t at) { return at < text.size() ? uint8_t(text[at]) : uint8_t(0); };
+        const uint8_t first = byte(i), second = byte(i + 1);
+        size_t length = first < 0x80 ? 1 : first >= 0xc2 && first < 0xe0 ? 2 : (first & 0xf0) == 0xe0 ? 3 : 0;
+        if (first >= 0xf0 && first <= 0xf4) length = 4;
+        if (length == 0) return false;
+        for (size_t k = 1; k < length; k++)
+            if ((byte(i + k) & 0xc0) != 0x80) return false;
+        if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) || (first == 0xf0 && second < 0x90)
+            || (first == 0xf4 && second > 0x8f))
+            return false;
+        i += length;
+    }
+    return true;
+}
+
+namespace {
+
+// What makes two rows the same enrollment.
+std::string source_key(std::string_view label, uint32_t kind, const uint8_t *digest) {
+    std::string key(label);
+    key.push_back(char(kind));
+    key.append(reinterpret_cast<const char *>(digest), sizeof(Digest));
+    return key;
+}
+
+void refresh_index(ea_store &store) {
+    if (store.index.current) return;
+    store.index.labels.clear();
+    store.index.sources.clear();
+    for (uint32_t l = 0; l < store.labels.size(); l++) store.index.labels.emplace(store.labels[l], l);
+    for (const StoreRow &row : store.rows)
+        if (!row.removed_op)
+            store.index.sources.insert(source_key(store.labels[row.label], row.kind, row.source_sha256.data()));
+    store.index.current = true;
+}
+
+template <class Gone>
+void erase_rows(ea_store &store, Gone gone) {
+    size_t kept = 0;
+    for (size_t i = 0; i < store.rows.size(); i++) {
+        if (gone(store.rows[i])) continue;
+        if (kept != i) {
+            store.rows[kept] = std::move(store.rows[i]);
+            std::copy_n(store.embedding(i), store.dim, &store.embeddings[kept * store.dim]);
+        }
+        kept++;
+    }
+    store.rows.resize(kept);
+    store.embeddings.resize(kept * store.dim);
+}
+
+// Labels that no row refers to any more leave the table.
+void erase_unused_labels(ea_store &store) {
+    std::vector<uint32_t> moved_to(store.labels.size(), 0);
+    for (const StoreRow &row : store.rows) moved_to[row.label] = 1;
+    uint32_t kept = 0;
+    for (size_t i = 0; i < store.labels.size(); i++) {
+        if (!moved_to[i]) continue;
+        if (kept != i) store.labels[kept] = std::move(store.labels[i]);
+        moved_to[i] = kept++;
+    }
+    store.labels.resize(kept);
+    for (StoreRow &row : store.rows) row.label = moved_to[row.label];
+}
+
+void changed(ea_store &store) { store.view.current = store.index.current = store.digest_current = false; }
+
+// The number of the operation that the change about to be made belongs to.
+uint64_t open_op(ea_store &store) {
+    changed(store);
+    if (store.op_open) return store.n_ops;
+    store.op_open = true;
+    store.n_ops++;
+    if (store.n_ops > store.undo_floor + EA_MAX_UNDO) {
+        store.undo_floor = store.n_ops - EA_MAX_UNDO;
+        const auto gone = [&](const StoreRow &row) { return row.removed_op && row.removed_op <= store.undo_floor; };
+        if (std::any_of(store.rows.begin(), store.rows.end(), gone)) {
+            erase_rows(store, gone);
+            erase_unused_labels(store);
+        }
+    }
+    return store.n_ops;
+}
+
+struct NewRow {
+    std::string_view label, name;
+    uint32_t kind;
+    const uint8_t *source_sha256;
+    const float *embedding;
+};
+
+// Adds what is not there yet: all of it or, with a message, nothing.
+ea_status add_rows(ea_store &store, const std::vector<NewRow> &candidates, size_t *n_added, char *message) {
+    *n_added = 0;
+    refresh_index(store);
+    std::vector<const NewRow *> wanted;
+    std::unordered_set<std::string> new_sources;
+    std::unordered_set<std::string_view> new_labels;
+    for (const NewRow &row : candidates) {
+        std::string key = source_key(row.label, row.kind, row.source_sha256);
+        if (store.index.sources.count(key) || !new_sources.insert(std::move(key)).second) continue;
+        if (!store.index.labels.count(std::string(row.label))) new_labels.insert(row.label);
+        wanted.push_back(&row);
+    }
+    if (wanted.empty()) return EA_OK;
+    if (store.rows.size() + wanted.size() > EA_MAX_ROWS)
+        return fail(message, EA_LIMIT, "a store holds at most %d rows: remove labels, or use another store",
+                    EA_MAX_ROWS);
+    if (store.labels.size() + new_labels.size() > EA_MAX_LABELS)
+        return fail(message, EA_LIMIT, "a store holds at most %d labels: remove labels, or use another store",
+                    EA_MAX_LABELS);
+
+    const size_t n_labels = store.labels.size();
+    const bool was_open = store.op_open;
+    const uint64_t op = open_op(store);
+    // Opening an operation may have dropped labels of the past; otherwise the index still holds.
+    store.index.current = was_open || store.labels.size() == n_labels;
+    refresh_index(store);
+    store.index.current = false;
+    for (const NewRow *row : wanted) {
+        const auto found = store.index.labels.emplace(row->label, uint32_t(store.labels.size()));
+        if (found.second) store.labels.emplace_back(row->label);
+        Digest digest;
+        std::memcpy(digest.data(), row->source_sha256, digest.size());
+        store.rows.push_back({found.first->second, row->kind, op, 0, digest, std::string(row->name)});
+        store.embeddings.insert(store.embeddings.end(), row->embedding, row->embedding + store.dim);
+    }
+    store.index.sources.merge(new_sources);
+    store.index.current = true;
+    *n_added = wanted.size();
+    return EA_OK;
+}
+
+}  // namespace
+
+void ea_store::refresh_view() {
+    if (view.current) return;
+    view.rows.clear();
+    view.labels.clear();
+    view.label_number.assign(labels.size(), -1);
+    for (size_t i = 0; i < rows.size(); i++) {
+        if (rows[i].removed_op) continue;
+        view.rows.push_back(i);
+        view.label_number[rows[i].label] = 0;
+    }
+    for (uint32_t l = 0; l < labels.size(); l++) {
+        if (view.label_number[l] < 0) continue;
+        view.label_number[l] = int32_t(view.labels.size());
+        view.labels.push_back(l);
+    }
+    view.current = true;
+}
+
+ea_status ea_store_create(const char *modality, const uint8_t encoder_sha256[32], size_t dim, ea_store **store,
+                          char *message) {
+    const size_t length = std::strlen(modality);
+    if (length < 1 || length > EA_MAX_MODALITY_BYTES || !valid_utf8(modality))
+        return fail(message, EA_INVALID_ARGUMENT, "the modality must be UTF-8 of 1 to %d bytes", EA_MAX_MODALITY_BYTES);
+    if (dim < 1 || dim > EA_MAX_DIM)
+        return fail(message, EA_INVALID_ARGUMENT, "dim is %zu, expected 1 to %d", dim, EA_MAX_DIM);
+    return guarded(message, [&] {
+        auto made = std::make_unique<ea_store>();
+        made->modality = modality;
+        std::memcpy(made->encoder_sha256.data(), encoder_sha256, made->encoder_sha256.size());
+        made->dim = dim;
+        *store = made.release();
+        return EA_OK;
+    });
+}
+
+void ea_store_free(ea_store *store) { delete store; }
+
+const char *ea_store_modality(const ea_store *store) { return store->modality.c_str(); }
+const uint8_t *ea_store_encoder_sha256(const ea_store *store) { return store->encoder_sha256.data(); }
+size_t ea_store_dim(const ea_store *store) { return store->dim; }
+uint64_t ea_store_n_ops(const ea_store *store) { return store->n_ops; }
+
+size_t ea_store_n_labels(ea_store *store) {
+    store->refresh_view();
+    return store->view.labels.size();
+}
+
+const char *ea_store_label(ea_store *store, size_t label) {
+    store->refresh_view();
+    return label < store->view.labels.size() ? store->labels[store->view.labels[label]].c_str() : nullptr;
+}
+
+size_t ea_store_n_rows(ea_store *store) {
+    store->refresh_view();
+    return store->view.rows.size();
+}
+
+ea_status ea_store_get_row(ea_store *store, size_t index, ea_store_row *row) {
+    store->refresh_view();
+    if (index >= store->view.rows.size()) return EA_INVALID_ARGUMENT;
+    const size_t at = store->view.rows[index];
+    const StoreRow &found = store->rows[at];
+    *row = {store->view.label_number[found.label], int32_t(found.kind), found.name.c_str(),
+            found.source_sha256.data(), store->embedding(at)};
+    return EA_OK;
+}
+
+void ea_store_begin_op(ea_store *store) { store->op_open = false; }
+
+ea_status ea_store_add(ea_store *store, const char *label, ea_kind kind, const float *embeddings, size_t n_rows,
+                       const uint8_t *source_sha256s, const char *const *names, size_t *n_added, char *message) {
+    const size_t label_bytes = std::strlen(label);
+    if (label_bytes < 1 || label_bytes > EA_MAX_LABEL_BYTES)
+        return fail(message, EA_INVALID_ARGUMENT, "the label has %zu bytes of UTF-8, expected 1 to %d", label_bytes,
+                    EA_MAX_LABEL_BYTES);
+    if (!valid_utf8(label)) return fail(message, EA_INVALID_ARGUMENT, "the label is not UTF-8");
+    if (!known_kind(uint32_t(kind)))
+        return fail(message, EA_INVALID_ARGUMENT, "%d is not a kind of sample", int(kind));
+    for (size_t i = 0; i < n_rows; i++)
+        if (std::strlen(names[i]) > EA_MAX_NAME_BYTES || !valid_utf8(names[i]))
+            return fail(message, EA_INVALID_ARGUMENT, "the name of sample %zu is not UTF-8 of at most %d bytes", i,
+                        EA_MAX_NAME_BYTES);
+    if (!all_finite(embeddings, n_rows * store->dim))
+        return fail(message, EA_NOT_FINITE, "NaN or infinity in the embeddings of '%.100s'", label);
+    return guarded(message, [&] {
+        std::vector<NewRow> candidates;
+        for (size_t i = 0; i < n_rows; i++)
+            candidates.push_back(
+                {label, names[i], uint32_t(kind), source_sha256s + 32 * i, embeddings + i * store->dim});
+        return add_rows(*store, candidates, n_added, message);
+    });
+}
+
+ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed, char *message) {
+    return guarded(message, [&] {
+        *n_removed = 0;
+        const auto there = [&](const StoreRow &row) { return !row.removed_op && store->labels[row.label] == label; };
+        if (std::none_of(store->rows.begin(), store->rows.end(), there))
+            return fail(message, EA_NOT_FOUND, "the store has no label '%.100s'", label);
+        const uint64_t op = open_op(*store);
+        for (StoreRow &row : store->rows) {
+            if (!there(row)) continue;
+            row.removed_op = op;
+            ++*n_removed;
+        }
+        return EA_OK;
+    });
+}
+
+ea_status ea_store_merge(ea_store *store, ea_store *other, size_t *n_added, char *message) {
+    if (store->modality != other->modality || store->dim != other->dim
+        || store->encoder_sha256 != other->encoder_sha256)
+        return fail(message, EA_STORE_MISMATCH,
+                    "the stores were made with different encoders: only stores of one encoder can be merged");
+    return guarded(message, [&] {
+        *n_added = 0;
+        if (store == other) return EA_OK;
+        std::vector<NewRow> candidates;
+        for (size_t i = 0; i < other->rows.size(); i++) {
+            const StoreRow &row = other->rows[i];
+            if (row.removed_op) continue;
+            candidates.push_back(
+                {other->labels[row.label], row.name, row.kind, row.source_sha256.data(), other->embedding(i)});
+        }
+        return add_rows(*store, candidates, n_added, message);
+    });
+}
+
+ea_status ea_store_undo(ea_store *store, char *message) {
+    if (store->n_ops == 0) return fail(message, EA_NOTHING_TO_UNDO, "nothing has been enrolled or removed yet");
+    if (store->n_ops == store->undo_floor)
+        return fail(message, EA_NOTHING_TO_UNDO, "only the last %d operations can be undone", EA_MAX_UNDO);
+    return guarded(message, [&] {
+        changed(*store);
+        const uint64_t op = store->n_ops;
+        erase_rows(*store, [&](const StoreRow &row) { return row.added_op == op; });
+        for (StoreRow &row : store->rows)
+            if (row.removed_op == op) row.removed_op = 0;
+        erase_unused_labels(*store);
+        store->n_ops--;
+        store->op_open = false;
+        return EA_OK;
+    });
+}
+
+ea_status ea_matcher_from_store(ea_store *store, const float *bank, size_t n_bank, const ea_calibration *calibration,
+                                float text_weight, ea_matcher **matcher, char *message) {
+    return guarded(message, [&] {
+        store->refresh_view();
+        std::vector<float> embeddings;
+        std::vector<int32_t> labels, kinds;
+        for (size_t at : store->view.rows) {
+            const StoreRow &row = store->rows[at];
+            embeddings.insert(embeddings.end(), store->embedding(at), store->embedding(at) + store->dim);
+            labels.push_back(store->view.label_number[row.label]);
+            kinds.push_back(int32_t(row.kind));
+        }
+        return ea_matcher_create(embeddings.data(), labels.data(), kinds.data(), labels.size(),
+                                 store->view.labels.size(), store->dim, bank, n_bank, calibration, text_weight,
+                                 matcher, message);
+    });
+}
