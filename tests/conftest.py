@@ -13,7 +13,7 @@ from edgealign import Bundle
 # Under pytest's importlib mode the helpers beside this file are not importable by themselves.
 sys.path.append(str(Path(__file__).parent))
 
-from toy_bundle import make_toy_bundle, word_clip  # noqa: E402
+from toy_bundle import make_toy_bundle, word_clip
 
 
 @pytest.fixture(scope="session")

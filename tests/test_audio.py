@@ -14,7 +14,7 @@ from toy_bundle import noise_clip, word_clip
 from edgealign import Bundle
 from edgealign.audio import AudioArray, AudioFile, AudioSource, parse_channel
 from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput
-from edgealign.words import find_word
+from edgealign.words import Word, find_word
 
 RATE_HZ = 16_000
 
@@ -213,7 +213,7 @@ def test_parse_channel_refuses(text: str) -> None:
 
 
 class TestFindWord:
-    def find(self, bundle: Bundle, samples: np.ndarray):  # noqa: ANN202
+    def find(self, bundle: Bundle, samples: np.ndarray) -> Word | None:
         return find_word(iter([samples]), bundle.front_end, bundle.windows, bundle.filters)
 
     def test_the_word_is_found_in_silence(self, toy_bundle: Bundle) -> None:
@@ -262,7 +262,7 @@ class TestFindWord:
 
 
 def test_extensible_wav_as_field_recorders_write_it(tmp_path: Path) -> None:
-    """24 bits in a WAVE_FORMAT_EXTENSIBLE header written by hand, so that it does not rest on libsndfile's own writer."""
+    """24 bits under a WAVE_FORMAT_EXTENSIBLE header that is written by hand, not by libsndfile's own writer."""
     values = np.round(tone(48_000) * (2**23 - 1)).astype("<i4")
     data = np.stack([values & 0xFF, values >> 8 & 0xFF, values >> 16 & 0xFF], axis=1).astype(np.uint8).tobytes()
     pcm_guid = struct.pack("<IHH8s", 1, 0, 0x10, bytes.fromhex("800000aa00389b71"))

@@ -209,7 +209,7 @@ def test_a_path_in_the_place_of_a_file_name_is_refused(copy: Path, name: str) ->
         manifest["bank"]["file"] = name
 
     change_manifest(copy, traverse)
-    with pytest.raises(BundleUnreadable, match="not a plain name|lists itself"):
+    with pytest.raises(BundleUnreadable, match=r"not a plain name|lists itself"):
         Bundle.open(copy)
 
 

@@ -1,0 +1,451 @@
+"""The command line. Each command imports what it needs when it runs, so that `classify` starts fast."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from edgealign.cli import artifacts
+from edgealign.cli.options import (
+    BundleOption,
+    ChannelOption,
+    Device,
+    DeviceOption,
+    Format,
+    Modality,
+    ModalityOption,
+    ReportFormat,
+    StoreOption,
+    store_path,
+)
+from edgealign.cli.output import csv_row, json_line, print_facts, printable, say, table, warn
+
+from edgealign import __version__
+from edgealign.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_UNKNOWN,
+    EdgealignError,
+    InputUnreadable,
+    MissingExtra,
+    SomeInputsFailed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgealign.quality import LabelReport
+    from edgealign.recognizer import Answer, Recognizer
+
+app = typer.Typer(
+    name="edgealign",
+    help="Learns words from one to ten recordings on this device, offline, and recognizes them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(artifacts.store_app, name="store")
+app.add_typer(artifacts.bundle_app, name="bundle")
+
+CSV_HEADER = (
+    "file", "label", "probability", "distance", "threshold", "runner_up_label", "runner_up_distance",
+)  # fmt: skip
+CSV_TRAILER = ("modality", "store_sha256", "encoder_sha256", "backend")
+DEFAULT_TOP_K = 5
+
+
+def main() -> None:
+    """Entry point of the `edgealign` command: errors become one sentence on stderr and their exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        app()
+    except EdgealignError as error:
+        say(f"error: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; that is its right. Keep the interpreter from flushing into the closed pipe.
+        sys.stdout = None
+        sys.exit(0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgealign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def edgealign(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def enroll(
+    samples: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="SAMPLES...", help="Clips, or folders: the name of a clip's folder is its label."),
+    ] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Label of all samples.")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", help="The word as it is written, instead of recordings or beside them."),
+    ] = None,
+    ipa: Annotated[
+        str | None,
+        typer.Option("--ipa", help="The word as it is pronounced, in IPA."),
+    ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option("--language", help="Language of --text or --ipa as a BCP 47 tag, such as sw."),
+    ] = None,
+    modality: ModalityOption = Modality.SPEECH,
+    store: StoreOption = None,
+    bundle: BundleOption = None,
+    device: DeviceOption = Device.AUTO,
+    channel: ChannelOption = "mix",
+) -> None:
+    """Learn labels from recordings, from text, or from both, and add to what is known of them."""
+    from edgealign.audio import parse_channel
+
+    recognizer = _open_recognizer(store, bundle, modality, device)
+    report = recognizer.enroll(
+        samples or (), label=label, text=text, ipa=ipa, language=language, channel=parse_channel(channel)
+    )
+    for warning in report.warnings:
+        warn(warning)
+    for failure in report.failures:
+        say(f"not learned: {failure}")
+    n_labels = len(report.labels)
+    print(f"learned {n_labels} label{'s' * (n_labels != 1)} into {printable(recognizer.store_path)}")
+    header = ("label", "recordings", "text", "tightness", "what this can promise")
+    print(table(header, map(_enrolled_row, report.labels)))
+    if report.failures:
+        raise SomeInputsFailed(f"{len(report.failures)} of the samples could not be learned from, see above")
+
+
+def _enrolled_row(report: LabelReport) -> tuple[str, ...]:
+    recordings = str(report.n_recordings)
+    if report.n_added:
+        recordings += f" (+{report.n_added})"
+    if report.n_known:
+        recordings += f" ({report.n_known} known before)"
+    tightness = "-" if report.tightness is None else f"{report.tightness:.3f}"
+    return report.label, recordings, f"{report.text_share:.0%}" if report.n_texts else "-", tightness, _promise(report)
+
+
+def _promise(report: LabelReport) -> str:
+    """What as many shots as there are can be trusted with, in words."""
+    if report.n_recordings == 0:
+        return "text alone: no voice was heard yet, add recordings"
+    if report.n_recordings == 1:
+        return "one recording: its threshold is a guess from other words"
+    return f"{report.own_share:.0%} of its threshold rests on these recordings, the rest on other words"
+
+
+@app.command()
+def classify(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Clips, or folders of clips.")],
+    modality: ModalityOption = Modality.SPEECH,
+    store: StoreOption = None,
+    bundle: BundleOption = None,
+    device: DeviceOption = Device.AUTO,
+    channel: ChannelOption = "mix",
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", min=1, help=f"How many labels to list; {DEFAULT_TOP_K} in JSON and CSV.", metavar="K"),
+    ] = None,
+    output_format: Annotated[Format, typer.Option("--format", help="How answers are printed.")] = Format.TEXT,
+    fail_on_unknown: Annotated[
+        bool, typer.Option("--fail-on-unknown", help="Exit with 1 if any answer is unknown.")
+    ] = False,
+) -> None:
+    """Name each clip: its label, or unknown."""
+    from edgealign.audio import parse_channel
+
+    channel_number = parse_channel(channel)
+    recognizer = _open_recognizer(store, bundle, modality, device)
+    n_listed = top_k or DEFAULT_TOP_K
+    if output_format is Format.CSV:
+        header = (*CSV_HEADER, *_top_columns(n_listed), *CSV_TRAILER)
+        sys.stdout.write(csv_row(header))
+    failures: list[EdgealignError] = []
+    n_answers = n_unknown = 0
+    for file in _clips(files, failures):
+        try:
+            answer = recognizer.classify(file, channel=channel_number, top_k=n_listed)
+        except InputUnreadable as error:
+            failures.append(error)
+            say(f"error: {error}")
+            continue
+        n_answers += 1
+        n_unknown += answer.label is None
+        for warning in answer.warnings:
+            warn(warning)
+        if answer.distance is None:
+            say(f"unknown: {answer.reason}")
+        if output_format is Format.TEXT:
+            print(_as_text(answer, top_k))
+        elif output_format is Format.JSON:
+            print(json_line(_as_dict(answer, recognizer)))
+        else:
+            sys.stdout.write(csv_row(_as_csv(answer, recognizer, n_listed)))
+    _finish(failures, n_answers)
+    if fail_on_unknown and n_unknown:
+        raise typer.Exit(EXIT_UNKNOWN)
+
+
+def _clips(files: list[Path], failures: list[EdgealignError]) -> Iterator[str]:
+    """The files in the order given, folders replaced by the clips in them."""
+    from edgealign.sources import audio_files
+
+    for file in map(str, files):
+        if not Path(file).is_dir():
+            yield file
+            continue
+        found = audio_files(file)
+        if not found:
+            failures.append(InputUnreadable(f"'{file}' holds no audio files"))
+            say(f"error: {failures[-1]}")
+        yield from found
+
+
+def _finish(failures: list[EdgealignError], n_done: int) -> None:
+    """Exit code 4 where no input could be read, 5 where some could not."""
+    if failures and not n_done:
+        raise typer.Exit(failures[0].exit_code)
+    if failures:
+        raise SomeInputsFailed(f"{len(failures)} of {len(failures) + n_done} inputs could not be read, see above")
+
+
+def _as_text(answer: Answer, top_k: int | None) -> str:
+    file = printable(answer.file)
+    if answer.distance is None:
+        return f"{file}: (unknown)"
+    best = answer.top[0]
+    if answer.label is not None:
+        line = f"{file}: {printable(answer.label)}, {answer.probability:.0%} sure"
+    else:
+        line = f"{file}: (unknown), closest is {printable(best.label)}, {best.probability:.0%} sure"
+    if answer.runner_up is not None:
+        line += f", then {printable(answer.runner_up.label)}"
+    if top_k is not None:
+        for candidate in answer.top:
+            line += f"\n    {candidate.probability:4.0%}  {candidate.distance:.3f}  {printable(candidate.label)}"
+    return line
+
+
+def _as_dict(answer: Answer, recognizer: Recognizer) -> dict[str, object]:
+    from edgealign import kernels
+
+    runner_up = answer.runner_up
+    return {
+        "file": answer.file,
+        "label": answer.label,
+        "probability": _rounded(answer.probability),
+        "distance": _rounded(answer.distance),
+        "threshold": _rounded(answer.threshold),
+        "runner_up": None
+        if runner_up is None
+        else {"label": runner_up.label, "distance": _rounded(runner_up.distance)},
+        "top": [
+            {"label": top.label, "distance": _rounded(top.distance), "probability": _rounded(top.probability)}
+            for top in answer.top
+        ],
+        "modality": recognizer.bundle.modality,
+        "store_sha256": recognizer.store.sha256,
+        "encoder_sha256": recognizer.bundle.encoder_sha256,
+        "backend": kernels.backend(),
+    }
+
+
+def _top_columns(n_listed: int) -> list[str]:
+    return [f"top{i}_{field}" for i in range(1, n_listed + 1) for field in ("label", "distance", "probability")]
+
+
+def _as_csv(answer: Answer, recognizer: Recognizer, n_listed: int) -> list[object]:
+    row = _as_dict(answer, recognizer)
+    runner_up = row["runner_up"] or {"label": None, "distance": None}
+    top = [value for entry in row["top"] for value in entry.values()]
+    top += [None] * (3 * n_listed - len(top))
+    start = [row[key] for key in CSV_HEADER[:5]]
+    return [*start, runner_up["label"], runner_up["distance"], *top, *(row[key] for key in CSV_TRAILER)]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+@app.command()
+def embed(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Clips, or folders of clips.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz file to write.", metavar="OUT.npz")],
+    modality: ModalityOption = Modality.SPEECH,
+    bundle: BundleOption = None,
+    device: DeviceOption = Device.AUTO,
+    channel: ChannelOption = "mix",
+) -> None:
+    """Write the embeddings of clips for other tools: `embeddings` float32 [n, dim] and `files` [n]."""
+    import numpy as np
+
+    from edgealign.audio import parse_channel
+    from edgealign.bundle import Bundle
+    from edgealign.recognizer import Recognizer
+    from edgealign.writing import replace_file
+
+    channel_number = parse_channel(channel)
+    recognizer = Recognizer(Bundle.open(bundle, modality=modality, device=device))
+    failures: list[EdgealignError] = []
+    embedded: list[str] = []
+    embeddings: list[np.ndarray] = []
+    for file in _clips(files, failures):
+        try:
+            embeddings.append(recognizer.embed(file, channel=channel_number))
+            embedded.append(file)
+        except InputUnreadable as error:
+            failures.append(error)
+            say(f"error: {error}")
+    if embedded:
+        with replace_file(output) as archive:
+            np.savez(archive, embeddings=np.stack(embeddings), files=np.array(embedded))
+        print(f"wrote {len(embedded)} embeddings of {recognizer.bundle.dim} values to {printable(str(output))}")
+    _finish(failures, len(embedded))
+
+
+@app.command()
+def doctor(
+    bundle: BundleOption = None,
+    device: DeviceOption = Device.AUTO,
+) -> None:
+    """Prove that this device computes what the bundle's maker computed, stage by stage."""
+    from edgealign.doctor import examine
+
+    report = examine(bundle, device)
+    print_facts(report.facts)
+    rows = [
+        (stage.stage, f"{stage.max_difference:.2e}", f"{stage.tolerance:.0e} {stage.unit}", _verdict(stage.passed))
+        for stage in report.stages
+    ]
+    print()
+    print(table(("stage", "largest difference", "tolerance", ""), rows))
+    if not report.passed:
+        say("this device does not compute what the bundle's maker computed: do not trust its answers")
+        raise typer.Exit(1)
+    print("all stages agree with the golden vectors of the bundle")
+
+
+def _verdict(passed: bool) -> str:
+    return "ok" if passed else "FAILED"
+
+
+@app.command()
+def bench(
+    bundle: BundleOption = None,
+    device: DeviceOption = Device.AUTO,
+    output_format: Annotated[ReportFormat, typer.Option("--format", help="How it is printed.")] = ReportFormat.TEXT,
+) -> None:
+    """Time this device: front end, encoder and matching, apart and together, on one second of sound."""
+    from edgealign.bench import measure
+
+    report = measure(bundle, device)
+    if output_format is ReportFormat.JSON:
+        print(json_line(report))
+        return
+    rows = [
+        (stage, f"{times['median_ms']:.3f}", f"{times['p95_ms']:.3f}") for stage, times in report["latency"].items()
+    ]
+    print(table(("stage", "median ms", "p95 ms"), rows))
+    print_facts((key, value) for key, value in report.items() if key != "latency")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.", metavar="OUT.svg")] = Path(
+        "edgealign-demo.svg"
+    ),
+    bundle: BundleOption = None,
+    device: DeviceOption = Device.AUTO,
+) -> None:
+    """Learn five words from the clips that are shipped, name other clips, and draw the result."""
+    from edgealign import demo as shipped
+
+    result = shipped.run(bundle, device)
+    rows = [
+        (
+            query.file,
+            query.label or "(other)",
+            query.answer.label or "(unknown)",
+            _sure(query.answer),
+            _tick(query.right),
+        )
+        for query in result.queries
+    ]
+    print(
+        f"learned {', '.join(map(printable, result.labels))} from {result.n_enrolled} clips, then asked about others:\n"
+    )
+    print(table(("clip", "spoken", "answer", "sure", ""), rows))
+    right, of_enrolled = result.share_right(enrolled=True)
+    rejected, of_others = result.share_right(enrolled=False)
+    print(f"\n{right} of {of_enrolled} clips of these words are right ({right / of_enrolled:.0%});", end=" ")
+    print(f"{rejected} of {of_others} other words and noises are left as unknown ({rejected / of_others:.0%}).")
+    shipped.save_picture(result, output)
+    print(f"picture: {printable(str(output))}\n")
+    print("All of these clips are synthetic speech. With recordings of your own, one folder per word:")
+    print("    edgealign enroll --modality speech samples/\n    edgealign classify clip.wav")
+
+
+def _sure(answer: Answer) -> str:
+    return "-" if answer.probability is None else f"{answer.probability:.0%}"
+
+
+def _tick(right: bool) -> str:
+    return "right" if right else "WRONG"
+
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train an encoder: `edgealign train text-to-speech --help`. Needs torch."""
+    _need_torch("training", "train")
+    from edgealign.train.main import main as run
+
+    run(context.args)
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Make a bundle from a checkpoint: `edgealign export --help`. Needs torch."""
+    _need_torch("exporting", "export")
+    from edgealign.export.main import main as run
+
+    run(context.args)
+
+
+def _need_torch(what: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise MissingExtra(
+            f"{what} needs torch, which is not installed: pip install torch==2.13.0 'edgealign[{extra}]'"
+        )
+
+
+def _open_recognizer(store: Path | None, bundle: Path | None, modality: Modality, device: Device) -> Recognizer:
+    from edgealign.recognizer import Recognizer
+
+    return Recognizer.open(store_path(store, modality), bundle, modality=modality, device=device)
+
+
+if __name__ == "__main__":
+    main()
