@@ -27,6 +27,7 @@ from benchmarks.episodes import Clip, Episode
 from edgealign import Bundle, kernels, machine
 from edgealign.words import find_word
 
+README = "benchmarks/README.md"
 SPLITS = Path(__file__).parent / "splits"
 PACKS = ("fsdd", "arabic_sc", "dspspeech20", "czech_synthetic")
 SHOTS = (1, 5)
@@ -34,7 +35,6 @@ MIN_EPISODES = 600
 OPEN_SET_SHOTS = 5
 OPEN_SET_OTHERS = 15  # noises, and silences, asked in each episode
 OURS = "edgealign "  # how the names of the bundle's methods begin; the variant follows
-OPENWAKEWORD = "openwakeword-0.5.1"
 ROW_KEY = ("what", "pack", "condition", "k", "method", "minus", "measure")
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -84,10 +84,16 @@ def read_samples(path: Path) -> np.ndarray:
     return samples
 
 
-def read_pack(name: str, data: Path) -> Pack:
+def read_pack(name: str, folders: Sequence[Path]) -> Pack:
+    """The test clips of a split; each of its packs is taken from the first folder that has it."""
     split = SPLITS / f"{name}.tsv"
     clips = episodes.read_split(split, "test")
-    samples = [read_samples(data / clip.pack / clip.file) for clip in clips]
+    places = {}
+    for pack in {clip.pack for clip in clips}:
+        places[pack] = next((folder / pack for folder in folders if (folder / pack).is_dir()), None)
+        if places[pack] is None:
+            raise FileNotFoundError(f"no pack '{pack}' in {' or '.join(map(repr, map(str, folders)))}: see {README}")
+    samples = [read_samples(places[clip.pack] / clip.file) for clip in clips]
     return Pack(name, clips, samples, hashlib.sha256(split.read_bytes()).hexdigest())
 
 
@@ -363,7 +369,7 @@ def measure(
         variants = {name: Bundle.open(bundle_path, variant=name) for name in (first.variant, *others)}
     default = next(iter(variants.values()), None)
     names = [f"{OURS}{name}" for name in variants]
-    compared = [(name, "openWakeWord") for name in names] + [(names[0], name) for name in names[1:]]
+    compared = [(name, "openWakeWord") for name in names[:1]] + [(names[0], name) for name in names[1:]]
     common = {
         "seed": seed,
         "bundle": default.encoder_sha256 if default else None,
@@ -380,12 +386,12 @@ def measure(
 
     made: list[dict] = []
     for name in packs:
-        pack = read_pack(name, data)
+        pack = read_pack(name, (data, cache_folder / "packs"))
         methods = {
             f"{OURS}{variant}": Answers(bundle_embeddings(bundle, name, pack.samples, pack.split_sha256, cache))
             for variant, bundle in variants.items()
         }
-        methods |= rival_answers(pack, cache, cache_folder / OPENWAKEWORD)
+        methods |= rival_answers(pack, cache, cache_folder / rivals.OPENWAKEWORD)
         folder = cache_folder / "episodes"
         measured = measure_pack(pack, methods, default, n_episodes, seed, folder)
         if default:
@@ -393,10 +399,6 @@ def measure(
             measured += measure_open_set(pack, embeddings, default, sounds, n_episodes, seed, folder)
         made += to_rows(pack, measured, compared, common)
     return made
-
-
-def default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgealign"
 
 
 def main() -> None:
@@ -407,7 +409,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=MIN_EPISODES, help="episodes per condition")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGEALIGN_DATA"), help="$EDGEALIGN_DATA")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="for embeddings, episodes and rivals")
+    parser.add_argument("--cache", type=Path, default=rows.default_cache(), help="for embeddings, episodes and rivals")
     parser.add_argument("--rows", type=Path, default=rows.FOLDER / "fewshot.jsonl", help="JSONL file to update")
     arguments = parser.parse_args()
     if arguments.data is None:

@@ -33,7 +33,8 @@ SPAN_POLICY = {
     "max_frames": 300,
 }
 
-# openWakeWord 0.5.1: its embedding reads 76 mel frames of 10 ms and steps by 8.
+OPENWAKEWORD = "openwakeword-0.5.1"  # the folder in the cache that pip put it into
+# Its embedding reads 76 mel frames of 10 ms and steps by 8.
 OWW_WINDOW_FRAMES = 76
 OWW_STEP_FRAMES = 8
 OWW_MIN_SAMPLES = 12_512  # gives exactly 76 of its frames (512-sample windows, hop 160)

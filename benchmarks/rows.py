@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "rows"
+
+
+def default_cache() -> Path:
+    """Where things that can be made again are kept: $XDG_CACHE_HOME/edgealign."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgealign"
 
 
 def commit() -> str | None:
@@ -47,3 +53,12 @@ def replace(path: Path, new_rows: list[dict], key: tuple[str, ...]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept + new_rows)
     path.write_text(text, encoding="utf-8")
+
+
+def show(made: list[dict]) -> None:
+    """Prints times and sizes, a line each."""
+    for row in made:
+        number = f"{row['value']:10.3f} {row['unit']}" if "value" in row else f"{row['median_ms']:10.3f} ms"
+        ratio = f"  {row['ratio']} x {row['ratio_to']}" if "ratio" in row else ""
+        memory = f"  peak {row['peak_rss_mb']} MB" if "peak_rss_mb" in row else ""
+        print(f"{row['what']:40} {row['stage']:24} {number}{ratio}{memory}")

@@ -1,0 +1,78 @@
+"""What the runtime weighs: the wheel, a fresh environment with it and its dependencies, and its import time there.
+
+    python -m benchmarks.footprint
+
+Builds the wheel of this source tree and installs it, without extras, into a new virtual environment; needs a C++
+compiler and the package index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+from benchmarks import rows
+from benchmarks.latency import cold_rows
+
+ROOT = Path(__file__).parent.parent
+N_IMPORTS = 15
+LISTED_BYTES = 1e6
+
+
+def tree_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, links not followed."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def run(*words: str | Path) -> None:
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"'{' '.join(map(str, words))}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def measure() -> list[dict]:
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT)
+        (wheel,) = Path(folder).glob("*.whl")
+        made.append(_size("wheel", wheel.name, wheel.stat().st_size))
+        environment = Path(folder) / "environment"
+        venv.create(environment, with_pip=True)
+        python = environment / "bin" / "python"
+        site = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        empty, before = tree_bytes(site), {path.name for path in site.iterdir()}
+        run(python, "-m", "pip", "install", "--quiet", wheel)
+        made.append(_size("installed", "edgealign and all of its dependencies", tree_bytes(site) - empty))
+        added = [path for path in site.iterdir() if path.is_dir() and path.name not in before]
+        packages = sorted(((tree_bytes(path), path.name) for path in added), reverse=True)
+        made += [_size("installed", name, size) for size, name in packages if size > LISTED_BYTES]
+        # -I keeps the source tree, where this runs, off the path.
+        commands = {f"import {name}": ["-I", "-c", f"import {name}"] for name in ("numpy", "edgealign")}
+        made += cold_rows(commands, "import numpy", N_IMPORTS, python)
+
+    from edgealign import machine
+
+    common = {"machine": machine.describe(), "commit": rows.commit(), "command": rows.command("footprint")}
+    return [row | common for row in made]
+
+
+def _size(what: str, of: str, n_bytes: int) -> dict:
+    return {"what": what, "stage": of, "value": round(n_bytes / 1e6, 3), "unit": "MB"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.footprint", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=Path, default=rows.FOLDER / "footprint.jsonl", help="JSONL file to write")
+    arguments = parser.parse_args()
+    made = measure()
+    arguments.rows.unlink(missing_ok=True)  # a package that is no longer installed must not stay
+    rows.replace(arguments.rows, made, ("what", "stage"))
+    rows.show(made)
+
+
+if __name__ == "__main__":
+    main()
