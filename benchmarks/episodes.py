@@ -24,6 +24,10 @@ OPEN_SET_WAY = 5
 CONDITIONS = ("same speaker", "other speaker", "open set")
 
 
+class TooFewClips(ValueError):
+    """The clips cannot give a single episode of what was asked."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """One recording of a pack; `file` is relative to the folder of the pack."""
@@ -81,7 +85,7 @@ def draw(clips: Sequence[Clip], condition: str, n_shot: int, n_episodes: int, se
     n_labels = len({clip.label for clip in clips})
     n_way = OPEN_SET_WAY if condition == "open set" else min(MAX_WAY, n_labels)
     if condition == "open set" and n_labels <= OPEN_SET_WAY:
-        raise ValueError(f"an open set needs more than {OPEN_SET_WAY} labels, found {n_labels}")
+        raise TooFewClips(f"an open set needs more than {OPEN_SET_WAY} labels, found {n_labels}")
     spare = 1 if condition == "same speaker" else 0
     able = {
         speaker: sorted(label for label, rows in labels.items() if len(rows) >= n_shot + spare)
@@ -89,7 +93,7 @@ def draw(clips: Sequence[Clip], condition: str, n_shot: int, n_episodes: int, se
     }
     speakers = [speaker for speaker, labels in able.items() if len(labels) >= n_way]
     if not speakers:
-        raise ValueError(f"no speaker has {n_way} labels of at least {n_shot + spare} clips")
+        raise TooFewClips(f"no speaker has {n_way} labels of at least {n_shot + spare} clips")
 
     return [_draw_one(rng, by_speaker, able, speakers, condition, n_way, n_shot) for _ in range(n_episodes)]
 

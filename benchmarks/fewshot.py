@@ -253,6 +253,7 @@ def measure_pack(
 ) -> list[Measured]:
     """All methods on the same episodes of one pack; with texts where pack and bundle have them.
 
+    A condition that the pack has too few clips for is told and left out.
     "text" asks the queries of "other speaker", k = 1, without its support, so that both are paired.
     """
     measured: list[Measured] = []
@@ -262,7 +263,11 @@ def measure_pack(
     able = [] if texts is None else [method for method in methods if method.startswith(OURS)]
     for condition in ("same speaker", "other speaker"):
         for k in SHOTS:
-            drawn = episodes.draw(pack.clips, condition, k, n_episodes, seed)
+            try:
+                drawn = episodes.draw(pack.clips, condition, k, n_episodes, seed)
+            except episodes.TooFewClips as error:
+                print(f"{pack.name}, {condition}, k={k} has no rows: {error}", file=sys.stderr)
+                continue
             sha256 = episodes.save(pack.clips, drawn, folder)
             asked = [(condition, k, method, None, 0.0) for method in methods]
             asked += [(f"{condition} with text", k, method, texts, bundle.text_weight) for method in able]

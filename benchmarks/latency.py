@@ -131,8 +131,8 @@ def size_rows(bundle_path: str | None, openwakeword: Path) -> list[dict]:
     from edgealign import Bundle
 
     manifest = Bundle.open(bundle_path).manifest
-    sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-    sizes["all files of the bundle"] = sum(sizes.values())
+    sizes = {name: entry["bytes"] for name, entry in manifest["files"].items() if name.endswith((".onnx", ".f16"))}
+    sizes["all files of the bundle"] = sum(entry["bytes"] for entry in manifest["files"].values())
     sizes["openWakeWord, both models"] = rivals.OpenWakeWord(openwakeword).model_bytes
     return [{"what": "size", "stage": name, "value": n / 1e6, "unit": "MB"} for name, n in sizes.items()]
 

@@ -2,11 +2,17 @@
 
 import hashlib
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_bundle import noise_clip, word_clip
 
-from benchmarks import episodes, rivals, rows, tables
+# Benchmarks are not installed; they are run from the root of the repository.
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks import episodes, fewshot, footprint, latency, rivals, rows, tables
 from benchmarks.episodes import Clip
 
 N_TAKES = 8
@@ -75,9 +81,9 @@ def test_counts_follow_the_protocol(clips):
 
 
 def test_a_pack_that_cannot_give_an_episode_is_refused(clips):
-    with pytest.raises(ValueError, match="no speaker has 10 labels of at least 9 clips"):
+    with pytest.raises(episodes.TooFewClips, match="no speaker has 10 labels of at least 9 clips"):
         episodes.draw(clips, "same speaker", N_TAKES, 1, seed=0)
-    with pytest.raises(ValueError, match="more than 5 labels"):
+    with pytest.raises(episodes.TooFewClips, match="more than 5 labels"):
         episodes.draw([clip for clip in clips if clip.label < "word05"], "open set", 5, 1, seed=0)
 
 
@@ -134,6 +140,91 @@ def test_mfcc_and_log_mel_statistics_ignore_the_gain():
     clip[6_000:9_000] += 0.1 * np.sin(np.arange(3_000) * 0.3).astype(np.float32)
     np.testing.assert_allclose(rivals.mfcc(clip / 2), rivals.mfcc(clip), atol=2e-2)
     np.testing.assert_allclose(rivals.log_mel_statistics(clip / 2), rivals.log_mel_statistics(clip), atol=2e-2)
+
+
+@pytest.fixture(scope="module")
+def toy_pack() -> fewshot.Pack:
+    """Seven digits as made-up words by three speakers, six takes each."""
+    made = [(word, speaker, take) for word in range(7) for speaker in range(3) for take in range(6)]
+    clips = [Clip("toy", f"{word}/{speaker}_{take}", str(word), f"s{speaker}") for word, speaker, take in made]
+    samples = [word_clip(word, 10 * speaker + take) for word, speaker, take in made]
+    return fewshot.Pack("fsdd", clips, samples, "5" * 64)  # under this name the labels have texts
+
+
+def test_a_bundle_is_measured_under_every_condition(toy_pack, toy_bundle, tmp_path):
+    cache = fewshot.Cache(tmp_path)
+    embeddings = fewshot.bundle_embeddings(toy_bundle, "toy", toy_pack.samples, "", cache)
+    assert np.array_equal(embeddings, fewshot.bundle_embeddings(toy_bundle, "toy", [], "", cache))  # from the cache
+    methods = {
+        "edgealign int8": fewshot.Answers(embeddings),
+        "oracle": fewshot.Answers(
+            distances=np.array([[a.label != b.label for b in toy_pack.clips] for a in toy_pack.clips])
+        ),
+    }
+    measured = fewshot.measure_pack(toy_pack, methods, toy_bundle, 20, 0, tmp_path)
+    cells = {(one.condition, one.k, one.method): one for one in measured}
+    assert {(condition, k) for condition, k, _ in cells} == set(tables.CONDITIONS) - {("open set", 5)}
+    for (condition, k, method), one in cells.items():
+        assert one.shares.shape == (20,) and one.way == 7
+        if method == "oracle":
+            assert one.shares.min() == 1
+        elif condition != "text":  # the text encoder of the toy bundle knows nothing
+            assert one.shares.mean() > 3 / 7, f"{condition} k={k}"
+    made = fewshot.to_rows(toy_pack, measured, [("edgealign int8", "oracle")], {"seed": 0})
+    paired = {(row["condition"], row["k"]): row for row in made if row.get("minus") == "oracle"}
+    here = cells["other speaker", 1, "edgealign int8"].shares
+    assert paired["other speaker", 1]["mean"] == pytest.approx(100 * (here.mean() - 1), abs=1e-3)
+
+
+def test_the_open_set_counts_what_the_calibration_decides(toy_pack, toy_bundle, tmp_path, monkeypatch):
+    embeddings = np.stack([fewshot.embed_word(toy_bundle, samples) for samples in toy_pack.samples])
+    quiet = np.stack([fewshot.embed_word(toy_bundle, noise_clip(seed)) for seed in range(15)])
+    assert not quiet.any()
+    strange = np.eye(15, toy_bundle.dim, dtype=np.float32)
+
+    def shares() -> dict[str, float]:
+        others = {"silences": quiet, "noises": strange}
+        measured = fewshot.measure_open_set(toy_pack, embeddings, toy_bundle, others, 10, 0, tmp_path)
+        return {one.measure: one.shares.mean() for one in measured}
+
+    def accept(accept_logit: float) -> None:
+        calibration = type(toy_bundle.calibration)(**{**vars(toy_bundle.calibration), "accept_logit": accept_logit})
+        monkeypatch.setattr(toy_bundle, "calibration", calibration)
+
+    accept(-1e6)
+    everything = shares()
+    assert everything["never enrolled accepted"] == everything["noises accepted"] == 1
+    assert everything["silences accepted"] == 0  # no word is found in them
+    assert everything["enrolled right"] > 0.5
+    accept(1e6)
+    assert set(shares().values()) == {0}
+
+
+def test_texts_join_the_prototype_with_their_weight():
+    rng = np.random.default_rng(0)
+    rows_ = rng.standard_normal((4, 8))
+    rows_ /= np.linalg.norm(rows_, axis=1, keepdims=True)
+    support, query, text = rows_[:2], rows_[2], rows_[3]
+    answers = fewshot.Answers(rows_[:3].astype(np.float32))
+    episode = episodes.Episode(("word",), np.array([[0, 1]]), np.array([2]), np.array([0]))
+    for weight, mean in ((0.5, support.sum(0) + 0.5 * text), (np.inf, text)):
+        expected = 1 - query @ mean / np.linalg.norm(mean)
+        found = fewshot.episode_distances(answers, episode, text[None].astype(np.float32), weight)
+        assert found == pytest.approx(np.array([[expected]]), abs=1e-6)
+
+
+def test_a_cold_process_is_timed_and_its_failure_told():
+    seconds, megabytes = latency.run_cold(["-c", "import time; time.sleep(0.2); x = bytes(40_000_000)"])
+    assert seconds > 0.2 and megabytes > 40
+    with pytest.raises(RuntimeError, match="no such thing"):
+        latency.run_cold(["-c", "raise SystemExit('no such thing')"])
+
+
+def test_size_counts_files_and_no_links(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(bytes(1000))
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    assert footprint.tree_bytes(tmp_path) == 1000
 
 
 def fewshot_row(**changes) -> dict:
