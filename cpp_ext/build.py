@@ -47,6 +47,9 @@ class BuildExt(build_ext):
         self.install(SOURCE.parent)
 
     def install(self, prefix: Path) -> None:
+        # cmake writes over old files in place, which would crash a process that has them loaded.
+        for old in (prefix / "edgealign").rglob("*.so"):
+            old.unlink()
         subprocess.run(["cmake", "--install", self.build_temp, "--prefix", prefix], check=True)
 
     def get_ext_filename(self, fullname: str) -> str:

@@ -13,6 +13,9 @@ namespace {
 struct Product {
     static EA_INLINE void add(Lanes &total, const Lanes &a, const Lanes &b) { total += a * b; }
 };
+struct Square {  // of the row alone
+    static EA_INLINE void add(Lanes &total, const Lanes &, const Lanes &b) { total += b * b; }
+};
 struct SquaredDifference {
     static EA_INLINE void add(Lanes &total, const Lanes &a, const Lanes &b) {
         const Lanes difference = a - b;
@@ -59,6 +62,10 @@ EA_CLONES void dot_row(const float *query, const float *rows, size_t n_rows, siz
     accumulate<Product>(query, rows, n_rows, dim, out);
 }
 
+EA_CLONES void squares(const float *rows, size_t n_rows, size_t dim, float *out) {
+    accumulate<Square>(rows, rows, n_rows, dim, out);
+}
+
 EA_CLONES void sq_l2_row(const float *query, const float *rows, size_t n_rows, size_t dim, float *out) {
     accumulate<SquaredDifference>(query, rows, n_rows, dim, out);
 }
@@ -77,21 +84,18 @@ double row_norm_exact(const float *row, size_t dim) {
     return std::sqrt(squares);
 }
 
-float row_norm(const float *row, size_t dim) {
-    float squares;
-    dot_row(row, row, 1, dim, &squares);
-    if (squares > SAFE_SQUARES_MIN && squares < SAFE_SQUARES_MAX) return std::sqrt(squares);
-    if (!all_finite(row, dim)) return NAN;
-    return row_norm_exact(row, dim) == 0 ? 0.0f : NORM_EXTREME;
-}
-
 bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms) {
-    bool finite = true;
+    squares(rows, n_rows, dim, norms);
     for (size_t j = 0; j < n_rows; j++) {
-        norms[j] = row_norm(rows + j * dim, dim);
-        finite = finite && !std::isnan(norms[j]);
+        if (norms[j] > SAFE_SQUARES_MIN && norms[j] < SAFE_SQUARES_MAX) {
+            norms[j] = std::sqrt(norms[j]);
+        } else {
+            const float *row = rows + j * dim;
+            if (!all_finite(row, dim)) return false;
+            norms[j] = row_norm_exact(row, dim) == 0 ? 0.0f : NORM_EXTREME;
+        }
     }
-    return finite;
+    return true;
 }
 
 void cosine_row(const float *query, float query_norm, const float *rows, const float *norms, size_t n_rows, size_t dim,
@@ -157,8 +161,8 @@ ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototy
         const size_t count = std::min(BLOCK, n_prototypes - first);
         if (!row_norms(block, count, dim, norms)) return EA_NOT_FINITE;
         for (size_t q = 0; q < n_queries; q++) {
-            const float norm = row_norm(queries + q * dim, dim);
-            if (std::isnan(norm)) return EA_NOT_FINITE;
+            float norm;
+            if (!row_norms(queries + q * dim, 1, dim, &norm)) return EA_NOT_FINITE;
             cosine_row(queries + q * dim, norm, block, norms, count, dim, distances + q * n_prototypes + first);
         }
     }
@@ -173,8 +177,8 @@ ea_status ea_nearest(const float *queries, size_t n_queries, const float *protot
         case EA_COSINE:
             if (!row_norms(prototypes, n_prototypes, dim, norms)) return EA_NOT_FINITE;
             for (size_t q = 0; q < n_queries; q++) {
-                const float norm = row_norm(queries + q * dim, dim);
-                if (std::isnan(norm)) return EA_NOT_FINITE;
+                float norm;
+                if (!row_norms(queries + q * dim, 1, dim, &norm)) return EA_NOT_FINITE;
                 cosine_row(queries + q * dim, norm, prototypes, norms, n_prototypes, dim, row);
                 smallest(row, n_prototypes, k, distances + q * k, indices + q * k);
             }

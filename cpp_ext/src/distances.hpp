@@ -13,12 +13,10 @@ constexpr float NORM_EXTREME = -1.0f;
 bool all_within(const float *values, size_t count, float bound);
 bool all_finite(const float *values, size_t count);
 
-// Length of a row; 0 for a zero row, NORM_EXTREME for one to be handled in float64, NaN if it is not finite.
-float row_norm(const float *row, size_t dim);
-// The same in float64, for any finite row.
-double row_norm_exact(const float *row, size_t dim);
-// The norms of all rows; false if one is not finite.
+// Lengths of the rows: 0 for a zero row, NORM_EXTREME for one to be handled in float64. False if one is not finite.
 bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms);
+// The length of any finite row, in float64.
+double row_norm_exact(const float *row, size_t dim);
 
 // out[j] = cosine distance of query to rows[j], the norms given.
 void cosine_row(const float *query, float query_norm, const float *rows, const float *norms, size_t n_rows, size_t dim,

@@ -36,11 +36,15 @@ EA_INLINE void store(float *to, const Lanes &lanes) { std::memcpy(to, &lanes, si
 
 // Pairwise, so that the order of additions is the same for every instruction set.
 EA_INLINE float sum(const Lanes &lanes) {
-    float half[N_LANES];
-    store(half, lanes);
-    for (size_t width = N_LANES / 2; width > 0; width /= 2)
-        for (size_t i = 0; i < width; i++) half[i] += half[i + width];
-    return half[0];
+    using Eight = float __attribute__((vector_size(32)));
+    using Four = float __attribute__((vector_size(16)));
+    Eight eight[2];
+    std::memcpy(eight, &lanes, sizeof eight);
+    eight[0] += eight[1];
+    Four four[2];
+    std::memcpy(four, &eight[0], sizeof four);
+    four[0] += four[1];
+    return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
 }
 
 }  // namespace ea

@@ -104,12 +104,18 @@ EA_CLONES void log_mel_frames(const ea_log_mel_plan &plan, const float *samples,
     const size_t n_complex = plan.n_fft / 2;
     float *data = scratch, *power = scratch + plan.n_fft * N_LANES;
     std::memset(data, 0, plan.n_fft * N_LANES * sizeof(float));
-    for (size_t lane = 0; lane < n_valid; lane++) {
-        const size_t start = (first_frame + lane) * plan.hop_samples;
-        const size_t count = std::min(plan.window_samples, n_samples > start ? n_samples - start : 0);
-        const float *frame = samples + start;
-        for (size_t i = 0; i < count; i++)  // even samples are the real parts, odd ones the imaginary parts
-            data[(2 * plan.reversed[i / 2] + i % 2) * N_LANES + lane] = frame[i] * plan.window[i];
+    const float *first = samples + first_frame * plan.hop_samples;
+    const size_t last_start = (first_frame + n_valid - 1) * plan.hop_samples;
+    const size_t count = std::min(plan.window_samples, n_samples - std::min(n_samples, last_start));
+    for (size_t i = 0; i < count; i++) {
+        Lanes lanes = {};
+        if (n_valid == N_LANES) {
+            for (size_t lane = 0; lane < N_LANES; lane++) lanes[lane] = first[lane * plan.hop_samples + i];
+        } else {
+            for (size_t lane = 0; lane < n_valid; lane++) lanes[lane] = first[lane * plan.hop_samples + i];
+        }
+        // Even samples are the real parts, odd ones the imaginary parts.
+        store(data + (2 * plan.reversed[i / 2] + i % 2) * N_LANES, lanes * plan.window[i]);
     }
     transform(plan, data);
     for (size_t k = 0; k <= n_complex; k++) {

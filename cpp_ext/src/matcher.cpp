@@ -61,8 +61,8 @@ ea_status ea_cohort_stats(const float *rows, size_t n_rows, const float *bank, s
     float *distances = scratch, *norms = scratch + n_bank;
     if (!row_norms(bank, n_bank, dim, norms)) return EA_NOT_FINITE;
     for (size_t i = 0; i < n_rows; i++) {
-        const float norm = row_norm(rows + i * dim, dim);
-        if (std::isnan(norm)) return EA_NOT_FINITE;
+        float norm;
+        if (!row_norms(rows + i * dim, 1, dim, &norm)) return EA_NOT_FINITE;
         cosine_row(rows + i * dim, norm, bank, norms, n_bank, dim, distances);
         double mean, sd;
         cohort(distances, n_bank, std::min(top, n_bank), &mean, &sd);
@@ -149,8 +149,8 @@ ea_status ea_classify(const ea_matcher *matcher, const float *embedding, size_t 
                       ea_match *matches, size_t *n_matches) {
     const ea_matcher &m = *matcher;
     if (top_k == 0) return EA_INVALID_ARGUMENT;
-    const float norm = row_norm(embedding, m.dim);
-    if (std::isnan(norm)) return EA_NOT_FINITE;
+    float norm;
+    if (!row_norms(embedding, 1, m.dim, &norm)) return EA_NOT_FINITE;
     float *distances = scratch, *bank_distances = scratch + m.n_labels;
     cosine_row(embedding, norm, m.prototypes.data(), m.prototype_norms.data(), m.n_labels, m.dim, distances);
     double cohort_mean = 0, cohort_sd = 1;

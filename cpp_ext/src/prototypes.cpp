@@ -48,8 +48,8 @@ ea_status ea_prototypes(const float *embeddings, const int32_t *labels, size_t n
         const float *row = embeddings + i * dim;
         float *total = prototypes + size_t(labels[i]) * dim;
         const double weight = weights ? weights[i] / largest_weight : 1.0;
-        const float norm = row_norm(row, dim);
-        if (std::isnan(norm)) return EA_NOT_FINITE;
+        float norm;
+        if (!row_norms(row, 1, dim, &norm)) return EA_NOT_FINITE;
         total_weights[labels[i]] += float(weight);
         if (norm > 0) {
             add_scaled(total, row, float(weight / norm), dim);
