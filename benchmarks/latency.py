@@ -25,8 +25,8 @@ SAMPLE_RATE_HZ = 16_000
 COMMAND = "from edgealign.cli.app import main; main()"  # what the console script `edgealign` runs
 
 
-def run_cold(words: Sequence[str], python: str | Path = sys.executable) -> tuple[float, float]:
-    """Seconds and peak resident 10^6 bytes of one fresh Python process."""
+def run_cold(words: Sequence[str], python: str | Path = sys.executable) -> tuple[float, float, float]:
+    """Seconds on the clock, seconds of processor time and peak resident 10^6 bytes of one fresh Python process."""
     started = time.perf_counter()
     process = subprocess.Popen([str(python), *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     errors = process.stderr.read()
@@ -36,37 +36,39 @@ def run_cold(words: Sequence[str], python: str | Path = sys.executable) -> tuple
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {errors.decode().strip()}")
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return seconds, cpu_seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def cold_rows(
     commands: dict[str, Sequence[str]], base: str, n_runs: int, python: str | Path = sys.executable
 ) -> list[dict]:
-    """Rows of commands that are run in turn, so that a busy machine slows all of them; the ratio is of medians.
+    """Rows of commands that are run in turn, so that a busy machine slows all of them; ratios are of medians.
 
+    Processor time tells more than the clock where other processes want the same cores.
     commands  name -> words after `python`;   base  the name that the others are compared to
     """
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for turn in range(n_runs + 1):
         for name, words in commands.items():
             measured = run_cold(words, python)
             if turn:  # the first turn fills the file cache and writes the .pyc files
                 taken[name].append(measured)
-    base_ms = 1e3 * float(np.median([seconds for seconds, _ in taken[base]]))
-    made = []
-    for name, values in taken.items():
-        milliseconds, megabytes = 1e3 * np.array([v[0] for v in values]), [v[1] for v in values]
-        made.append(
-            {
-                "what": name,
-                "stage": "cold process",
-                **summary(milliseconds),
-                "ratio": round(float(np.median(milliseconds)) / base_ms, 3),
-                "ratio_to": base,
-                "peak_rss_mb": round(max(megabytes), 1),
-            }
-        )
-    return made
+    columns = {name: np.array(values).T for name, values in taken.items()}
+    base_s, base_cpu_s, _ = np.median(columns[base], axis=1)
+    return [
+        {
+            "what": name,
+            "stage": "cold process",
+            **summary(1e3 * seconds),
+            "cpu_median_ms": round(1e3 * float(np.median(cpu_seconds)), 4),
+            "ratio": round(float(np.median(seconds) / base_s), 3),
+            "cpu_ratio": round(float(np.median(cpu_seconds) / base_cpu_s), 3),
+            "ratio_to": base,
+            "peak_rss_mb": round(float(megabytes.max()), 1),
+        }
+        for name, (seconds, cpu_seconds, megabytes) in columns.items()
+    ]
 
 
 def summary(milliseconds: np.ndarray) -> dict[str, float | int]:

@@ -60,5 +60,6 @@ def show(made: list[dict]) -> None:
     for row in made:
         number = f"{row['value']:10.3f} {row['unit']}" if "value" in row else f"{row['median_ms']:10.3f} ms"
         ratio = f"  {row['ratio']} x {row['ratio_to']}" if "ratio" in row else ""
+        ratio += f" ({row['cpu_ratio']} x in processor time)" if "cpu_ratio" in row else ""
         memory = f"  peak {row['peak_rss_mb']} MB" if "peak_rss_mb" in row else ""
         print(f"{row['what']:40} {row['stage']:24} {number}{ratio}{memory}")

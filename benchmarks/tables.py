@@ -19,6 +19,7 @@ CONDITIONS = (
     ("other speaker with text", 1), ("other speaker with text", 5), ("same speaker with text", 1),
     ("same speaker with text", 5), ("open set", 5),
 )  # fmt: skip
+LATENCY_NOTE = "Accuracy: mean over the packs, other speaker, k=5, of what is timed; empty where not measured."
 MEAN_OF_PACKS = "mean of the packs"
 
 
@@ -70,12 +71,20 @@ def fewshot_tables(found: list[dict]) -> str:
     return "\n".join(parts)
 
 
+def ratio(row: dict) -> str:
+    """How a time compares to that of another row, on the clock and, where measured, in processor time."""
+    if "ratio" not in row:
+        return ""
+    cpu = f" (processor time {row['cpu_ratio']:.2f} x)" if "cpu_ratio" in row else ""
+    return f"{row['ratio']:.2f} x {row['ratio_to']}{cpu}"
+
+
 def latency_table(found: list[dict]) -> str:
-    head = ["what", "stage", "median ms", "p95 ms", "runs", "threads", "ratio"]
+    head = ["what", "stage", "median ms", "p95 ms", "runs", "threads", "ratio", "peak MB", "accuracy %"]
     body = [
         [
             row["what"], row.get("stage", ""), f"{row['median_ms']:.3f}", f"{row['p95_ms']:.3f}", str(row["n_runs"]),
-            str(row["threads"]), f"{row['ratio']:.2f} x {row['ratio_to']}" if "ratio" in row else "",
+            str(row["threads"]), ratio(row), str(row.get("peak_rss_mb", "")), str(row.get("accuracy_percent") or ""),
         ]
         for row in found
         if "median_ms" in row
@@ -112,7 +121,7 @@ def render(fewshot: list[dict], latency: list[dict], footprint: list[dict]) -> s
             f"speaks of other draws from these recordings, not of other speakers.\n\n{fewshot_tables(fewshot)}"
         )
     if latency:
-        parts.append(f"## Latency\n\n{latency_table(latency)}\n{size_table(latency)}")
+        parts.append(f"## Latency\n\n{LATENCY_NOTE}\n\n{latency_table(latency)}\n{size_table(latency)}")
     if footprint:
         parts.append(f"## Footprint\n\n{latency_table(footprint)}\n{size_table(footprint)}")
     parts.append("## Where the rows come from\n\n" + provenance(fewshot + latency + footprint))

@@ -214,8 +214,8 @@ def test_texts_join_the_prototype_with_their_weight():
 
 
 def test_a_cold_process_is_timed_and_its_failure_told():
-    seconds, megabytes = latency.run_cold(["-c", "import time; time.sleep(0.2); x = bytes(40_000_000)"])
-    assert seconds > 0.2 and megabytes > 40
+    seconds, cpu_seconds, megabytes = latency.run_cold(["-c", "import time; time.sleep(1); x = bytes(40_000_000)"])
+    assert seconds > 1 > cpu_seconds > 0 and megabytes > 40
     with pytest.raises(RuntimeError, match="no such thing"):
         latency.run_cold(["-c", "raise SystemExit('no such thing')"])
 
@@ -258,6 +258,22 @@ def test_tables_show_every_mean_and_the_mean_of_the_packs():
     assert "| edgealign int8 − openWakeWord | +5.0 ± 0.2 |" in text
     assert "edgealign int8: never enrolled accepted" in text
     assert "bbbbbbbbbbbb" in text and "600 episodes" in text
+
+
+def test_latency_rows_become_a_table_with_ratio_memory_and_accuracy():
+    rows_ = latency.cold_rows({"nothing": ["-c", ""], "a loop": ["-c", "sum(range(3_000_000))"]}, "nothing", 3)
+    assert rows_[0]["cpu_ratio"] == 1 < rows_[1]["cpu_ratio"]
+    fewshot_rows = [
+        fewshot_row(k=5, mean=80.0),
+        fewshot_row(k=5, mean=90.0, pack="other"),
+        fewshot_row(k=5, bundle="c"),
+    ]
+    accuracy = latency.other_speaker_accuracy(fewshot_rows, "b" * 64)
+    assert accuracy == {"edgealign int8": 85.0}
+    common = {key: fewshot_row()[key] for key in ("bundle", "commit", "command", "machine")}
+    text = tables.render([], [rows_[1] | common | {"accuracy_percent": 85.0}], [])
+    (line,) = [line for line in text.splitlines() if line.startswith("| a loop")]
+    assert f"{rows_[1]['ratio']:.2f} x nothing" in line and "| 85.0 |" in line and str(rows_[1]["peak_rss_mb"]) in line
 
 
 def test_committed_rows_hold_what_is_needed_to_measure_them_again():
