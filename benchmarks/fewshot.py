@@ -35,7 +35,6 @@ MIN_EPISODES = 600
 OPEN_SET_SHOTS = 5
 OPEN_SET_OTHERS = 15  # noises, and silences, asked in each episode
 OURS = "edgealign "  # how the names of the bundle's methods begin; the variant follows
-ROW_KEY = ("what", "pack", "condition", "k", "method", "minus", "measure")
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINING_LICENSES = ("CC0", "CC-BY", "MIT", "BSD")  # esc50 rows with another license can be in no shipped bank
@@ -71,7 +70,7 @@ def label_text(pack: str, label: str) -> tuple[str, str] | None:
     if pack == "fsdd":
         return DIGITS[int(label)], "en"
     if pack == "dspspeech20":
-        return label, "en" if label.isascii() else "zh"
+        return label, "en" if label.isascii() else "cmn"
     if pack == "czech_synthetic":
         return label, "cs"
     return None
@@ -332,7 +331,10 @@ def _matcher(bundle: Bundle, episode: Episode, embeddings: np.ndarray) -> kernel
 
 
 def to_rows(pack: Pack, measured: list[Measured], compared: Sequence[tuple[str, str]], common: dict) -> list[dict]:
-    """One row per measured mean, and one per paired difference of two methods on the same episodes. All in percent."""
+    """One row per measured mean, and one per paired difference on the same episodes. All in percent.
+
+    compared  pairs of methods; what the text adds is told for the first method of the first pair
+    """
     made = []
 
     def add(what: str, one: Measured, shares: np.ndarray, **more: object) -> None:
@@ -356,7 +358,7 @@ def to_rows(pack: Pack, measured: list[Measured], compared: Sequence[tuple[str, 
                 add("fewshot difference", one, one.shares - rival.shares, minus=other)
     for one in measured:
         bare = by_key.get((one.condition.removesuffix(" with text"), one.k, one.method, one.measure))
-        if one.condition.endswith(" with text") and bare is not None:
+        if one.condition.endswith(" with text") and one.method == compared[0][0]:
             add("fewshot difference", one, one.shares - bare.shares, minus="without text")
     return made
 
@@ -423,7 +425,7 @@ def main() -> None:
         arguments.bundle, arguments.data, arguments.cache, arguments.packs, arguments.episodes, arguments.seed,
         not arguments.rivals_only,
     )  # fmt: skip
-    rows.replace(arguments.rows, made, ROW_KEY)
+    rows.replace(arguments.rows, made, ("pack",))
     for row in made:
         name = f"{row['method']} - {row['minus']}" if "minus" in row else row["method"]
         print(f"{row['pack']:16} {row['condition']:24} k={row['k']} {name:36} {row['measure']:24} "

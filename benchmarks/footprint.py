@@ -69,8 +69,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=rows.FOLDER / "footprint.jsonl", help="JSONL file to write")
     arguments = parser.parse_args()
     made = measure()
-    arguments.rows.unlink(missing_ok=True)  # a package that is no longer installed must not stay
-    rows.replace(arguments.rows, made, ("what", "stage"))
+    rows.replace(arguments.rows, made, ())
     rows.show(made)
 
 

@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=rows.FOLDER / "latency.jsonl", help="JSONL file to write")
     arguments = parser.parse_args()
     made = measure(arguments.bundle, arguments.cache / rivals.OPENWAKEWORD, rows.FOLDER / "fewshot.jsonl")
-    rows.replace(arguments.rows, made, ("what", "stage"))
+    rows.replace(arguments.rows, made, ())
     rows.show(made)
 
 

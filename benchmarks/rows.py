@@ -43,7 +43,10 @@ def read(path: Path) -> list[dict]:
 
 
 def replace(path: Path, new_rows: list[dict], key: tuple[str, ...]) -> None:
-    """Put rows into a JSONL file; earlier rows that agree with a new one in all fields of the key are dropped."""
+    """Put rows into a JSONL file; earlier rows that agree with a new one in all fields of the key are dropped.
+
+    An empty key replaces the whole file.
+    """
 
     def identity(row: dict) -> tuple:
         return tuple(row.get(field) for field in key)

@@ -101,6 +101,18 @@ def test_a_split_gives_the_clips_of_one_role(tmp_path):
         episodes.read_split(split, "val")
 
 
+@pytest.mark.parametrize("split", sorted(fewshot.SPLITS.glob("*.tsv")), ids=lambda path: path.stem)
+def test_no_test_word_and_no_test_speaker_is_in_training_or_validation(split):
+    header, *lines = split.read_text(encoding="utf-8").splitlines()
+    assert header == "pack\tfile\tlabel\tspeaker\trole"
+    table = [line.split("\t") for line in lines]
+    test = [row for row in table if row[4] == "test"]
+    others = [row for row in table if row[4] in ("train", "val")]
+    assert test and len(test) + len(others) == len(table)
+    for column in (2, 3):
+        assert not {row[column] for row in test} & {row[column] for row in others}
+
+
 def test_interval_is_that_of_a_mean_of_coin_flips():
     n, n_right = 400, 300
     mean, ci95 = episodes.mean_and_ci95(np.array([1.0] * n_right + [0.0] * (n - n_right)))
