@@ -9,6 +9,7 @@ compiler and the package index.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,10 +35,26 @@ def run(*words: str | Path) -> None:
         raise RuntimeError(f"'{' '.join(map(str, words))}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
+def copy_source(target: Path) -> Path:
+    """The source tree as git would have it, so that nothing left over from an earlier build gets into the wheel."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
 def measure() -> list[dict]:
     made = []
     with tempfile.TemporaryDirectory() as folder:
-        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT)
+        source = copy_source(Path(folder) / "source")
+        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source)
         (wheel,) = Path(folder).glob("*.whl")
         made.append(_size("wheel", wheel.name, wheel.stat().st_size))
         environment = Path(folder) / "environment"
