@@ -1,8 +1,9 @@
 """The formulas that edgealign is made of. They are stated here and nowhere else.
 
-The compiled core computes them (float32); `edgealign.reference` defines them in numpy (float64) and takes over, visibly,
-where the core is not installed: `backend()` says which of the two runs. Arrays are converted to float32 (labels to
-int32) and C order where they are not; NaN or infinity in an input is a ValueError before anything is returned.
+The compiled core computes them (float32); `edgealign.reference` defines them in numpy (float64) and takes over,
+visibly, where the core is not installed: `backend()` says which of the two runs. Arrays are converted to float32
+(labels to int32) and C order where they are not; NaN or infinity in an input is a ValueError before anything is
+returned.
 
 Distances, between rows q and p of equal width; smaller is closer
     sq_l2       sum((q - p)^2), no square root                                       [0, 4] for unit vectors
@@ -15,8 +16,8 @@ Labels
                 does the prototype of a label without rows.
     leave_one_out   cosine distance of a row to the prototype of its label made without that row; not valid where no
                 other row of the label weighs anything, or what they leave has no direction
-    cohort      the `top` rows of the background bank that are closest to a row: mean and standard deviation (population,
-                at least 1e-4) of their cosine distances
+    cohort      the `top` rows of the background bank that are closest to a row: mean and standard deviation
+                (population, at least 1e-4) of their cosine distances
 
 Decision, for a query with cosine distances d[l] to the prototypes; the candidate is the closest label
     z           (cohort mean of prototype l - d[l]) / cohort deviation of prototype l     0 without a bank
@@ -35,14 +36,15 @@ Decision, for a query with cosine distances d[l] to the prototypes; the candidat
     text_weight / (text_weight + k) of a label with k recordings.
 
 Sound
-    log_mel     frames of window_samples every hop_samples, 1 + (n_samples - window_samples) // hop_samples of them (a
-                shorter clip is zero-padded on the right to one); periodic Hann window; zero-padded on the right to n_fft;
-                power spectrum; filterbank; natural log of the energy, clamped from below at energy_floor
+    log_mel     frames of window_samples every hop_samples, 1 + (n_samples - window_samples) // hop_samples of them; a
+                shorter clip is zero-padded on the right to one. Periodic Hann window, zero-padded on the right to
+                n_fft, power spectrum, filterbank, natural log of the energy, clamped from below at energy_floor
     sound_spans the level of a frame is 10 log10 of its mean mel energy; the floor is the level at rank
-                int(floor_quantile (n_frames - 1)); a frame is on above max(floor + above_floor_db, peak - below_peak_db).
-                Runs closer than merge_frames are joined, then those shorter than min_frames dropped, the rest padded by
-                pad_frames within the clip and the middle of the gap to the next; a longer run keeps its loudest
-                max_frames. Clearness is the sum of level - threshold over the frames that are on, in dB x frames.
+                int(floor_quantile (n_frames - 1)); a frame is on above max(floor + above_floor_db,
+                peak - below_peak_db). Runs closer than merge_frames are joined, then those shorter than min_frames
+                dropped, the rest padded by pad_frames within the clip and the middle of the gap to the next; a longer
+                run keeps its loudest max_frames. Clearness is the sum of level - threshold over the frames that are
+                on, in dB x frames
 """
 
 from __future__ import annotations
@@ -128,6 +130,8 @@ def _weights(weights: np.ndarray | None, n_rows: int) -> np.ndarray | None:
     if weights is None:
         return None
     weights = _float32(weights, 1, "weights")
+    if not np.isfinite(weights).all():
+        raise ValueError("NaN or infinity in weights")
     if weights.shape != (n_rows,) or (n_rows and weights.min() < 0):
         raise ValueError(f"weights must be {n_rows} numbers, none of them negative")
     return weights
@@ -235,14 +239,14 @@ def log_mel(
     samples   float32 [n_samples], mono, meant to be in [-1, 1]; beyond +-1e6 it is a ValueError
     filters   float32 [n_mels, n_fft // 2 + 1], from the bundle; n_fft is a power of two >= window_samples
 
-    The core computes in float32: an energy is off by at most 1e-5 of itself plus 1e-11 of its frame's energy.
+    The core computes in float32; edgealign.h says how far that is off.
     """
     samples, filters = _float32(samples, 1, "samples"), _float32(filters, 2, "filters")
     n_fft = 2 * (filters.shape[1] - 1)
     if n_fft < 4 or n_fft & (n_fft - 1) or not 1 <= window_samples <= n_fft or hop_samples < 1 or energy_floor < 1e-37:
         raise ValueError(
-            f"a front end of {window_samples} window samples, {hop_samples} hop samples, n_fft {n_fft} and energy floor "
-            f"{energy_floor}: n_fft must be a power of two from 4, the window 1 to n_fft, the floor at least 1e-37"
+            f"a front end of {window_samples} window samples, {hop_samples} hop samples, n_fft {n_fft} and energy "
+            f"floor {energy_floor}: n_fft must be a power of two from 4, the window 1 to n_fft, the floor 1e-37 or more"
         )
     if _core is None:
         if len(samples) and np.abs(samples).max() > MAX_SAMPLE:
@@ -353,8 +357,9 @@ class Matcher:
         embeddings, bank = _pair(embeddings, bank, ("embeddings", "the bank"))
         labels = _labels(labels, len(embeddings), n_labels)
         kinds = np.ascontiguousarray(kinds, dtype=np.int32)
-        if n_labels < 1 or len(np.unique(labels)) != n_labels:
-            raise ValueError(f"{n_labels} labels, of which {len(np.unique(labels))} have rows: every label must have one")
+        n_used = len(np.unique(labels))
+        if n_labels < 1 or n_used != n_labels:
+            raise ValueError(f"{n_labels} labels, of which {n_used} have rows: every label must have one")
         if kinds.shape != labels.shape or not np.isin(kinds, KINDS).all():
             raise ValueError(f"kinds must be {len(labels)} of {KINDS}")
         if not 0 < text_weight < np.inf:

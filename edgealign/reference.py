@@ -181,7 +181,8 @@ class Matcher:
     ) -> None:
         recording = kinds == 1
         self.calibration, self.bank = calibration, bank
-        self.prototypes = prototypes(embeddings, labels, n_labels, np.where(recording, 1, text_weight).astype(np.float32))
+        weights = np.where(recording, 1, text_weight).astype(np.float32)
+        self.prototypes = prototypes(embeddings, labels, n_labels, weights)
         self.n_recordings = np.bincount(labels[recording], minlength=n_labels)
         distances, valid = leave_one_out(embeddings, labels, n_labels, recording.astype(np.float32))
         seen = valid & recording

@@ -146,7 +146,8 @@ EA_API size_t ea_log_mel_frames(const ea_log_mel_plan *plan, size_t n_samples);
 EA_API size_t ea_log_mel_scratch_floats(const ea_log_mel_plan *plan);
 
 /* log_mels [n_mels, ea_log_mel_frames(plan, n_samples)]. Samples beyond +-EA_MAX_SAMPLE are not audio and are refused
-   with EA_INVALID_ARGUMENT. float32: an energy is off by at most 1e-5 of itself plus 1e-11 of the energy of its frame.
+   with EA_INVALID_ARGUMENT. float32: the root of an energy is off by at most 2e-6 of itself plus 5e-8 sqrt(n_fft W S), W
+   the sum of the filter's weights and S the sum of squares of the windowed frame.
    scratch float [ea_log_mel_scratch_floats(plan)]. */
 #define EA_MAX_SAMPLE 1e6f
 EA_KERNEL ea_status ea_log_mel(const ea_log_mel_plan *plan, const float *samples, size_t n_samples, float *scratch,
