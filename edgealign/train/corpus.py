@@ -29,6 +29,7 @@ import numpy as np
 import soundfile
 
 from edgealign import reference
+from edgealign.errors import InvalidInput
 from edgealign.train import words as word_lists
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.train.synthesis import (
@@ -66,6 +67,7 @@ FREE_NOISE_LICENSES = frozenset({"CC0", "CC-BY"})
 @dataclass(frozen=True)
 class CorpusConfig:
     seed: int = 0
+    languages: tuple[str, ...] = ()  # espeak-ng voices; empty for all whose phonemes can be trusted
     words_per_language: int = 600
     words_in_english: int = 2500
     renders_per_word: int = 3
@@ -136,9 +138,12 @@ def _load_or_collect_words(folder: Path, config: CorpusConfig) -> list[Word]:
     path = folder / "words.tsv"
     if not path.exists():
         espeak = Espeak()
-        languages = word_lists.usable_languages(espeak)
+        languages = list(config.languages) or word_lists.usable_languages(espeak)
         words = word_lists.collect(espeak, [x for x in languages if x != "en"], config.words_per_language, config.seed)
-        words += word_lists.collect(espeak, ["en"], config.words_in_english, config.seed)
+        if "en" in languages:
+            words += word_lists.collect(espeak, ["en"], config.words_in_english, config.seed)
+        if not words:
+            raise InvalidInput(f"no words were found for {', '.join(languages)}: expected names of espeak-ng voices")
         partial = path.with_suffix(".partial")
         partial.write_text("".join(f"{w.text}\t{w.language}\t{w.ipa}\n" for w in words), encoding="utf-8")
         os.replace(partial, path)

@@ -95,9 +95,7 @@ def _torch_nearest(queries: Tensor, prototypes: Tensor, k: int = 1, metric: int 
     return ordered[:, :k].contiguous(), rows[:, :k].contiguous()
 
 
-def _label_sums(
-    unit: Tensor, labels: Tensor, n_labels: int, weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _label_sums(unit: Tensor, labels: Tensor, n_labels: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weighted sums of unit rows scaled to unit length [n_labels, d], and one over their lengths [n_labels, 1]."""
     weights = torch.ones_like(unit[:, 0]) if weights is None else weights
     sums = unit.new_zeros(n_labels, unit.shape[1]).index_add(0, labels, unit * weights[:, None])

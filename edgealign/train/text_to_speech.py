@@ -10,6 +10,7 @@ Two recipes share the data, the encoders, the validation and the checkpoints:
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import random
@@ -40,10 +41,11 @@ class TrainConfig:
     recipe: str = "joint"
     seed: int = 0
     steps: int = 4000
-    synthetic_words: int = 56
+    synthetic_words: int = 48
     renders: int = 2  # of each synthetic word in a batch
-    recorded_words: int = 16
+    recorded_words: int = 24
     takes: int = 4  # of each recorded word in a batch, by different speakers where there are
+    whole_share: float = 0.4  # of the recorded words; the others are spliced, see `Splice`
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     warm_up_steps: int = 200
@@ -68,7 +70,7 @@ def build_vocabulary(corpus: Corpus) -> dict:
     kept = sorted(c for c, n in counts.items() if n >= 3)
     languages = ["und", *sorted({label.language for label in corpus.labels if label.language})]
     ids = iter(range(2, 100_000))
-    return {
+    vocabulary = {
         "format_version": 1,
         "pad": 0,
         "unknown": 1,
@@ -77,6 +79,10 @@ def build_vocabulary(corpus: Corpus) -> dict:
         "tokens": {character: next(ids) for character in kept},
         "max_tokens": 40,
     }
+    table = vocabulary["languages"]
+    # BCP 47 writes the language or its macrolanguage, espeak-ng names the voice.
+    table |= {tag: table[voice] for tag, voice in (("zh", "cmn"), ("no", "nb"), ("nn", "nb")) if voice in table}
+    return vocabulary
 
 
 @dataclass
@@ -95,6 +101,17 @@ class Batch:
     ipa: tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Splice:
+    """A pseudo-word: parts of one or two recorded words, each (label row, from, to) in shares of the word's length.
+
+    People recorded few words, so parts of them are put together into thousands of others: whoever said both words
+    also "said" the splice. Time runs alike enough in two people's takes for shares of the length to mark one sound.
+    """
+
+    parts: tuple[tuple[int, float, float], ...]
+
+
 class Batches:
     """Draws batches; batch number `step` of a seed is always the same."""
 
@@ -106,17 +123,72 @@ class Batches:
         self.synthetic = corpus.select("train", synthetic=True)
         self.recorded = corpus.select("train", synthetic=False)
         sound = {i: sound_of(corpus.labels[i].ipa) for i in self.synthetic}
+        self.clips_by_speaker = {label: self._by_speaker(label) for label in self.recorded}
+        self.packs: dict[str, list[int]] = {}
+        for label in self.recorded:
+            self.packs.setdefault(corpus.labels[label].source.split(":")[0], []).append(label)
         self.by_start = sorted(self.synthetic, key=lambda i: sound[i])
         self.by_end = sorted(self.synthetic, key=lambda i: sound[i][::-1])
 
     def draw(self, step: int) -> Batch:
         config = self.config
         rng = random.Random(f"{config.seed} {step}")
-        labels = self._words(rng, config.synthetic_words)
-        rows = [(label, config.renders) for label in labels]
-        if self.recorded:
-            rows += [(label, config.takes) for label in self._recorded(rng, config.recorded_words)]
-        return self._batch([(label, clip) for label, n in rows for clip in self._takes(rng, label, n)], rng, step)
+        rows = [
+            (label, clip, self.cut(clip, rng))
+            for label in self._words(rng, config.synthetic_words)
+            for clip in self._takes(rng, label, config.renders)
+        ]
+        for slot in range(config.recorded_words if self.recorded else 0):
+            label = rng.choice(self.recorded)
+            if rng.random() < config.whole_share:
+                rows += [(label, clip, self.cut(clip, rng)) for clip in self._takes(rng, label, config.takes)]
+            else:
+                splice = self._splice(rng, label)
+                unnamed = len(self.corpus.labels) + slot
+                rows += [(unnamed, *said) for said in self._splice_takes(rng, splice, config.takes)]
+        return self._batch(rows, rng, step)
+
+    def _splice(self, rng: random.Random, label: int) -> Splice:
+        """Mostly the beginning of one word and the end of another of the same pack, sometimes part of one."""
+        cut = rng.uniform(0.35, 0.65)
+        if rng.random() < 0.3:
+            return Splice(((label, 0.0, cut + 0.1) if rng.random() < 0.5 else (label, cut - 0.1, 1.0),))
+        pack = self.packs[self.corpus.labels[label].source.split(":")[0]]
+        ends_with = rng.uniform(0.35, 0.65)
+        return Splice(((label, 0.0, cut), (rng.choice(pack), ends_with, 1.0)))
+
+    def _splice_takes(self, rng: random.Random, splice: Splice, n: int) -> list[tuple[int, np.ndarray]]:
+        """n takes of a splice, by different speakers where there are: a clip that names the speaker, and the frames.
+
+        Where nobody is known to have said all parts (recordings without speaker labels), voices are mixed.
+        """
+        by_speaker = [self.clips_by_speaker[label] for label, _, _ in splice.parts]
+        shared = sorted(set.intersection(*(set(clips) for clips in by_speaker)))
+        order = rng.sample(shared, len(shared))
+        takes = []
+        for i in range(n):
+            chosen = []
+            for clips in by_speaker:
+                speaker = order[i % len(order)] if order else rng.choice(list(clips))
+                chosen.append(rng.choice(clips[speaker]))
+            frames = [
+                self._part(clip, first, end, rng) for clip, (_, first, end) in zip(chosen, splice.parts, strict=True)
+            ]
+            takes.append((chosen[0], np.concatenate(frames)))
+        return takes
+
+    def _part(self, clip: int, first: float, end: float, rng: random.Random) -> np.ndarray:
+        row = self.corpus.clips[clip]
+        length = row["end"] - row["first"]
+        first, end = (share + rng.uniform(-0.04, 0.04) if 0 < share < 1 else share for share in (first, end))
+        begin = int(row["offset"] + row["first"] + first * length)
+        return self.corpus.spectra[begin : max(begin + 4, int(row["offset"] + row["first"] + end * length))]
+
+    def _by_speaker(self, label: int) -> dict[int, list[int]]:
+        by_speaker: dict[int, list[int]] = {}
+        for clip in self.corpus.clips_of[label].tolist():
+            by_speaker.setdefault(int(self.corpus.clips["speaker"][clip]), []).append(clip)
+        return by_speaker
 
     def _words(self, rng: random.Random, n: int) -> list[int]:
         """Half of the words at random, half in runs of words that begin or end alike, which are hard to tell apart."""
@@ -129,38 +201,35 @@ class Batches:
             chosen[rng.choice(self.synthetic)] = None
         return list(chosen)[:n]
 
-    def _recorded(self, rng: random.Random, n: int) -> list[int]:
-        """Recorded words, and as many per pack as its number of words allows: negatives from one studio are hard."""
-        return rng.sample(self.recorded, min(n, len(self.recorded)))
-
     def _takes(self, rng: random.Random, label: int, n: int) -> list[int]:
-        clips = self.corpus.clips_of[label].tolist()
-        rng.shuffle(clips)
-        by_speaker: dict[int, list[int]] = {}
-        for clip in clips:
-            by_speaker.setdefault(int(self.corpus.clips["speaker"][clip]), []).append(clip)
+        by_speaker = self.clips_by_speaker.get(label) or self._by_speaker(label)
+        by_speaker = {speaker: rng.sample(clips, len(clips)) for speaker, clips in by_speaker.items()}
+        by_speaker = {speaker: by_speaker[speaker] for speaker in rng.sample(list(by_speaker), len(by_speaker))}
         turns = [clip for turn in zip(*by_speaker.values(), strict=False) for clip in turn]
         rest = [clip for own in by_speaker.values() for clip in own if clip not in set(turns[:n])]
         chosen = (turns + rest)[:n]
         return chosen + [rng.choice(chosen) for _ in range(n - len(chosen))]
 
-    def _batch(self, rows: list[tuple[int, int]], rng: random.Random, step: int) -> Batch:
+    def _batch(self, rows: list[tuple[int, int, np.ndarray]], rng: random.Random, step: int) -> Batch:
+        """rows   label (past the end of the corpus for a splice), a clip by the same speaker, and the frames"""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        spectra = [self.cut(clip, rng) for _, clip in rows]
-        log_mels, mask = self.augmenter(spectra, generator)
+        log_mels, mask = self.augmenter([frames for _, _, frames in rows], generator)
         # Sorted by length, so that `in_parts` can cut the batch where little is padded.
         order = torch.argsort(mask.sum(dim=(1, 2)))
         log_mels, mask = log_mels[order], mask[order]
         rows = [rows[i] for i in order.tolist()]
-        label = torch.tensor([label for label, _ in rows])
+        label = torch.tensor([label for label, _, _ in rows])
+        known = {i: self.corpus.labels[i] for i in label.tolist() if i < len(self.corpus.labels)}
         phones = [
-            torch.tensor([self.phone_ids[c] for c in sound_of(self.corpus.labels[i].ipa) if c in self.phone_ids])
+            torch.tensor(
+                [self.phone_ids[c] for c in sound_of(known[i].ipa) if c in self.phone_ids] if i in known else []
+            )
             for i in label.tolist()
         ]
-        spelled = [i for i in dict.fromkeys(label.tolist()) if self.corpus.labels[i].text]
+        spelled = [i for i, known_label in known.items() if known_label.text]
         return Batch(
             log_mels, mask, label,
-            torch.from_numpy(self.corpus.clips["speaker"][[clip for _, clip in rows]].astype(np.int64)),
+            torch.from_numpy(self.corpus.clips["speaker"][[clip for _, clip, _ in rows]].astype(np.int64)),
             torch.nn.utils.rnn.pad_sequence(phones, batch_first=True).long(),
             torch.tensor([len(p) for p in phones]),
             torch.tensor(spelled),
@@ -476,7 +545,7 @@ class Trainer:
         if self.step < config.warm_up_steps:
             return peak * (self.step + 1) / config.warm_up_steps
         done = (self.step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
-        return peak * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done)))
+        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -1,0 +1,195 @@
+"""The background bank, and the numbers of the decision between a label and unknown.
+
+Both are made with the encoder that ships. The numbers are a logistic regression on the features of
+`edgealign.kernels` (section "decision"), fitted on simulated enrollments of meta-validation words: other words than
+those that training saw, asked by other speakers where there are any, and by words and noises that were not enrolled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from edgealign import kernels
+
+Embed = Callable[[list[np.ndarray]], np.ndarray]  # log-mels [n_mels, n_frames] each -> float32 [n, dim]
+
+FEATURES = ("w_bias", "w_z", "w_t", "w_distance", "w_margin", "w_loo", "w_shots", "w_text")
+# A larger distance must mean a smaller probability (the bundle loader insists), and so must unlike shots.
+BOUNDS = ((None, None), (0, None), (0, None), (None, 0), (0, None), (None, None), (0, None), (None, 0))
+
+COHORT = 40  # nearest rows of the bank that score normalization looks at (adaptive s-norm, Matejka et al. 2017)
+SHOTS = (1, 2, 3, 5, 10)
+FALSE_ACCEPT_SHARE = 0.05  # of never-enrolled words, on validation words: field conditions will raise it
+PRIOR_WEIGHT, LONE_MARGIN = 2.0, 0.25
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Embedded validation clips of one kind.
+
+    speech    float32 [n, dim];  label, speaker  int [n]
+    text      {label: float32 [dim]}, where a label's spelling is known
+    """
+
+    speech: np.ndarray
+    label: np.ndarray
+    speaker: np.ndarray
+    text: dict[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a decision is fitted on: features [n, len(FEATURES)], whether the nearest label is the right one [n],
+    whether the word was enrolled at all [n], and how many recordings its label had [n]."""
+
+    features: np.ndarray
+    right: np.ndarray
+    enrolled: np.ndarray
+    shots: np.ndarray
+
+
+def fit(pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: float, seed: int = 0) -> dict[str, float]:
+    """The `calibration` section of a manifest.
+
+    noises  float32 [n, dim], embeddings of sounds that are no words and not in the bank
+    bank    float32 [n, dim]
+    """
+    rng = np.random.default_rng(seed)
+    prior_loo = float(np.mean([_leave_one_out_mean(pool, rng) for pool in pools]))
+    asked = [_ask(pool, noises, bank, text_weight, prior_loo, rng) for pool in pools]
+    features = np.concatenate([questions.features for questions in asked])
+    right = np.concatenate([questions.right for questions in asked])
+    # Every pool counts the same, and so do answers that are right and answers that are not.
+    weight = np.concatenate([_balanced(questions.right) / len(asked) for questions in asked])
+    sign = np.where(right, 1.0, -1.0)
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (features @ w)
+        gradient = -(weight * sign * expit(-margin)) @ features
+        return float(weight @ np.logaddexp(0, -margin)) + 1e-4 * w @ w, gradient + 2e-4 * w
+
+    start = np.array([0, 0.5, 0.5, -1, 1, 0, 0.1, -0.1])
+    weights = minimize(loss, start, jac=True, bounds=BOUNDS, method="L-BFGS-B").x
+    # The strictest of the pools, at five shots: a threshold that holds in the studio must hold outside.
+    refused = [np.quantile((q.features @ weights)[~q.enrolled & (q.shots == 5)], 1 - FALSE_ACCEPT_SHARE) for q in asked]
+    return dict(zip(FEATURES, map(float, weights), strict=True)) | {
+        "accept_logit": float(max(refused)),
+        "top": COHORT,
+        "prior_loo": prior_loo,
+        "prior_weight": PRIOR_WEIGHT,
+        "lone_margin": LONE_MARGIN,
+    }
+
+
+def report(calibration: dict, pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: float) -> list[str]:
+    """How the decision does on validation words, one line per pool and number of shots."""
+    weights = np.array([calibration[name] for name in FEATURES])
+    rng = np.random.default_rng(99)
+    lines = []
+    for i, pool in enumerate(pools):
+        asked = _ask(pool, noises, bank, text_weight, calibration["prior_loo"], rng)
+        accepted = asked.features @ weights >= calibration["accept_logit"]
+        for k in (0, *SHOTS):
+            own = asked.shots == k
+            if own.any():
+                enrolled, other = own & asked.enrolled, own & ~asked.enrolled
+                lines.append(
+                    f"pool {i}, {k} shots: {100 * np.mean((accepted & asked.right)[enrolled]):.1f} % of enrolled words "
+                    f"right, {100 * np.mean(accepted[other]):.1f} % of others accepted"
+                )
+    return lines
+
+
+def _ask(
+    pool: Pool, noises: np.ndarray, bank: np.ndarray, text_weight: float, prior_loo: float, rng: np.random.Generator,
+    n_episodes: int = 400,
+) -> Questions:  # fmt: skip
+    rows: list[tuple] = []
+    labels = np.unique(pool.label)
+    for episode in range(n_episodes):
+        way = int(rng.integers(1, min(10, len(labels) // 2) + 1))
+        k = int(rng.choice(SHOTS))
+        spelled = [label for label in labels if label in pool.text]
+        mode = episode % 5 if len(spelled) >= 2 * way else 4  # 0: text alone, 1: text and recordings, else recordings
+        chosen = rng.permutation(spelled if mode < 2 else labels)[:way].tolist()
+        support, owner, weight, left = [], [], [], []
+        for slot, label in enumerate(chosen):
+            own = np.flatnonzero(pool.label == label)
+            speaker = rng.choice(pool.speaker[own])
+            mine = rng.permutation(own[pool.speaker[own] == speaker])[:k]
+            if mode == 0:
+                mine = mine[:0]
+            support += [pool.speech[i] for i in mine]
+            owner += [slot] * len(mine)
+            weight += [1.0] * len(mine)
+            if mode < 2:
+                support.append(pool.text[label])
+                owner.append(slot)
+                weight.append(text_weight)
+            others = own[pool.speaker[own] != speaker]
+            left.append(others if len(others) else np.setdiff1d(own, mine))
+        enrolled = [(i, slot) for slot, rest in enumerate(left) for i in rng.permutation(rest)[:3]]
+        strangers = rng.permutation(np.flatnonzero(~np.isin(pool.label, chosen)))[: 2 * way]
+        queries = np.concatenate([
+            pool.speech[[i for i, _ in enrolled]], pool.speech[strangers], noises[rng.permutation(len(noises))[:way]]
+        ])  # fmt: skip
+        truth = np.array([slot for _, slot in enrolled] + [-1] * (len(queries) - len(enrolled)))
+        arrays = np.array(support), np.array(owner, np.int32), np.array(weight, np.float32)
+        rows.append((*_features(queries, *arrays, way, bank, prior_loo), truth))
+    features, nearest, shots, truth = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Questions(features, nearest == truth, truth >= 0, shots)
+
+
+def _features(
+    queries: np.ndarray, support: np.ndarray, owner: np.ndarray, weight: np.ndarray, way: int, bank: np.ndarray,
+    prior_loo: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Features [n, len(FEATURES)], nearest slot [n] and its number of recordings [n]."""
+    prototypes = kernels.prototypes(support, owner, way, weight)
+    distances = kernels.cosine(queries, prototypes)
+    order = np.argsort(distances, axis=1, kind="stable")
+    nearest, at = order[:, 0], np.arange(len(queries))
+    first = distances[at, nearest]
+    second = distances[at, order[:, 1]] if way > 1 else first + LONE_MARGIN
+    mu_label, sd_label = kernels.cohort_stats(prototypes, bank, COHORT).T
+    mu_query, sd_query = kernels.cohort_stats(queries, bank, COHORT).T
+    spoken = weight == 1.0
+    shots = np.bincount(owner[spoken], minlength=way)
+    loo = np.full(way, prior_loo)
+    if spoken.any():
+        out, has = kernels.leave_one_out(support[spoken], owner[spoken], way)
+        for slot in range(way):
+            mine = out[(owner[spoken] == slot) & has]
+            loo[slot] = (prior_loo * PRIOR_WEIGHT + mine.sum()) / (PRIOR_WEIGHT + len(mine))
+    features = np.stack([
+        np.ones(len(queries)), (mu_label[nearest] - first) / sd_label[nearest], (mu_query - first) / sd_query, first,
+        second - first, loo[nearest], np.log2(1 + shots[nearest]), (shots[nearest] == 0).astype(float),
+    ], axis=1)  # fmt: skip
+    return features, nearest, shots[nearest]
+
+
+def _leave_one_out_mean(pool: Pool, rng: np.random.Generator) -> float:
+    """Mean leave-one-out distance of five recordings by one speaker (or as many as there are)."""
+    means = []
+    for label in rng.permutation(np.unique(pool.label))[:100]:
+        own = np.flatnonzero(pool.label == label)
+        speaker = rng.choice(pool.speaker[own])
+        mine = rng.permutation(own[pool.speaker[own] == speaker])[:5]
+        mine = mine if len(mine) > 1 else own[:3]
+        out, has = kernels.leave_one_out(pool.speech[mine], np.zeros(len(mine), np.int32), 1)
+        means += out[has].tolist()
+    return float(np.mean(means))
+
+
+def _balanced(right: np.ndarray) -> np.ndarray:
+    return np.where(right, 0.5 / max(right.sum(), 1), 0.5 / max((~right).sum(), 1))
+
+
+def probability_at(calibration: dict) -> float:
+    """The probability at which a label is accepted."""
+    return float(expit(calibration["accept_logit"]))

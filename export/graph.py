@@ -1,0 +1,128 @@
+"""A checkpoint's encoders as ONNX files that give what torch gives."""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from edgealign.errors import EdgealignError, InvalidInput
+from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder, TextEncoder
+
+OPSET = 17
+PARITY_TOLERANCE = 2e-5  # of unit embeddings, fp32, torch against ONNX Runtime
+SPEECH_SHAPES = ((1, 18), (1, 61), (1, 98), (3, 150), (1, 300))  # batch, frames
+TEXT_SHAPES = ((1, 3), (1, 9), (4, 14), (1, 40))  # batch, tokens
+
+
+class ParityLost(EdgealignError):
+    """An exported encoder does not give what its checkpoint gives."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training saved: encoders in evaluation mode, the text vocabulary, and where they come from."""
+
+    encoders: AlignedEncoders
+    vocabulary: dict
+    config: dict
+    corpus_sha256: str
+    step: int
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            config = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"]["encoders"].items()}
+            encoders = AlignedEncoders(EncoderConfig(**config))
+            encoders.load_state_dict({name: tensor.float() for name, tensor in state["average"].items()})
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"'{path}' is not a checkpoint of `edgealign train` ({error}): name its best.pt or last.pt"
+            ) from error
+        return cls(encoders.eval(), state["vocabulary"], state["config"], state["corpus_sha256"], state["step"])
+
+
+class ExportedSpeech(nn.Module):
+    """log_mel [batch, n_mels, n_frames] -> unit embedding [batch, dim]; the alignment map is folded into the encoder."""
+
+    def __init__(self, encoders: AlignedEncoders, center: Tensor) -> None:
+        super().__init__()
+        self.encoder: SpeechEncoder = copy.deepcopy(encoders.speech)
+        self.encoder.phones = None
+        last, alignment = self.encoder.pooling.out, encoders.alignment
+        with torch.no_grad():
+            last.bias.copy_(alignment.weight @ last.bias + alignment.bias)
+            last.weight.copy_(alignment.weight @ last.weight)
+        self.center = nn.Buffer(center)
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        return _centered(self.encoder(log_mel), self.center)
+
+
+class ExportedText(nn.Module):
+    """tokens [batch, n_tokens] -> unit embedding [batch, dim]."""
+
+    def __init__(self, encoders: AlignedEncoders, center: Tensor) -> None:
+        super().__init__()
+        self.encoder: TextEncoder = copy.deepcopy(encoders.text)
+        self.center = nn.Buffer(center)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return _centered(self.encoder(tokens), self.center)
+
+
+def _centered(x: Tensor, center: Tensor) -> Tensor:
+    x = x / torch.sqrt((x * x).sum(dim=1, keepdim=True))
+    x = x - center
+    return x / torch.sqrt((x * x).sum(dim=1, keepdim=True))
+
+
+def speech_to_onnx(module: ExportedSpeech, n_mels: int) -> bytes:
+    """ONNX bytes of the speech encoder, checked against torch at SPEECH_SHAPES."""
+    generator = torch.Generator().manual_seed(0)
+    examples = [torch.randn(b, n_mels, t, generator=generator) * 3 - 6 for b, t in SPEECH_SHAPES]
+    return _export(module, examples, "log_mel", {0: "batch", 2: "n_frames"})
+
+
+def text_to_onnx(module: ExportedText, n_tokens: int) -> bytes:
+    """ONNX bytes of the text encoder, checked against torch at TEXT_SHAPES."""
+    generator = torch.Generator().manual_seed(0)
+    examples = [torch.randint(n_tokens, shape, generator=generator) for shape in TEXT_SHAPES]
+    return _export(module, examples, "tokens", {0: "batch", 1: "n_tokens"})
+
+
+def _export(module: nn.Module, examples: list[Tensor], name: str, dynamic: dict[int, str]) -> bytes:
+    module.eval()
+    file = io.BytesIO()
+    torch.onnx.export(
+        module, (examples[2],), file, dynamo=False, opset_version=OPSET,
+        input_names=[name], output_names=["embedding"], dynamic_axes={name: dynamic, "embedding": {0: "batch"}},
+    )  # fmt: skip
+    model = onnx.load_from_string(file.getvalue())
+    onnx.checker.check_model(model)
+    data = model.SerializeToString()
+    session = session_of(data)
+    for example in examples:
+        with torch.inference_mode():
+            expected = module(example).numpy()
+        difference = float(np.abs(session.run(None, {name: example.numpy()})[0] - expected).max())
+        if difference > PARITY_TOLERANCE:
+            raise ParityLost(
+                f"at the shape {tuple(example.shape)} the exported encoder differs from torch by {difference:.1e}, "
+                f"allowed is {PARITY_TOLERANCE:.0e}"
+            )
+    return data
+
+
+def session_of(data: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

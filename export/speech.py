@@ -1,0 +1,213 @@
+"""A checkpoint of `edgealign train text-to-speech` -> the bundle `speech`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from edgealign import __version__
+from edgealign.bundle import Bundle, write_bundle
+from edgealign.errors import InvalidInput
+from edgealign.export import decision, graph
+from edgealign.export.quantize import quantize
+from edgealign.train.corpus import Corpus
+from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
+from edgealign.train.text_to_speech import Batches, TrainConfig
+
+CARD = Path(__file__).with_name("speech_card.md")
+ATTRIBUTION = [
+    "Arabic Speech Commands (CC BY 4.0)",
+    "DSPSpeech-20 (MIT)",
+    "Wake words by Picovoice (Apache-2.0)",
+    "Community wake words by the Mycroft community (public domain waivers)",
+    "ESC-50 clips marked CC0 or CC BY, as noise; their authors are named in ESC-50's own metadata",
+    "Unicode CLDR names (Unicode license) and Debian word lists, spoken by espeak-ng and festival voices",
+]
+BANK_WORDS, BANK_RECORDINGS, BANK_NOISES = 950, 200, 250
+CALIBRATION_CLIPS, HELD_OUT_CLIPS = 300, 200
+TEXT_WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+
+
+def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report: Callable[[str], None]) -> Bundle:
+    """Write the bundle at `target`: int8 and fp32 encoders, text encoder, background bank, decision and card.
+
+    corpus_path   the rendered corpus that the checkpoint was trained on: quantization samples, bank and validation words
+    """
+    checkpoint = graph.Checkpoint.load(checkpoint_path)
+    corpus = Corpus(corpus_path)
+    if checkpoint.corpus_sha256 != corpus.sha256:
+        raise InvalidInput(
+            f"'{checkpoint_path}' was trained on the corpus {checkpoint.corpus_sha256[:12]} but '{corpus_path}' is "
+            f"{corpus.sha256[:12]}: name the corpus it was trained on"
+        )
+    config = checkpoint.encoders.config
+    clips = Clips(corpus, Batches(corpus, checkpoint.vocabulary, TrainConfig(encoders=config)), seed=11)
+
+    centers = _centers(checkpoint, clips)
+    speech = graph.ExportedSpeech(checkpoint.encoders, centers[0])
+    text = graph.ExportedText(checkpoint.encoders, centers[1])
+    speech_fp32 = graph.speech_to_onnx(speech, config.n_mels)
+    text_fp32 = graph.text_to_onnx(text, config.n_tokens)
+    report("encoders exported, parity with torch holds")
+
+    samples = clips.training_words(CALIBRATION_CLIPS + HELD_OUT_CLIPS)
+    batched = [x[None] for x in samples]
+    speech_int8, drift = quantize(speech_fp32, "log_mel", batched[:CALIBRATION_CLIPS], batched[CALIBRATION_CLIPS:])
+    tokens = clips.token_rows(CALIBRATION_CLIPS + HELD_OUT_CLIPS)
+    text_int8, text_drift = quantize(text_fp32, "tokens", tokens[:CALIBRATION_CLIPS], tokens[CALIBRATION_CLIPS:])
+    report(f"int8: speech {drift.snr_db:.1f} dB, text {text_drift.snr_db:.1f} dB")
+
+    embed, embed_tokens = _runner(speech_int8, "log_mel"), _runner(text_int8, "tokens")
+    bank = embed(clips.training_words(BANK_WORDS) + clips.recordings(BANK_RECORDINGS) + clips.noises(BANK_NOISES))
+    bank = bank.astype(np.float16).astype(np.float32)
+    noises = embed(Clips(corpus, clips.batches, seed=12).noises(100))
+    pools = [clips.pool(embed, embed_tokens, synthetic) for synthetic in (True, False)]
+    text_weight = max(TEXT_WEIGHTS, key=lambda weight: _text_and_shots(pools[0], weight))
+    calibration = decision.fit(pools, noises, bank, text_weight)
+    lines = decision.report(calibration, pools, noises, bank, text_weight)
+    for line in [f"a text counts as {text_weight} recordings", *lines]:
+        report(line)
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder)
+        (source / "encoder.onnx").write_bytes(speech_int8)
+        (source / "encoder.fp32.onnx").write_bytes(speech_fp32)
+        (source / "text_encoder.onnx").write_bytes(text_int8)
+        (source / "filters.f32").write_bytes(mel_filters().astype("<f4").tobytes())
+        (source / "bank.f16").write_bytes(bank.astype("<f2").tobytes())
+        (source / "vocab.json").write_text(json.dumps(checkpoint.vocabulary, sort_keys=True, ensure_ascii=False))
+        (source / "README.md").write_text(CARD.read_text(encoding="utf-8"), encoding="utf-8")
+        return write_bundle(
+            target, source,
+            golden_clips=_golden_clips(),
+            golden_texts=[("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None), ("water", "grapheme", None)],
+            name="speech", modality="speech", bundle_version=__version__, dim=config.dim,
+            front_end=asdict(FRONT_END), windows=asdict(WINDOWS),
+            encoder={"default": "int8", "variants": {
+                "int8": {"file": "encoder.onnx", **asdict(drift)},
+                "fp32": {"file": "encoder.fp32.onnx", "max_cosine_drift": 0.0, "snr_db": None},
+            }},
+            text_encoder={"file": "text_encoder.onnx", "vocab": "vocab.json", "weight": text_weight},
+            bank={"file": "bank.f16", "rows": len(bank)},
+            calibration=calibration,
+            license="Apache-2.0", attribution=ATTRIBUTION,
+        )  # fmt: skip
+
+
+class Clips:
+    """Log-mels [n_mels, n_frames] of a corpus, each at its own length, drawn with a seed."""
+
+    def __init__(self, corpus: Corpus, batches: Batches, seed: int) -> None:
+        self.corpus, self.batches, self.seed = corpus, batches, seed
+        self.rng = np.random.default_rng(seed)
+
+    def training_words(self, n: int) -> list[np.ndarray]:
+        """Synthetic words under field conditions, one clip a word."""
+        labels = self.rng.choice(self.batches.synthetic, n, replace=False)
+        return self._in_the_field([int(self.rng.choice(self.corpus.clips_of[i])) for i in labels])
+
+    def recordings(self, n: int) -> list[np.ndarray]:
+        """Words that people said, from the training part; none where the corpus is synthetic alone."""
+        rows = [clip for label in self.batches.recorded for clip in self.corpus.clips_of[label]]
+        rows = self.rng.choice(rows, min(n, len(rows)), replace=False) if rows else []
+        return self._in_the_field([int(i) for i in rows])
+
+    def noises(self, n: int) -> list[np.ndarray]:
+        """Pieces of recorded noise, 0.3 to 1.5 s, and colored noise where none was recorded."""
+        pieces = []
+        for _ in range(n):
+            frames = int(self.rng.integers(30, 150))
+            if len(self.corpus.noise) > frames:
+                start = int(self.rng.integers(len(self.corpus.noise) - frames))
+                pieces.append(self.corpus.noise[start : start + frames])
+            else:
+                slope = np.linspace(0, float(self.rng.uniform(-60, 10)), self.corpus.spectra.shape[1])
+                pieces.append((120 + slope + self.rng.normal(0, 8, (frames, len(slope)))).clip(1, 255).astype(np.uint8))
+        return self._lengths(*self.batches.augmenter.clean(pieces))
+
+    def token_rows(self, n: int) -> list[np.ndarray]:
+        """Token ids int64 [1, n_tokens], spellings and IPA in turn."""
+        labels = self.rng.choice(self.batches.synthetic, n, replace=False).tolist()
+        kinds = ("grapheme", "ipa")
+        return [self.batches.tokens([i], kinds[at % 2], None)[0].numpy() for at, i in enumerate(labels)]
+
+    def pool(self, embed: decision.Embed, embed_tokens: decision.Embed, synthetic: bool) -> decision.Pool:
+        """Embedded meta-validation words, half of the clips as they are and half under field conditions."""
+        labels = self.corpus.select("val", synthetic)
+        rows = [int(clip) for label in labels for clip in self.corpus.clips_of[label]]
+        rows = self.rng.permutation(rows)[:2500].tolist()
+        half = len(rows) // 2
+        speech = np.concatenate([embed(self._plain(rows[:half])), embed(self._in_the_field(rows[half:]))])
+        spelled = [i for i in labels if self.corpus.labels[i].text]
+        kinds = self.rng.permutation([i % 2 for i in range(len(spelled))])
+        text = {
+            label: embed_tokens(self.batches.tokens([label], ("grapheme", "ipa")[kind], None)[0].numpy())[0]
+            for label, kind in zip(spelled, kinds, strict=True)
+        }
+        return decision.Pool(speech, self.corpus.clips["label"][rows], self.corpus.clips["speaker"][rows], text)
+
+    def _plain(self, rows: list[int]) -> list[np.ndarray]:
+        parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
+        cut = [[self.batches.cut(clip, None) for clip in part] for part in parts]
+        return [x for part in cut for x in self._lengths(*self.batches.augmenter.clean(part))]
+
+    def _in_the_field(self, rows: list[int]) -> list[np.ndarray]:
+        generator = torch.Generator().manual_seed(self.seed)
+        parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
+        cut = [[self.batches.cut(clip, None) for clip in part] for part in parts]
+        return [x for part in cut for x in self._lengths(*self.batches.augmenter(part, generator))]
+
+    @staticmethod
+    def _lengths(log_mels: torch.Tensor, mask: torch.Tensor) -> list[np.ndarray]:
+        return [x[:, : int(m.sum())].numpy() for x, m in zip(log_mels, mask, strict=True)]
+
+
+def _centers(checkpoint: graph.Checkpoint, clips: Clips) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean unit embedding of training words in each modality: taken out, so that the two clouds lie on one another."""
+    with torch.inference_mode():
+        spoken = clips.training_words(600) + clips.recordings(200)
+        speech = [checkpoint.encoders.embed_speech(torch.from_numpy(x)[None]) for x in spoken]
+        text = [checkpoint.encoders.embed_text(torch.from_numpy(x)) for x in clips.token_rows(800)]
+    return torch.cat(speech).mean(dim=0).clone(), torch.cat(text).mean(dim=0).clone()
+
+
+def _runner(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray], np.ndarray]:
+    session = graph.session_of(data)
+
+    def run(inputs: list[np.ndarray] | np.ndarray) -> np.ndarray:
+        rows = [x[None] for x in inputs] if isinstance(inputs, list) else [inputs]
+        return np.concatenate([session.run(None, {name: x})[0] for x in rows])
+
+    return run
+
+
+def _text_and_shots(pool: decision.Pool, weight: float) -> float:
+    """Accuracy of ten validation words enrolled with a text and 1 to 5 recordings by one voice, asked by others."""
+    rng = np.random.default_rng(3)
+    spelled = [label for label in np.unique(pool.label) if (pool.label == label).sum() > 1 and label in pool.text]
+    right = []
+    for _ in range(300):
+        prototypes, queries, truth = [], [], []
+        for slot, label in enumerate(rng.permutation(spelled)[:10].tolist()):
+            own = rng.permutation(np.flatnonzero(pool.label == label))
+            k = min(int(rng.choice([1, 2])), len(own) - 1)
+            prototypes.append(pool.speech[own[:k]].sum(axis=0) + weight * pool.text[label])
+            queries += own[k:].tolist()
+            truth += [slot] * (len(own) - k)
+        prototypes = np.array(prototypes)
+        prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
+        right.append(np.mean((pool.speech[queries] @ prototypes.T).argmax(axis=1) == truth))
+    return float(np.mean(right))
+
+
+def _golden_clips() -> list[np.ndarray]:
+    folder = Path(__file__).parents[1] / "edgealign" / "demo_clips" / "ask"
+    names = ("water_awb_0.ogg", "moon_slt_1.ogg", "river_kal16_0.ogg", "noise_2.ogg")
+    return [soundfile.read(folder / name, dtype="float32")[0] for name in names]
