@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from edgealign import __version__
 from edgealign.cli import artifacts
 from edgealign.cli.options import (
     BundleOption,
@@ -21,8 +23,6 @@ from edgealign.cli.options import (
     store_path,
 )
 from edgealign.cli.output import csv_row, json_line, print_facts, printable, say, table, warn
-
-from edgealign import __version__
 from edgealign.errors import (
     EXIT_INTERRUPTED,
     EXIT_UNKNOWN,
@@ -191,8 +191,6 @@ def classify(
         n_unknown += answer.label is None
         for warning in answer.warnings:
             warn(warning)
-        if answer.distance is None:
-            say(f"unknown: {answer.reason}")
         if output_format is Format.TEXT:
             print(_as_text(answer, top_k))
         elif output_format is Format.JSON:
@@ -230,12 +228,11 @@ def _finish(failures: list[EdgealignError], n_done: int) -> None:
 def _as_text(answer: Answer, top_k: int | None) -> str:
     file = printable(answer.file)
     if answer.distance is None:
-        return f"{file}: (unknown)"
-    best = answer.top[0]
+        return f"{file}: (unknown), no sound stands out"
     if answer.label is not None:
-        line = f"{file}: {printable(answer.label)}, {answer.probability:.0%} sure"
+        line = f"{file}: {printable(answer.label)}, {_sure(answer)} sure"
     else:
-        line = f"{file}: (unknown), closest is {printable(best.label)}, {best.probability:.0%} sure"
+        line = f"{file}: (unknown), closest is {printable(answer.top[0].label)}, {_sure(answer)} sure"
     if answer.runner_up is not None:
         line += f", then {printable(answer.runner_up.label)}"
     if top_k is not None:
@@ -404,7 +401,12 @@ def demo(
 
 
 def _sure(answer: Answer) -> str:
-    return "-" if answer.probability is None else f"{answer.probability:.0%}"
+    """The probability in whole percent, without the claims of 0 % and 100 % that rounding would make."""
+    if answer.probability is None:
+        return "-"
+    if answer.probability > 0.99:
+        return ">99%"
+    return "<1%" if answer.probability < 0.01 else f"{answer.probability:.0%}"
 
 
 def _tick(right: bool) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from edgealign.cli.options import Modality, ModalityOption, StoreOption, store_path
 from edgealign.cli.output import print_facts, printable, table
 

@@ -12,9 +12,7 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -584,6 +582,9 @@ def write_bundle(
     The bundle is written beside `target`, verified there and then renamed: a reader sees the old bundle or the new
     one. A `target` that exists and is no bundle is refused.
     """
+    import shutil
+    import tempfile
+
     from edgealign import golden
 
     target, source = os.path.abspath(os.fspath(target)), os.fspath(source)

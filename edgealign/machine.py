@@ -29,19 +29,24 @@ def describe() -> dict[str, str]:
 
 def cpu_name() -> str:
     """The processor's own name where the system tells it, else its architecture."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith(("model name", "Model")):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return _linux_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
 def peak_rss_mb() -> float:
     """The most memory that this process held at once, in 10^6 bytes."""
+    # Linux's getrusage would also count the process that started this one, up to the moment it did.
+    own_peak = _linux_value("/proc/self/status", "VmHWM")
+    if own_peak is not None:
+        return int(own_peak.removesuffix(" kB")) * 1024 / 1e6
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def _linux_value(path: str, key: str) -> str | None:
+    """The first value of a key in a file of /proc; None where there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return next((line.partition(":")[2].strip() for line in file if line.startswith(key)), None)
+    except OSError:
+        return None

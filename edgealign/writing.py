@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -14,6 +13,8 @@ from edgealign.errors import EdgealignError
 @contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file beside `path` that takes its place once the block ends well, and vanishes if it does not."""
+    import tempfile
+
     path = os.path.abspath(os.fspath(path))
     try:
         descriptor, partial = tempfile.mkstemp(prefix=f".{os.path.basename(path)}-", dir=os.path.dirname(path))

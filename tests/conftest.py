@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import soundfile
 
 from edgealign import Bundle
+from edgealign.cli import app
 
 # Under pytest's importlib mode the helpers beside this file are not importable by themselves.
 sys.path.append(str(Path(__file__).parent))
 
 from toy_bundle import make_toy_bundle, word_clip
+
+
+class Ran(NamedTuple):
+    """What a command left: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +48,23 @@ def samples_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for voice in range(5):
             soundfile.write(folder / label / f"voice{voice}.wav", word_clip(word, voice), 16_000)
     return folder
+
+
+@pytest.fixture
+def edgealign(
+    toy_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """Runs the command line in this process with the toy bundle and a store folder of the test's own."""
+    monkeypatch.setenv("EDGEALIGN_BUNDLE", toy_bundle.path)
+    monkeypatch.setenv("EDGEALIGN_STORE", str(tmp_path / "stores"))
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["edgealign", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            app.main()
+        sys.stdout.flush()
+        captured = capfd.readouterr()
+        return Ran(stopped.value.code or 0, captured.out, captured.err)
+
+    return run

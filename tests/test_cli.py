@@ -1,0 +1,443 @@
+"""The command line as a user types it: exit codes, streams, formats, and refusals in one sentence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from toy_bundle import noise_clip, word_clip
+
+from edgealign import Bundle, Store, __version__
+
+RATE_HZ = 16_000
+
+
+def write_clip(path: Path, samples: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, RATE_HZ)
+    return path
+
+
+@pytest.fixture
+def taught(edgealign, samples_folder: Path):
+    """The command line with a default store that knows maji, moto and ndege."""
+    assert edgealign("enroll", "--modality", "speech", f"{samples_folder}/").code == 0
+    return edgealign
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A voice of the word maji that was not enrolled."""
+    return write_clip(tmp_path / "clip.wav", word_clip(0, 80))
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A word that was never enrolled."""
+    return write_clip(tmp_path / "other.wav", word_clip(300, 1))
+
+
+def test_the_main_job(taught, clip: Path, other: Path) -> None:
+    ran = taught("classify", clip, other)
+    assert ran.code == 0 and ran.err == ""
+    first, second = ran.out.splitlines()
+    assert first.startswith(f"{clip}: maji, ")
+    assert second.startswith(f"{other}: (unknown), closest is ")
+
+
+def test_enroll_prints_what_it_learned(edgealign, samples_folder: Path, tmp_path: Path) -> None:
+    ran = edgealign("enroll", samples_folder)
+    assert ran.code == 0 and ran.err == ""
+    lines = ran.out.splitlines()
+    assert lines[0] == f"learned 3 labels into {tmp_path / 'stores' / 'speech.store'}"
+    assert lines[1].split()[:4] == ["label", "recordings", "text", "tightness"]
+    assert lines[2].startswith("maji   5 (+5)      -     0.0")
+    assert "71% of its threshold rests on these recordings" in lines[2]
+    text = edgealign("enroll", "--text", "maji", "--label", "maji", "--language", "sw").out
+    assert "23%" in text  # 1.5 / (1.5 + 5)
+    alone = edgealign("enroll", "--ipa", "ˈmoto")
+    assert "ˈmoto" in alone.out and "text alone" in alone.out
+    one = edgealign("enroll", "--label", "one", samples_folder / "maji" / "voice0.wav")
+    assert "its threshold is a guess" in one.out
+    assert "easily confused" in one.err or "sounds more like" in one.err
+
+
+def test_json_is_exactly_as_specified(taught, clip: Path, other: Path, tmp_path: Path) -> None:
+    noise = write_clip(tmp_path / "noise.wav", noise_clip())
+    ran = taught("classify", clip, other, noise, "--format", "json", "--top-k", 2)
+    answers = [json.loads(line) for line in ran.out.splitlines()]
+    keys = [
+        "file", "label", "probability", "distance", "threshold", "runner_up", "top", "modality", "store_sha256",
+        "encoder_sha256", "backend",
+    ]  # fmt: skip
+    assert all(list(answer) == keys for answer in answers)
+    known, unknown, silent = answers
+    assert (known["file"], known["label"], unknown["label"], silent["label"]) == (str(clip), "maji", None, None)
+    assert known["distance"] <= known["threshold"] and unknown["distance"] > unknown["threshold"]
+    assert [set(entry) for entry in known["top"]] == [{"label", "distance", "probability"}] * 2
+    assert set(known["runner_up"]) == {"label", "distance"}
+    assert len(unknown["top"]) == 2 and unknown["top"][0]["distance"] == unknown["distance"]
+    assert [silent[key] for key in keys[2:7]] == [None, None, None, None, []]
+    store = Store.load(tmp_path / "stores" / "speech.store")
+    assert (known["store_sha256"], known["encoder_sha256"]) == (store.sha256, store.encoder_sha256)
+    assert known["modality"] == "speech" and known["backend"] in ("native", "numpy")
+
+
+def test_csv_is_the_same_flattened(taught, clip: Path, other: Path, tmp_path: Path) -> None:
+    noise = write_clip(tmp_path / "noise, with comma.wav", noise_clip())
+    ran = taught("classify", clip, other, noise, "--format", "csv", "--top-k", 2)
+    assert ran.out.count("\r\n") == 4
+    rows = list(csv.DictReader(io.StringIO(ran.out, newline="")))
+    answers = [
+        json.loads(line)
+        for line in taught("classify", clip, other, noise, "--format", "json", "--top-k", 2).out.splitlines()
+    ]
+    for row, answer in zip(rows, answers, strict=True):
+        assert row["file"] == answer["file"]
+        assert row["label"] == (answer["label"] or "")
+        assert row["distance"] == ("" if answer["distance"] is None else str(answer["distance"]))
+        assert row["store_sha256"] == answer["store_sha256"]
+        for i, top in enumerate(answer["top"], 1):
+            assert row[f"top{i}_label"] == top["label"]
+
+
+def test_top_k_lists_labels_and_the_default_does_not(taught, clip: Path) -> None:
+    assert len(taught("classify", clip).out.splitlines()) == 1
+    assert len(taught("classify", clip, "--top-k", 2).out.splitlines()) == 3
+    assert len(taught("classify", clip, "--top-k", 99).out.splitlines()) == 4
+    assert taught("classify", clip, "--top-k", 0).code == 2
+
+
+def test_fail_on_unknown(taught, clip: Path, other: Path) -> None:
+    assert taught("classify", clip, "--fail-on-unknown").code == 0
+    assert taught("classify", clip, other, "--fail-on-unknown").code == 1
+    assert taught("classify", other).code == 0
+
+
+HOSTILE = {
+    "\x1b[2Jred": r"\x1b[2Jred",
+    "new\nline": r"new\x0aline",
+    "\u202egnp.exe": r"\u202egnp.exe",
+    "tab\there": r"tab\x09here",
+    "\u2066isolate\u2069": r"\u2066isolate\u2069",
+}
+
+
+@pytest.mark.parametrize("label", HOSTILE)
+def test_labels_cannot_take_over_the_terminal(edgealign, clip: Path, samples_folder: Path, label: str) -> None:
+    enrolled = edgealign("enroll", "--label", label, samples_folder / "maji")
+    outputs = [enrolled.out]
+    outputs += [edgealign("classify", clip, "--format", form).out for form in ("text", "json", "csv")]
+    outputs.append(edgealign("store", "list").out)
+    for output in outputs:
+        assert HOSTILE[label] in output or json.dumps(label)[1:-1] in output
+        assert not set(output) & set("\x1b\u202e\u2066\u2069\t")
+    assert json.loads(outputs[2])["label"] == label
+    removed = edgealign("store", "remove", label)
+    assert removed.code == 0 and HOSTILE[label] in removed.out
+
+
+@pytest.mark.parametrize("label", ['=HYPERLINK("http://x")', "+1", "-1", "@SUM(A1)", "=1+1, quoted"])
+def test_labels_are_no_formulas_in_a_spreadsheet(edgealign, clip: Path, samples_folder: Path, label: str) -> None:
+    assert edgealign("enroll", f"--label={label}", samples_folder / "maji").code == 0
+    out = edgealign("classify", clip, "--format", "csv").out
+    (row,) = csv.DictReader(io.StringIO(out, newline=""))
+    assert row["label"] == "'" + label
+    assert json.loads(edgealign("classify", clip, "--format", "json").out)["label"] == label
+
+
+def test_right_to_left_and_emoji_labels_are_printed_as_they_are(edgealign, clip: Path, samples_folder: Path) -> None:
+    for label in ("ماء", "🦜", "水"):
+        edgealign("enroll", "--label", label, samples_folder / "maji")
+        assert label in edgealign("store", "list").out
+        edgealign("store", "remove", label)
+
+
+def test_folders_of_clips_are_classified_in_order(taught, samples_folder: Path) -> None:
+    out = taught("classify", samples_folder / "moto").out
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        str(samples_folder / "moto" / f"voice{i}.wav") for i in range(5)
+    ]
+
+
+def bad_inputs(folder: Path) -> dict[str, Path]:
+    folder.mkdir(exist_ok=True)
+    (folder / "empty_folder").mkdir()
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("just text\n" * 50)
+    write_clip(folder / "one_sample.wav", np.zeros(1))
+    write_clip(folder / "no_sample.wav", np.zeros(0))
+    nan = np.full(16_000, np.nan, np.float32)
+    soundfile.write(folder / "nan.wav", nan, RATE_HZ, subtype="FLOAT")
+    names = ("empty_folder", "empty.wav", "text.wav", "one_sample.wav", "no_sample.wav", "nan.wav", "missing.wav")
+    return {name: folder / name for name in names}
+
+
+@pytest.mark.parametrize("command", ["enroll", "classify", "embed"])
+def test_inputs_that_cannot_be_read(taught, clip: Path, tmp_path: Path, command: str) -> None:
+    options = {"enroll": ["--label", "maji"], "classify": [], "embed": ["-o", tmp_path / "out.npz"]}[command]
+    before = (tmp_path / "stores" / "speech.store").read_bytes()
+    bad = bad_inputs(tmp_path / "bad")
+    for path in bad.values():
+        ran = taught(command, path, *options)
+        assert ran.code == 4, (path, ran)
+        assert ran.out == "" and str(path) in ran.err
+        assert len(ran.err.splitlines()) == 1 and ran.err.startswith("error: ")
+    ran = taught(command, *bad.values(), *options)
+    assert ran.code == 4
+    assert (tmp_path / "stores" / "speech.store").read_bytes() == before
+    assert not (tmp_path / "out.npz").exists()
+    ran = taught(command, *bad.values(), clip, *options)
+    assert ran.code == 5
+    assert all(str(path) in ran.err for path in bad.values())
+    assert "maji" in ran.out or command == "embed"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file(taught, clip: Path) -> None:
+    clip.chmod(0)
+    ran = taught("classify", clip)
+    assert ran.code == 4 and "permission denied" in ran.err.lower()
+
+
+def test_the_quality_gate(edgealign, clip: Path, tmp_path: Path) -> None:
+    noise = write_clip(tmp_path / "noise.wav", noise_clip())
+    ran = edgealign("enroll", noise, "--label", "maji")
+    assert ran.code == 6 and "no sound stands out" in ran.err and ran.out == ""
+    ran = edgealign("enroll", noise, clip, "--label", "maji")
+    assert ran.code == 5 and "not learned: no sound stands out" in ran.err and "learned 1 label into" in ran.out
+    assert edgealign("enroll", "--text", "水").code == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["enroll"], "nothing to learn from"),
+        (["enroll", "clip.wav"], "does not exist"),
+        (["enroll", "--label", "a" * 10_000, "clip.wav"], "10000 bytes"),
+        (["enroll", "--text", ""], "empty"),
+        (["enroll", "--text", "a", "--ipa", "b"], "both text and ipa"),
+        (["classify"], "FILES"),
+        (["classify", "x.wav", "--format", "xml"], "xml"),
+        (["classify", "x.wav", "--modality", "smell"], "smell"),
+        (["classify", "x.wav", "--device", "tpu"], "tpu"),
+        (["classify", "x.wav", "--channel", "left"], "channel is 'left'"),
+        (["classify", "x.wav", "--top", "3"], "--top"),
+        (["embed", "x.wav"], "output"),
+        (["store", "remove", "never"], "never"),
+        (["store"], "Usage"),
+        (["no-such-command"], "no-such-command"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(taught, arguments: list[str], message: str) -> None:
+    ran = taught(*arguments)
+    assert ran.code == (4 if message == "does not exist" else 2), ran
+    assert message in ran.err + (ran.out if arguments == ["store"] else "")
+
+
+def test_a_clip_without_folder_needs_a_label(edgealign, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clip.parent)
+    ran = edgealign("enroll", clip.name)
+    assert ran.code == 2 and "add --label" in ran.err
+
+
+def test_cuda_that_is_absent_is_an_error_not_a_fallback(taught, clip: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime has CUDA here")
+    ran = taught("classify", clip, "--device", "cuda")
+    assert ran.code == 2 and "cuda" in ran.err and ran.out == ""
+
+
+def test_stores_that_cannot_be_used(taught, clip: Path, other_bundle: Bundle, tmp_path: Path) -> None:
+    store = tmp_path / "stores" / "speech.store"
+    good = store.read_bytes()
+    ran = taught("classify", clip, "--bundle", other_bundle.path)
+    assert ran.code == 3 and "was enrolled with encoder" in ran.err
+    assert taught("enroll", clip, "--label", "maji", "--bundle", other_bundle.path).code == 3
+    for damaged in (
+        good[:-1],
+        good[: len(good) // 2],
+        good[:200] + bytes([good[200] ^ 1]) + good[201:],
+        good + b"x",
+        b"",
+    ):
+        store.write_bytes(damaged)
+        for command in (
+            ["classify", clip],
+            ["enroll", clip, "--label", "maji"],
+            ["store", "verify"],
+            ["store", "list"],
+        ):
+            ran = taught(*command)
+            assert ran.code == 3 and len(ran.err.splitlines()) == 1, (command, ran)
+        assert store.read_bytes() == damaged
+    store.write_bytes(good)
+    assert taught("store", "verify").code == 0
+
+
+def test_bundles_that_cannot_be_used(taught, clip: Path, toy_bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(toy_bundle.path, tmp_path / "copy"))
+    data = bytearray((copy / "encoder.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "encoder.onnx").write_bytes(data)
+    for command in (["classify", clip], ["enroll", clip, "--label", "x"], ["doctor"], ["bench"]):
+        ran = taught(*command, "--bundle", copy)
+        assert ran.code == 3 and "encoder.onnx" in ran.err, ran
+    assert taught("bundle", "verify", copy).code == 3
+    assert taught("bundle", "info", tmp_path).code == 3
+    assert taught("classify", clip, "--bundle", tmp_path / "none").code == 3
+
+
+def test_a_folder_that_cannot_be_written_to(edgealign, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    ran = edgealign("enroll", clip, "--label", "maji", "--store", tmp_path / "file" / "words.store")
+    assert ran.code == 3 and "cannot be made" in ran.err
+    ran = edgealign("enroll", clip, "--label", "maji", "--store", tmp_path)
+    assert ran.code == 2 and "is a folder" in ran.err
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert edgealign("enroll", clip, "--label", "m", "--store", tmp_path / "locked" / "words.store").code == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits on file sizes")
+def test_a_full_disk_loses_nothing(taught, clip: Path, tmp_path: Path) -> None:
+    """A limit on file sizes fails writes the way a full disk does."""
+    store = tmp_path / "stores" / "speech.store"
+    before = store.read_bytes()
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        "from edgealign.cli.app import main; main()"
+    )
+    arguments = ["enroll", str(clip), "--label", "maji"]
+    ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 3, ran
+    assert len(ran.stderr.splitlines()) == 1
+    assert store.read_bytes() == before
+    assert sorted(path.name for path in store.parent.iterdir()) == ["speech.store", "speech.store.lock"]
+
+
+def test_store_commands(taught, samples_folder: Path, tmp_path: Path) -> None:
+    assert [line.split() for line in taught("store", "list").out.splitlines()] == [
+        ["label", "recordings", "texts"],
+        ["maji", "5", "0"],
+        ["moto", "5", "0"],
+        ["ndege", "5", "0"],
+    ]
+    info = dict(line.split(maxsplit=1) for line in taught("store", "info").out.splitlines())
+    assert info["labels"] == "3" and info["samples"] == "15" and info["operations"] == "1"
+    assert taught("store", "remove", "maji", "moto").out.splitlines()[1] == "removed moto (5 samples)"
+    assert len(taught("store", "list").out.splitlines()) == 2
+    taught("store", "undo")
+    assert len(taught("store", "list").out.splitlines()) == 4
+    assert taught("store", "remove", "maji", "never").code == 2
+    assert len(taught("store", "list").out.splitlines()) == 4  # all or nothing
+
+    elsewhere = tmp_path / "elsewhere.store"
+    taught("enroll", samples_folder / "maji", "--label", "water", "--store", elsewhere)
+    merged = taught("store", "merge", elsewhere)
+    assert merged.code == 0 and "added 5 samples" in merged.out
+    assert "added 0 samples" in taught("store", "merge", elsewhere).out
+    assert "4 labels, 20 samples" in taught("store", "verify").out
+    for _ in range(2):
+        assert taught("store", "undo").code == 0
+    assert taught("store", "merge", tmp_path / "none.store").code == 3
+    assert taught("store", "list", "--store", tmp_path / "none.store").code == 3
+    assert not (tmp_path / "none.store").exists()
+
+
+def test_bundle_commands(edgealign, toy_bundle: Bundle) -> None:
+    info = dict(line.split(maxsplit=1) for line in edgealign("bundle", "info").out.splitlines())
+    assert info["encoder_sha256"] == toy_bundle.encoder_sha256 and info["dim"] == str(toy_bundle.dim)
+    assert "is intact: 8 files" in edgealign("bundle", "verify", toy_bundle.path).out
+
+
+def test_embed_writes_what_numpy_reads_without_pickle(edgealign, samples_folder: Path, tmp_path: Path) -> None:
+    ran = edgealign("embed", samples_folder / "maji", samples_folder / "moto" / "voice0.wav", "-o", tmp_path / "out")
+    assert ran.code == 0 and "wrote 6 embeddings" in ran.out
+    with np.load(tmp_path / "out", allow_pickle=False) as arrays:
+        assert arrays["embeddings"].shape == (6, 32) and arrays["embeddings"].dtype == np.float32
+        assert arrays["files"].dtype.kind == "U" and arrays["files"][5].endswith("moto/voice0.wav")
+    ran = edgealign("embed", samples_folder / "maji", "-o", tmp_path / "none" / "out.npz")
+    assert ran.code == 1 and "cannot be written" in ran.err
+
+
+def test_doctor_proves_parity_and_finds_a_difference(edgealign, toy_bundle: Bundle, monkeypatch) -> None:
+    ran = edgealign("doctor")
+    assert ran.code == 0 and "all stages agree" in ran.out
+    assert toy_bundle.encoder_sha256 in ran.out
+    for stage in ("front end", "word finding", "encoder int8", "encoder fp32", "text encoder", "matching"):
+        assert any(line.startswith(stage) and line.endswith("ok") for line in ran.out.splitlines())
+
+    from edgealign import kernels
+
+    right = kernels.log_mel
+    monkeypatch.setattr(kernels, "log_mel", lambda *arguments: right(*arguments) + np.float32(0.01))
+    ran = edgealign("doctor")
+    assert ran.code == 1 and "do not trust" in ran.err
+    assert any(line.startswith("front end") and line.endswith("FAILED") for line in ran.out.splitlines())
+
+
+def test_bench_names_everything_a_number_depends_on(edgealign, toy_bundle: Bundle) -> None:
+    report = json.loads(edgealign("bench", "--format", "json").out)
+    assert set(report["latency"]) == {"front end", "word finding", "encoder", "matching", "pcm to label"}
+    for times in report["latency"].values():
+        assert 0 < times["median_ms"] <= times["p95_ms"]
+    parts_ms = sum(report["latency"][stage]["median_ms"] for stage in ("front end", "encoder", "matching"))
+    assert report["latency"]["pcm to label"]["p95_ms"] > 0.5 * parts_ms
+    assert report["n_windows"] >= 5 and report["threads"] == 1 and report["peak_rss_mb"] > 10
+    assert report["encoder_sha256"] == toy_bundle.encoder_sha256 and report["cpu"] and report["encoder_bytes"] > 0
+    assert "median ms" in edgealign("bench").out
+
+
+def test_version_and_help(edgealign) -> None:
+    assert edgealign("--version").out == f"edgealign {__version__}\n"
+    for command in ([], ["enroll"], ["classify"], ["embed"], ["store"], ["bundle"], ["doctor"], ["bench"], ["demo"]):
+        ran = edgealign(*command, "--help")
+        assert ran.code == 0 and "Usage" in ran.out
+
+
+@pytest.mark.parametrize("command", ["train", "export"])
+def test_training_without_torch_is_one_sentence(edgealign, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    ran = edgealign(command, "text-to-speech")
+    assert ran.code == 2 and "pip install torch==2.13.0" in ran.err and len(ran.err.splitlines()) == 1
+
+
+def test_an_interrupt_is_exit_code_130(taught, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgealign import Recognizer
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recognizer, "classify", interrupted)
+    assert taught("classify", clip).code == 130
+
+
+def test_results_survive_a_closed_pipe_and_a_poor_locale(taught, samples_folder: Path) -> None:
+    command = f"{sys.executable} -m edgealign.cli.app classify {samples_folder / 'maji'} --format json | head -n 1"
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert len(ran.stdout.splitlines()) == 1 and ran.stderr == ""
+    taught("enroll", "--label", "水", samples_folder / "maji")
+    poor = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "edgealign.cli.app", "store", "list"], capture_output=True, env=poor, timeout=60
+    )
+    assert ran.returncode == 0 and "水" in ran.stdout.decode()
+
+
+def test_a_modality_with_its_own_store(taught, tmp_path: Path) -> None:
+    assert (tmp_path / "stores" / "speech.store").exists()
+    assert (tmp_path / "stores" / "speech.store").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "stores").stat().st_mode & 0o077 == 0

@@ -1,0 +1,181 @@
+"""What the runtime costs and imports: never torch, little more time than numpy, bounded memory for hours of sound."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from toy_bundle import word_clip
+
+from edgealign import Bundle
+
+RATE_HZ = 16_000
+
+
+def run(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, **environment},
+    )
+
+
+NO_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails from here on
+sys.argv = ["edgealign", *sys.argv[1:]]
+from edgealign.cli.app import main
+try:
+    main()
+finally:
+    heavy = {"torch", "scipy", "matplotlib", "onnx", "pandas", "rich", "pydantic"} & {
+        name.partition(".")[0] for name, module in sys.modules.items() if module is not None
+    }
+    assert not heavy, heavy
+"""
+
+
+def test_the_runtime_works_where_torch_cannot_be_imported(
+    toy_bundle: Bundle, samples_folder: Path, tmp_path: Path
+) -> None:
+    environment = {"EDGEALIGN_BUNDLE": toy_bundle.path, "EDGEALIGN_STORE": str(tmp_path)}
+    clip = samples_folder / "maji" / "voice0.wav"
+    for arguments in (
+        ["enroll", "--modality", "speech", samples_folder],
+        ["enroll", "--text", "maji"],
+        ["classify", clip],
+        ["classify", clip, "--format", "json"],
+        ["embed", clip, "-o", tmp_path / "out.npz"],
+        ["store", "info"],
+        ["bundle", "verify"],
+        ["doctor"],
+        ["bench"],
+        ["--help"],
+    ):
+        ran = run(NO_TORCH, *arguments, **environment)
+        assert ran.returncode == 0, (arguments, ran.stderr)
+
+
+def test_importing_edgealign_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import edgealign;"
+        "print(*sorted(name for name in set(sys.modules) - before if not name.startswith('edgealign')))"
+    )
+    ran = run(code)
+    assert not set(ran.stdout.split()) & {"numpy", "onnxruntime", "soundfile", "typer", "importlib.metadata"}
+
+
+def test_public_names_are_those_that_are_documented() -> None:
+    import edgealign
+
+    assert set(edgealign.__all__) == {"Bundle", "EdgealignError", "Recognizer", "Store", "__version__"}
+    assert all(hasattr(edgealign, name) for name in edgealign.__all__)
+    assert set(edgealign.__all__) <= set(dir(edgealign))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = edgealign.nothing
+
+
+def test_the_version_is_the_one_that_is_packaged() -> None:
+    import tomllib
+
+    import edgealign
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert edgealign.__version__ == project["version"]
+
+
+def cpu_s(arguments: list[str], environment: dict[str, str], n_runs: int = 5) -> float:
+    """Least CPU time of several runs of a Python process: on a busy machine wall time would measure the others."""
+    import resource
+
+    times_s = []
+    for _ in range(n_runs):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(times_s)
+
+
+def test_starting_costs_at_most_three_numpys(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "EDGEALIGN_BUNDLE": toy_bundle.path,
+        "EDGEALIGN_STORE": str(tmp_path),
+        "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled"),  # as after an installation, whatever the source tree holds
+        "OMP_NUM_THREADS": "1",
+    }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    clip = str(samples_folder / "maji" / "voice0.wav")
+    subprocess.run(
+        [sys.executable, "-m", "edgealign.cli.app", "enroll", samples_folder], check=True, env=environment, stdout=-3
+    )
+    classify = ["-m", "edgealign.cli.app", "classify", clip]
+    cpu_s(classify, environment, 1)
+    numpy_s = cpu_s(["-c", "import numpy"], environment)
+    assert cpu_s(["-c", "import edgealign"], environment) <= 1.6 * numpy_s
+    assert cpu_s(["-c", "from edgealign import Recognizer"], environment) <= 1.6 * numpy_s
+    assert cpu_s(classify, environment) <= 3 * numpy_s
+
+
+CLASSIFY_AND_PEAK = """
+import json, sys
+from edgealign import Recognizer
+from edgealign.machine import peak_rss_mb
+answer = Recognizer.open().classify(sys.argv[1])
+print(json.dumps([answer.label, answer.start_s, list(answer.warnings), peak_rss_mb()]))
+"""
+
+
+def test_ten_hours_are_searched_in_little_memory(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+    """A sparse file, so that it costs no disk: digital silence with two words, one of them fainter."""
+    from edgealign import Recognizer
+
+    Recognizer(toy_bundle, tmp_path / "speech.store").enroll(samples_folder)
+    n_samples = 10 * 3600 * RATE_HZ
+    path = tmp_path / "tape.wav"
+    header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + 2 * n_samples, b"WAVE", b"fmt ", 16, 1, 1, RATE_HZ,
+                         2 * RATE_HZ, 2, 16, b"data", 2 * n_samples)  # fmt: skip
+    with path.open("wb") as file:
+        file.write(header)
+        for at_s, loudness, word in ((3600, 0.1, 1), (27_182, 1.0, 0)):
+            file.seek(len(header) + 2 * at_s * RATE_HZ)
+            file.write((loudness * word_clip(word, 90) * 2**15).astype("<i2").tobytes())
+        file.truncate(len(header) + 2 * n_samples)
+    assert soundfile.info(path).duration == 36_000
+    environment = {"EDGEALIGN_BUNDLE": toy_bundle.path, "EDGEALIGN_STORE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ran = run(CLASSIFY_AND_PEAK, path, **environment)
+    assert ran.returncode == 0, ran.stderr
+    label, start_s, warnings, peak_mb = json.loads(ran.stdout)
+    assert label == "maji"
+    assert start_s == pytest.approx(27_182.15, abs=0.2)
+    assert "600 min" in warnings[0] and "scan" in warnings[0]
+    assert peak_mb <= 90, peak_mb
+
+
+def test_one_clip_needs_little_memory(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+    from edgealign import Recognizer
+
+    Recognizer(toy_bundle, tmp_path / "speech.store").enroll(samples_folder)
+    environment = {"EDGEALIGN_BUNDLE": toy_bundle.path, "EDGEALIGN_STORE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ran = run(CLASSIFY_AND_PEAK, samples_folder / "maji" / "voice0.wav", **environment)
+    label, _, _, peak_mb = json.loads(ran.stdout)
+    assert label == "maji" and peak_mb <= 90
+
+
+def test_samples_of_any_dtype_do_not_change_in_place(toy_bundle: Bundle, tmp_path: Path) -> None:
+    from edgealign import Recognizer
+
+    samples = word_clip(0)
+    kept = samples.copy()
+    Recognizer(toy_bundle, tmp_path / "words.store").enroll([samples], label="maji", sample_rate_hz=RATE_HZ)
+    assert np.array_equal(samples, kept)
