@@ -209,5 +209,5 @@ def _text_and_shots(pool: decision.Pool, weight: float) -> float:
 
 def _golden_clips() -> list[np.ndarray]:
     folder = Path(__file__).parents[1] / "edgealign" / "demo_clips" / "ask"
-    names = ("water_awb_0.ogg", "moon_slt_1.ogg", "river_kal16_0.ogg", "noise_2.ogg")
+    names = ("water_0.ogg", "moon_1.ogg", "river_2.ogg", "noise_2.ogg")
     return [soundfile.read(folder / name, dtype="float32")[0] for name in names]

@@ -71,7 +71,7 @@ class CorpusConfig:
     words_per_language: int = 600
     words_in_english: int = 2500
     renders_per_word: int = 3
-    festival_words_per_voice: int = 400
+    festival_words_per_voice: int = 2500
     clipped_share: float = 0.06
     include_validation_recordings: bool = False  # real meta-validation words join the training words
 

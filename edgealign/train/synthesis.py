@@ -116,10 +116,12 @@ class FestivalVoice:
     encoding: str
 
 
-# The voices that training uses. The four Czech voices (a language left out of training), `kal` and `slt` (voices that
-# flite has too, whose clips are the demo's) are not here.
+# The voices that training uses. The four Czech voices (a language left out of training) and flite's (the demo's) are not
+# here.
 FESTIVAL_VOICES = (
     FestivalVoice("ked_diphone", "en", "latin-1"),
+    FestivalVoice("kal_diphone", "en", "latin-1"),
+    FestivalVoice("cmu_us_slt_arctic_hts", "en", "latin-1"),
     FestivalVoice("lp_diphone", "it", "latin-1"),
     FestivalVoice("pc_diphone", "it", "latin-1"),
     FestivalVoice("suo_fi_lj_diphone", "fi", "latin-1"),
@@ -158,7 +160,7 @@ def say_with_festival(voice: FestivalVoice, texts: list[str], stretch: float = 1
         return [_read(Path(folder, f"{i}.wav")) for i in range(len(texts))]
 
 
-FLITE_VOICES = ("awb", "rms", "slt", "kal16")
+FLITE_VOICES = ("awb", "rms")  # slt and kal, which flite has too, are among festival's
 
 
 def say_with_flite(voice: str, text: str, stretch: float = 1.0) -> np.ndarray | None:
