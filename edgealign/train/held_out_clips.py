@@ -71,7 +71,7 @@ def demo(folder: Path) -> None:
             write(f"ask/{word}_{i}.ogg", in_the_field(said, rng, snr_db), label, DEMO_ASKING_VOICE, "query")
     for i, noise in enumerate(_noises(rng)):
         write(f"ask/noise_{i}.ogg", noise, None, "noise", "query")
-    (folder / "manifest.json").write_text(json.dumps({"clips": rows}, indent=1) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _noises(rng: np.random.Generator) -> Iterator[np.ndarray]:
