@@ -21,11 +21,11 @@ CLIPS = os.path.join(os.path.dirname(__file__), "demo_clips")
 
 @dataclass(frozen=True)
 class Query:
-    """One clip that was asked about, what it really is (None: nothing that was enrolled), and the answer."""
+    """One clip that was asked about, what it really is (None: nothing that was enrolled), who spoke, and the answer."""
 
     file: str
     label: str | None
-    voice: str
+    voice: str | None
     answer: Answer
 
     @property
@@ -47,8 +47,9 @@ class Result:
         return sum(of_kind), len(of_kind)
 
 
-def run(bundle_path: str | os.PathLike | None = None, device: str = "auto", clips: str = CLIPS) -> Result:
+def run(bundle_path: str | os.PathLike | None = None, device: str = "auto", clips: str | None = None) -> Result:
     """Enrolls and classifies the demo's clips with a store of its own, which is thrown away."""
+    clips = clips if clips is not None else CLIPS
     entries = _read_manifest(clips)
     with tempfile.TemporaryDirectory(prefix="edgealign-demo-") as folder:
         recognizer = Recognizer(Bundle.open(bundle_path, device=device), os.path.join(folder, "demo.store"))
@@ -131,7 +132,9 @@ def _draw_row(query: Query, columns: list[str], y: float) -> list[str]:
     answered = "unknown" if answer.label is None else answer.label
     middle = y + CELL_HEIGHT / 2 + 4.5
     spoken = query.label if query.label is not None else os.path.splitext(os.path.basename(query.file))[0]
-    parts = [_text(LEFT - 14, middle, _fitted(f"{spoken} · {query.voice}", 28), anchor="end")]
+    parts = [
+        _text(LEFT - 14, middle, _fitted(f"{spoken} · {query.voice}" if query.voice else spoken, 28), anchor="end")
+    ]
     for i, column in enumerate(columns):
         is_unknown_column = i == len(columns) - 1
         probability = 1 - best if is_unknown_column else probabilities.get(column, 0.0)
@@ -149,7 +152,11 @@ def _draw_row(query: Query, columns: list[str], y: float) -> list[str]:
             )
         if chosen or probability >= 0.05:
             color = "white" if shade >= 4 else INK
-            parts.append(_text(x + CELL_WIDTH / 2, middle, f"{probability:.0%}", color=color, anchor="middle", size=12))
+            parts.append(
+                _text(
+                    x + CELL_WIDTH / 2, middle, f"{min(probability, 0.99):.0%}", color=color, anchor="middle", size=12
+                )
+            )
     color, verdict = (RIGHT_COLOR, "right") if query.right else (WRONG_COLOR, "wrong")
     x = LEFT + CELL_WIDTH * len(columns) + 14
     parts.append(_text(x, middle, f"{'✓' if query.right else '✗'} {verdict}", color=color, weight="600"))
