@@ -114,7 +114,10 @@ def enroll(
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
 ) -> None:
-    """Learn labels from recordings, from text, or from both, and add to what is known of them."""
+    """Learn labels from recordings or text.
+
+    Adds to what is known of a label, and prints what was learned, with what as many samples can promise.
+    """
     from edgealign.audio import parse_channel
 
     recognizer = _open_recognizer(store, bundle, modality, device)
@@ -291,7 +294,10 @@ def embed(
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
 ) -> None:
-    """Write the embeddings of clips for other tools: `embeddings` float32 [n, dim] and `files` [n]."""
+    """Write embeddings for other tools.
+
+    The file holds `embeddings` float32 [n, dim] and `files` [n]; numpy.load reads it.
+    """
     import numpy as np
 
     from edgealign.audio import parse_channel
@@ -323,7 +329,10 @@ def doctor(
     bundle: BundleOption = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Prove that this device computes what the bundle's maker computed, stage by stage."""
+    """Prove that this device computes right.
+
+    Runs every stage on the golden vectors of the bundle and compares with what its maker got.
+    """
     from edgealign.doctor import examine
 
     report = examine(bundle, device)
@@ -350,7 +359,10 @@ def bench(
     device: DeviceOption = Device.AUTO,
     output_format: Annotated[ReportFormat, typer.Option("--format", help="How it is printed.")] = ReportFormat.TEXT,
 ) -> None:
-    """Time this device: front end, encoder and matching, apart and together, on one second of sound."""
+    """Time this device, stage by stage.
+
+    Front end, encoder and matching, apart and together, on one second of sound.
+    """
     from edgealign.bench import measure
 
     report = measure(bundle, device)
@@ -372,7 +384,10 @@ def demo(
     bundle: BundleOption = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Learn five words from the clips that are shipped, name other clips, and draw the result."""
+    """Learn and name words from shipped clips.
+
+    Prints a table and draws a picture. Your own store is not touched.
+    """
     from edgealign import demo as shipped
 
     result = shipped.run(bundle, device)
@@ -418,7 +433,7 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> None:
-    """Train an encoder: `edgealign train text-to-speech --help`. Needs torch."""
+    """Train an encoder (needs torch)."""
     _need_torch("training", "train")
     from edgealign.train.main import main as run
 
@@ -427,7 +442,7 @@ def train(context: typer.Context) -> None:
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def export(context: typer.Context) -> None:
-    """Make a bundle from a checkpoint: `edgealign export --help`. Needs torch."""
+    """Make a bundle of a checkpoint (needs torch)."""
     _need_torch("exporting", "export")
     from edgealign.export.main import main as run
 
