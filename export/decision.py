@@ -188,8 +188,3 @@ def _leave_one_out_mean(pool: Pool, rng: np.random.Generator) -> float:
 
 def _balanced(right: np.ndarray) -> np.ndarray:
     return np.where(right, 0.5 / max(right.sum(), 1), 0.5 / max((~right).sum(), 1))
-
-
-def probability_at(calibration: dict) -> float:
-    """The probability at which a label is accepted."""
-    return float(expit(calibration["accept_logit"]))

@@ -49,6 +49,15 @@ class Checkpoint:
             ) from error
         return cls(encoders.eval(), state["vocabulary"], state["config"], state["corpus_sha256"], state["step"])
 
+    def save_half(self, path: Path) -> None:
+        """The weights alone in half precision: what training can start from, and what the bundle can be made of."""
+        state = {name: t.half() if t.is_floating_point() else t for name, t in self.encoders.state_dict().items()}
+        torch.save(
+            {"average": state, "vocabulary": self.vocabulary, "config": self.config, "step": self.step}
+            | {"corpus_sha256": self.corpus_sha256},
+            path,
+        )
+
 
 class ExportedSpeech(nn.Module):
     """log_mel [batch, n_mels, n_frames] -> unit embedding [batch, dim]; the alignment map is folded into the encoder."""

@@ -139,7 +139,7 @@ class Batches:
             for clip in self._takes(rng, label, config.renders)
         ]
         for slot in range(config.recorded_words if self.recorded else 0):
-            label = rng.choice(self.recorded)
+            label = rng.choice(self.packs[rng.choice(sorted(self.packs))])
             if rng.random() < config.whole_share:
                 rows += [(label, clip, self.cut(clip, rng)) for clip in self._takes(rng, label, config.takes)]
             else:
@@ -493,8 +493,8 @@ class Trainer:
     def start_from(self, checkpoint: Path) -> None:
         """Begin with the weights of another run."""
         state = torch.load(checkpoint, weights_only=True)
-        for name in ("model", "average"):
-            getattr(self, name).load_state_dict(state[name])
+        for model in (self.model, self.average):
+            model.load_state_dict(state["average"])
 
     def run(self, report: Callable[[str], None], minutes: float | None = None) -> None:
         """Train to config.steps, or for so many minutes; interrupted at any moment, a later call goes on."""
