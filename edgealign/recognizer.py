@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +23,11 @@ from edgealign.errors import (
     StoreUnreadable,
     StoreUnwritable,
 )
-from edgealign.quality import LabelReport, Quality
-from edgealign.sources import checked_label, collect_clips
 from edgealign.store import RECORDING, TEXT, Matcher, Store
 from edgealign.words import SEARCH_WINDOW_S, Word, find_word
+
+if TYPE_CHECKING:
+    from edgealign.quality import LabelReport
 
 MAX_CLIP_S = 3.0  # what the encoder was trained on; of anything longer only the clearest word is used
 MAX_UNKNOWN_TEXT_SHARE = 0.5
@@ -212,6 +214,10 @@ class Recognizer:
         raises    InputUnreadable where no source can be read, EnrollmentRefused where none is good enough, and both
                   leave the store as it was; what fails beside others that succeed is listed in the report
         """
+        # Imported here because classify, which has to start fast, needs neither.
+        from edgealign.quality import Quality
+        from edgealign.sources import checked_label
+
         if text is not None and ipa is not None:
             raise InvalidInput("both text and ipa were given: enroll the same word twice, once with each")
         typed = text if text is not None else ipa
@@ -242,6 +248,8 @@ class Recognizer:
         warnings: list[str],
         failures: list[EdgealignError],
     ) -> Iterable[_Sample]:
+        from edgealign.sources import collect_clips
+
         if isinstance(sources, (str, os.PathLike, np.ndarray)):
             sources = [sources]
         sources = list(sources)
