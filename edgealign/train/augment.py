@@ -116,7 +116,7 @@ class Augmenter:
         return torch.where((chosen < self.config.band_limit_share)[:, None], limited, torch.ones(()))
 
     def _noise(self, mel: Tensor, generator: torch.Generator) -> Tensor:
-        """One noise per clip: colored (half), babble of the other clips of the batch (a quarter), recorded (the rest)."""
+        """One noise per clip: colored (half), babble of other clips of the batch (a quarter), recorded (the rest)."""
         n, frames, mels = mel.shape
         tilt = (torch.rand(n, 1, generator=generator) * 2.5 - 0.5) * -torch.log(self.mel_hz / 1000)
         colored = -torch.log(torch.rand(n, frames, mels, generator=generator).clamp(min=1e-6)) * tilt.exp()[:, None]

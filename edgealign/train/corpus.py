@@ -61,7 +61,12 @@ EFFECT_VARIANTS = ("Demonic", "Tweaky", "croak", "Storm", "UniRobot", "Mr seriou
 # The evaluation splits of the recorded packs: what training must not see.
 SPLITS = Path(__file__).parents[2] / "benchmarks" / "splits"
 
+RECORDED_PACKS = ("wakewords_en", "wakewords_community", "arabic_sc", "arabic_sc_train", "dspspeech20")
+RECORDED_PACKS += ("dspspeech20_train", "esc50")
+
 FREE_NOISE_LICENSES = frozenset({"CC0", "CC-BY"})
+
+WORDS_PER_SHARD = 2000  # what an interrupted rendering loses at most, per worker
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,18 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
     """
     if (folder / "manifest.json").exists():
         return
+    if data is not None:
+        _check_packs(data)
     shards = folder / "shards"
-    shards.mkdir(parents=True, exist_ok=True)
+    try:
+        shards.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"'{folder}' cannot hold a corpus ({error.strerror}): name another folder") from error
     words = _load_or_collect_words(folder, config)
-    tasks = [("espeak", i) for i in range(0, len(words), 2000)]
-    tasks += [("festival", i) for i, voice in enumerate(FESTIVAL_VOICES) if voice.name in festival_voices_installed()]
+    tasks = [("espeak", i) for i in range(0, len(words), WORDS_PER_SHARD)]
+    installed, spoken = festival_voices_installed(), {word.language for word in words}
+    heard = [voice.name in installed and voice.language in spoken for voice in FESTIVAL_VOICES]
+    tasks += [("festival", i) for i in np.flatnonzero(heard).tolist()]
     if data is not None:
         tasks += [("packs", 0), ("noise", 0)]
     tasks = [task for task in tasks if not (shards / f"{task[0]}-{task[1]:06d}.npz").exists()]
@@ -134,16 +146,28 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
     _join(folder, config, words)
 
 
+def _check_packs(data: Path) -> None:
+    for pack in RECORDED_PACKS:
+        if not (data / pack / "manifest.tsv").is_file():
+            raise InvalidInput(
+                f"'{data}' lacks {pack}/manifest.tsv: it must hold the packs {', '.join(RECORDED_PACKS)}; without "
+                f"--data and $EDGEALIGN_DATA training uses synthetic speech alone"
+            )
+
+
 def _load_or_collect_words(folder: Path, config: CorpusConfig) -> list[Word]:
     path = folder / "words.tsv"
     if not path.exists():
         espeak = Espeak()
+        unknown = [language for language in config.languages if not espeak.set_voice(language)]
+        if unknown:
+            raise InvalidInput(f"espeak-ng has no voice '{unknown[0]}': expected names such as sw, pt or cmn")
         languages = list(config.languages) or word_lists.usable_languages(espeak)
         words = word_lists.collect(espeak, [x for x in languages if x != "en"], config.words_per_language, config.seed)
         if "en" in languages:
             words += word_lists.collect(espeak, ["en"], config.words_in_english, config.seed)
         if not words:
-            raise InvalidInput(f"no words were found for {', '.join(languages)}: expected names of espeak-ng voices")
+            raise InvalidInput(f"no word lists were found for {', '.join(languages)}: name languages that CLDR has")
         partial = path.with_suffix(".partial")
         partial.write_text("".join(f"{w.text}\t{w.language}\t{w.ipa}\n" for w in words), encoding="utf-8")
         os.replace(partial, path)
@@ -171,7 +195,9 @@ def _render(task: tuple[str, int]) -> str:
         spectra.append(power)
     path = _worker["folder"] / "shards" / f"{name}.npz"
     partial = path.with_suffix(".partial.npz")
-    np.savez(partial, spectra=np.concatenate(spectra), rows=np.array(rows, dtype=object).astype(str))
+    # A shard may be empty: festival cannot say every word.
+    spectra = np.concatenate([np.zeros((0, N_BINS), np.uint8), *spectra])
+    np.savez(partial, spectra=spectra, rows=np.array(rows, dtype=object).astype(str).reshape(-1, 6))
     os.replace(partial, path)
     return name
 
@@ -179,8 +205,7 @@ def _render(task: tuple[str, int]) -> str:
 def _espeak_shard(start: int) -> Iterator[tuple]:
     config, espeak = _worker["config"], _worker["espeak"]
     voices = [v for v in espeak.variants() if v not in VALIDATION_VARIANTS + EFFECT_VARIANTS]
-    for i in range(start, min(start + 2000, len(_worker["words"]))):
-        word = _worker["words"][i]
+    for i, word in enumerate(_worker["words"][start : start + WORDS_PER_SHARD], start):
         validation = word_lists.is_validation(word.sound)
         rng = random.Random(f"{config.seed} {word.language} {word.text}")
         for _ in range(config.renders_per_word):
@@ -219,7 +244,8 @@ _SPELLED = {
         "heychatterbox/en-us": ("hey chatterbox", "en"),
     },
     "dspspeech20": {name: (name, "en" if name.isascii() else "cmn") for name in
-                    "数字 语音 语言 中国 总工 北京 上海 商行 复旦 Speech Speaker Process Print Close".split()},
+                    ("数字", "语音", "语言", "中国", "总工", "北京", "上海", "商行", "复旦",
+                     "Speech", "Speaker", "Process", "Print", "Close")},
 }  # fmt: skip
 
 
@@ -339,7 +365,13 @@ class Corpus:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.manifest = json.loads((folder / "manifest.json").read_text())
+        try:
+            self.manifest = json.loads((folder / "manifest.json").read_text())
+        except OSError as error:
+            raise InvalidInput(
+                f"'{folder}' is not a rendered corpus (no manifest.json): name the folder that was --corpus of "
+                f"`edgealign train`"
+            ) from error
         lines = (folder / "labels.tsv").read_text(encoding="utf-8").splitlines()
         self.labels = [Label(*line.split("\t")) for line in lines]
         self.clips = np.load(folder / "clips.npy")

@@ -36,7 +36,7 @@ class EncoderConfig:
 
 
 class ResidualConv(nn.Module):
-    """relu(x + conv(relu(conv(x)))), each convolution normalized over the batch, masked. x is [batch, channels, 1, n]."""
+    """relu(x + conv(relu(conv(x)))), each convolution normalized over the batch, masked; x [batch, channels, 1, n]."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The front end that encoders are trained for. It travels to the device in the bundle; nothing there reads this file."""
+"""The front end that encoders are trained for. It travels to devices in the bundle; nothing there reads this file."""
 
 from __future__ import annotations
 

@@ -26,9 +26,10 @@ DEMO_OTHER_WORDS = ("house", "salt", "tree", "milk", "moon")
 DEMO_ENROLLED_VOICE, DEMO_ASKING_VOICE = "rms", "awb"
 
 CZECH_WORDS = (
-    "voda oheň strom kámen řeka dům sůl mléko měsíc slunce chléb ryba pták pes kočka ruka noha hlava oko ucho "
-    "zima léto město cesta kniha okno dveře stůl židle hora"
-).split()
+    "voda", "oheň", "strom", "kámen", "řeka", "dům", "sůl", "mléko", "měsíc", "slunce", "chléb", "ryba", "pták", "pes",
+    "kočka", "ruka", "noha", "hlava", "oko", "ucho", "zima", "léto", "město", "cesta", "kniha", "okno", "dveře", "stůl",
+    "židle", "hora",
+)  # fmt: skip
 
 
 def in_the_field(samples: np.ndarray, rng: np.random.Generator, snr_db: float) -> np.ndarray:
@@ -87,7 +88,7 @@ def _noises(rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def czech(folder: Path) -> None:
-    """Write the pack `czech_synthetic`: 30 words x 4 voices x 5 takes and a manifest in the layout of recorded packs."""
+    """Write the pack `czech_synthetic`: 30 words x 4 voices x 5 takes, and a manifest like those of recorded packs."""
     rng = np.random.default_rng(6)
     rows = ["file\tlabel\tspeaker\tfold\tsplit\tseconds\tsource\tlicence\tnote"]
     for voice in CZECH_VOICES:

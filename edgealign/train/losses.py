@@ -1,4 +1,4 @@
-"""Alignment and classification losses. Embeddings are unit rows: float32 [n, dim]; every loss is a scalar to minimize."""
+"""Alignment and classification losses. Embeddings are unit rows: float32 [n, dim]; a loss is a scalar to minimize."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def contrastive(queries: Tensor, keys: Tensor, query_labels: Tensor, key_labels:
     log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
     has_positive = positive.sum(dim=1) > 0
     per_query = -(log_probability * positive).sum(dim=1) / positive.sum(dim=1).clamp(min=1)
-    return per_query[has_positive].mean()
+    return _mean(per_query[has_positive])
 
 
 def across_speakers(embeddings: Tensor, labels: Tensor, speakers: Tensor, scale: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def across_speakers(embeddings: Tensor, labels: Tensor, speakers: Tensor, scale:
     log_probability = logits - logits.logsumexp(dim=1, keepdim=True)
     n_positive = positive.sum(dim=1)
     per_row = -(log_probability * positive).sum(dim=1) / n_positive.clamp(min=1)
-    return per_row[n_positive > 0].mean()
+    return _mean(per_row[n_positive > 0])
 
 
 def phone_ctc(logits: Tensor, lengths: Tensor, phones: Tensor, n_phones: Tensor) -> Tensor:
@@ -60,6 +60,11 @@ def phone_ctc(logits: Tensor, lengths: Tensor, phones: Tensor, n_phones: Tensor)
     """
     log_probability = F.log_softmax(logits, dim=1).permute(2, 0, 1)
     return F.ctc_loss(log_probability, phones, lengths, n_phones, blank=0, zero_infinity=True)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Zero, not NaN, where a batch has no positives: a NaN would be in every weight after the next step."""
+    return values.mean() if len(values) else values.sum()
 
 
 def temperature(log_scale: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def text_to_speech(
     if start_from is not None and trainer.step == 0:
         trainer.start_from(start_from)
     trainer.run(_report, minutes)
-    if trainer.step >= steps:
+    if trainer.step >= config.steps:
         print(run / "best.pt")
 
 

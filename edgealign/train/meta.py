@@ -28,7 +28,7 @@ def adapted(model: nn.Module, losses: list[Loss], learning_rate: float) -> nn.Mo
 
 
 def reptile_step(model: nn.Module, outer: torch.optim.Optimizer, losses: list[Loss], learning_rate: float) -> float:
-    """One Reptile update (Nichol et al. 2018): the pseudo-gradient of a meta-parameter is itself minus its adapted copy.
+    """One Reptile update (Nichol et al. 2018): the pseudo-gradient of a parameter is itself minus its adapted copy.
 
     Running statistics of normalization are no parameters: they are taken over from the copy. Returns the norm of the
     pseudo-gradient.

@@ -116,8 +116,8 @@ class FestivalVoice:
     encoding: str
 
 
-# The voices that training uses. The four Czech voices (a language left out of training) and flite's (the demo's) are not
-# here.
+# The voices that training uses. The four Czech voices (a language left out of training) and flite's (the demo's) are
+# not here.
 FESTIVAL_VOICES = (
     FestivalVoice("ked_diphone", "en", "latin-1"),
     FestivalVoice("kal_diphone", "en", "latin-1"),
@@ -152,7 +152,8 @@ def say_with_festival(voice: FestivalVoice, texts: list[str], stretch: float = 1
         for i, text in enumerate(texts):
             quoted = text.replace("\\", "").replace('"', "")
             lines.append(
-                f'(unwind-protect (utt.save.wave (utt.synth (Utterance Text "{quoted}")) "{folder}/{i}.wav" \'riff) nil)'
+                f'(unwind-protect (utt.save.wave (utt.synth (Utterance Text "{quoted}"))'
+                f' "{folder}/{i}.wav" \'riff) nil)'
             )
         script = Path(folder, "say.scm")
         script.write_bytes("\n".join(lines).encode(voice.encoding, errors="replace"))

@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +62,15 @@ class TrainConfig:
     encoders: EncoderConfig = field(default_factory=EncoderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            lowest = int(name in {"steps", "synthetic_words", "renders", "takes", "inner_steps", "validate_every"})
+            if isinstance(value, (int, float)) and not lowest <= value < math.inf:
+                raise InvalidInput(f"{name} is {value}: expected a number from {lowest} on")
+
 
 def build_vocabulary(corpus: Corpus) -> dict:
-    """vocab.json of the bundle: every code point that at least three training labels are written with."""
+    """vocab.json of the bundle: every code point that at least three labels are written with."""
     counts: dict[str, int] = {}
     for label in corpus.labels:
         for character in {*normalize(label.text, "grapheme"), *normalize(label.ipa, "ipa")} if label.text else ():
@@ -192,6 +200,7 @@ class Batches:
 
     def _words(self, rng: random.Random, n: int) -> list[int]:
         """Half of the words at random, half in runs of words that begin or end alike, which are hard to tell apart."""
+        n = min(n, len(self.synthetic))
         chosen: dict[int, None] = {}
         while len(chosen) < n // 2:
             order = rng.choice((self.by_start, self.by_end))
@@ -272,20 +281,21 @@ class Batches:
         ready: queue.Queue = queue.Queue(depth)
         stop = threading.Event()
 
+        def hand_over(item: Batch | BaseException) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.5)
+                except queue.Full:
+                    continue
+
         def produce() -> None:
             try:
                 for step in range(first, end):
-                    item = self.draw(step)
-                    while not stop.is_set():
-                        try:
-                            ready.put(item, timeout=0.5)
-                            break
-                        except queue.Full:
-                            continue
+                    hand_over(self.draw(step))
                     if stop.is_set():
                         return
             except BaseException as error:  # handed to the training thread, which raises it
-                ready.put(error)
+                hand_over(error)
 
         thread = threading.Thread(target=produce, daemon=True)
         thread.start()
@@ -338,7 +348,7 @@ def joint_loss(model: AlignedEncoders, batch: Batch, config: TrainConfig) -> tup
 def in_parts(mask: Tensor, n_parts: int = 2) -> list[slice]:
     """Cut a batch that is sorted by length: the first half is spared the padding that the second needs."""
     bounds = [len(mask) * i // n_parts for i in range(n_parts + 1)]
-    return [slice(first, end) for first, end in zip(bounds, bounds[1:], strict=False)]
+    return [slice(first, end) for first, end in pairwise(bounds)]
 
 
 def alignment_task(batch: Batch) -> meta.Loss:
@@ -378,6 +388,11 @@ class Validation:
     def __init__(self, corpus: Corpus, batches: Batches, n_synthetic: int = 300) -> None:
         self.batches = batches
         self.synthetic = corpus.select("val", synthetic=True)[:n_synthetic]
+        if len(self.synthetic) < 2:
+            raise InvalidInput(
+                f"the corpus has {len(self.synthetic)} validation words and a checkpoint is chosen by telling them "
+                f"apart: render it with more words or languages"
+            )
         self.recorded = corpus.select("val", synthetic=False)
         clips = corpus.clips
         self.of_synthetic = [c for i in self.synthetic for c in corpus.clips_of[i][:3]]
@@ -469,12 +484,15 @@ class Trainer:
             weight_decay=config.weight_decay if joint else 0.0,
         )
         self.step, self.best, self.trained_s = 0, -1.0, 0.0
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"'{folder}' cannot hold a run ({error.strerror}): name another folder") from error
         if (folder / "last.pt").exists():
             self._resume()
 
     def _resume(self) -> None:
-        state = torch.load(self.folder / "last.pt", weights_only=True)
+        state = load_state(self.folder / "last.pt")
         if state["corpus_sha256"] != self.corpus.sha256:
             raise InvalidInput(
                 f"'{self.folder}' was trained on another corpus ({state['corpus_sha256'][:12]}, here "
@@ -491,8 +509,14 @@ class Trainer:
         self.step, self.best, self.trained_s = state["step"], state["best"], state["trained_s"]
 
     def start_from(self, checkpoint: Path) -> None:
-        """Begin with the weights of another run."""
-        state = torch.load(checkpoint, weights_only=True)
+        """Begin with the weights of another run, whose spellings and encoders must be those of this one."""
+        state = load_state(checkpoint)
+        theirs, mine = state["config"]["encoders"], _plain(self.config)["encoders"]
+        if theirs != mine or any(state["vocabulary"][t] != self.vocabulary[t] for t in ("tokens", "kinds")):
+            raise InvalidInput(
+                f"'{checkpoint}' has other encoders or another text vocabulary than a run on this corpus: start from a "
+                f"checkpoint that was trained on the same words"
+            )
         for model in (self.model, self.average):
             model.load_state_dict(state["average"])
 
@@ -579,6 +603,20 @@ class Trainer:
         partial = self.folder / (name + ".partial")
         torch.save(state, partial)
         os.replace(partial, self.folder / name)
+
+
+def load_state(path: Path) -> dict:
+    """What `Trainer` saved; InvalidInput for anything else. Nothing but tensors and plain values is ever unpickled."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InvalidInput(f"there is no checkpoint '{path}': name best.pt or last.pt of a run") from None
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`, or is damaged: name another") from error
+    expected = {"average", "config", "vocabulary", "corpus_sha256", "step"}
+    if not isinstance(state, dict) or not expected <= set(state):
+        raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`: name best.pt or last.pt of a run")
+    return state
 
 
 def _plain(config: TrainConfig) -> dict:
