@@ -76,7 +76,7 @@ def fit(pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: fl
     start = np.array([0, 0.5, 0.5, -1, 1, 0, 0.1, -0.1])
     weights = minimize(loss, start, jac=True, bounds=BOUNDS, method="L-BFGS-B").x
     # The strictest of the pools, at five shots: a threshold that holds in the studio must hold outside.
-    refused = [np.quantile((q.features @ weights)[~q.enrolled & (q.shots == 5)], 1 - FALSE_ACCEPT_SHARE) for q in asked]
+    refused = [np.quantile((q.features @ weights)[_strangers(q)], 1 - FALSE_ACCEPT_SHARE) for q in asked]
     return dict(zip(FEATURES, map(float, weights), strict=True)) | {
         "accept_logit": float(max(refused)),
         "top": COHORT,
@@ -184,6 +184,12 @@ def _leave_one_out_mean(pool: Pool, rng: np.random.Generator) -> float:
         out, has = kernels.leave_one_out(pool.speech[mine], np.zeros(len(mine), np.int32), 1)
         means += out[has].tolist()
     return float(np.mean(means))
+
+
+def _strangers(asked: Questions, shots: int = 5) -> np.ndarray:
+    """Which questions are words that were not enrolled, answered with a label of `shots` recordings, or of as many as
+    any label of the pool has."""
+    return ~asked.enrolled & (asked.shots == min(shots, asked.shots[~asked.enrolled].max()))
 
 
 def _balanced(right: np.ndarray) -> np.ndarray:

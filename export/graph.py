@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder, TextEncoder
+from edgealign.train.text_to_speech import load_state
 
 OPSET = 17
 PARITY_TOLERANCE = 2e-5  # of unit embeddings, fp32, torch against ONNX Runtime
@@ -38,15 +40,13 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
+        state = load_state(path)
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
             config = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"]["encoders"].items()}
             encoders = AlignedEncoders(EncoderConfig(**config))
             encoders.load_state_dict({name: tensor.float() for name, tensor in state["average"].items()})
-        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise InvalidInput(
-                f"'{path}' is not a checkpoint of `edgealign train` ({error}): name its best.pt or last.pt"
-            ) from error
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise InvalidInput(f"'{path}' was saved by another version of `edgealign train`: train again") from error
         return cls(encoders.eval(), state["vocabulary"], state["config"], state["corpus_sha256"], state["step"])
 
     def save_half(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class Checkpoint:
 
 
 class ExportedSpeech(nn.Module):
-    """log_mel [batch, n_mels, n_frames] -> unit embedding [batch, dim]; the alignment map is folded into the encoder."""
+    """log_mel [batch, n_mels, n_frames] -> unit embedding [batch, dim]; the alignment map is folded into it."""
 
     def __init__(self, encoders: AlignedEncoders, center: Tensor) -> None:
         super().__init__()
@@ -111,10 +111,13 @@ def text_to_onnx(module: ExportedText, n_tokens: int) -> bytes:
 def _export(module: nn.Module, examples: list[Tensor], name: str, dynamic: dict[int, str]) -> bytes:
     module.eval()
     file = io.BytesIO()
-    torch.onnx.export(
-        module, (examples[2],), file, dynamo=False, opset_version=OPSET,
-        input_names=[name], output_names=["embedding"], dynamic_axes={name: dynamic, "embedding": {0: "batch"}},
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # Tracing is asked for: the quantizer takes it as it is. What a trace can get wrong, the shapes below find.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            module, (examples[2],), file, dynamo=False, opset_version=OPSET,
+            input_names=[name], output_names=["embedding"], dynamic_axes={name: dynamic, "embedding": {0: "batch"}},
+        )  # fmt: skip
     model = onnx.load_from_string(file.getvalue())
     onnx.checker.check_model(model)
     data = model.SerializeToString()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +51,7 @@ def quantize(data: bytes, name: str, samples: list[np.ndarray], held_out: list[n
     samples    inputs whose ranges are taken, each with a batch dimension
     held_out   inputs on which the drift is measured
     """
-    logging.getLogger().setLevel(logging.ERROR)  # the quantizer warns of its own pre-processing step
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         paths = [Path(folder, f"{stage}.onnx") for stage in ("fp32", "prepared", "int8")]
         paths[0].write_bytes(data)
         quant_pre_process(paths[0], paths[1], skip_symbolic_shape=True)
@@ -68,6 +69,16 @@ def quantize(data: bytes, name: str, samples: list[np.ndarray], held_out: list[n
             f"{MIN_SNR_DB:.0f} dB: give more varied samples, or export fp32 alone"
         )
     return quantized, drift
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer logs warnings of its own pre-processing step to the root logger."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def measure_drift(data: bytes, quantized: bytes, name: str, inputs: list[np.ndarray]) -> Drift:

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 import torch
 
-from edgealign import __version__
+from edgealign import __version__, demo
 from edgealign.bundle import Bundle, write_bundle
 from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
@@ -38,7 +38,7 @@ TEXT_WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report: Callable[[str], None]) -> Bundle:
     """Write the bundle at `target`: int8 and fp32 encoders, text encoder, background bank, decision and card.
 
-    corpus_path   the rendered corpus that the checkpoint was trained on: quantization samples, bank and validation words
+    corpus_path   the corpus that the checkpoint was trained on: quantization samples, bank and validation words
     """
     checkpoint = graph.Checkpoint.load(checkpoint_path)
     corpus = Corpus(corpus_path)
@@ -59,16 +59,19 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
 
     samples = clips.training_words(CALIBRATION_CLIPS + HELD_OUT_CLIPS)
     batched = [x[None] for x in samples]
-    speech_int8, drift = quantize(speech_fp32, "log_mel", batched[:CALIBRATION_CLIPS], batched[CALIBRATION_CLIPS:])
+    n_seen = len(samples) * CALIBRATION_CLIPS // (CALIBRATION_CLIPS + HELD_OUT_CLIPS)
+    speech_int8, drift = quantize(speech_fp32, "log_mel", batched[:n_seen], batched[n_seen:])
     tokens = clips.token_rows(CALIBRATION_CLIPS + HELD_OUT_CLIPS)
-    text_int8, text_drift = quantize(text_fp32, "tokens", tokens[:CALIBRATION_CLIPS], tokens[CALIBRATION_CLIPS:])
+    text_int8, text_drift = quantize(text_fp32, "tokens", tokens[:n_seen], tokens[n_seen:])
     report(f"int8: speech {drift.snr_db:.1f} dB, text {text_drift.snr_db:.1f} dB")
 
     embed, embed_tokens = _runner(speech_int8, "log_mel"), _runner(text_int8, "tokens")
     bank = embed(clips.training_words(BANK_WORDS) + clips.recordings(BANK_RECORDINGS) + clips.noises(BANK_NOISES))
     bank = bank.astype(np.float16).astype(np.float32)
     noises = embed(Clips(corpus, clips.batches, seed=12).noises(100))
-    pools = [clips.pool(embed, embed_tokens, synthetic) for synthetic in (True, False)]
+    # A pool of one word has nothing that could be mistaken for it; a synthetic corpus has no recorded ones.
+    kinds = [synthetic for synthetic in (True, False) if len(corpus.select("val", synthetic)) > 1]
+    pools = [clips.pool(embed, embed_tokens, synthetic) for synthetic in kinds]
     text_weight = max(TEXT_WEIGHTS, key=lambda weight: _text_and_shots(pools[0], weight))
     calibration = decision.fit(pools, noises, bank, text_weight)
     lines = decision.report(calibration, pools, noises, bank, text_weight)
@@ -109,8 +112,8 @@ class Clips:
         self.rng = np.random.default_rng(seed)
 
     def training_words(self, n: int) -> list[np.ndarray]:
-        """Synthetic words under field conditions, one clip a word."""
-        labels = self.rng.choice(self.batches.synthetic, n, replace=False)
+        """n synthetic words under field conditions, one clip a word; all where the corpus has fewer."""
+        labels = self.rng.choice(self.batches.synthetic, min(n, len(self.batches.synthetic)), replace=False)
         return self._in_the_field([int(self.rng.choice(self.corpus.clips_of[i])) for i in labels])
 
     def recordings(self, n: int) -> list[np.ndarray]:
@@ -133,8 +136,8 @@ class Clips:
         return self._lengths(*self.batches.augmenter.clean(pieces))
 
     def token_rows(self, n: int) -> list[np.ndarray]:
-        """Token ids int64 [1, n_tokens], spellings and IPA in turn."""
-        labels = self.rng.choice(self.batches.synthetic, n, replace=False).tolist()
+        """Token ids int64 [1, n_tokens] of n words, or of all, spellings and IPA in turn."""
+        labels = self.rng.choice(self.batches.synthetic, min(n, len(self.batches.synthetic)), replace=False).tolist()
         kinds = ("grapheme", "ipa")
         return [self.batches.tokens([i], kinds[at % 2], None)[0].numpy() for at, i in enumerate(labels)]
 
@@ -208,6 +211,6 @@ def _text_and_shots(pool: decision.Pool, weight: float) -> float:
 
 
 def _golden_clips() -> list[np.ndarray]:
-    folder = Path(__file__).parents[1] / "edgealign" / "demo_clips" / "ask"
+    folder = Path(demo.CLIPS, "ask")
     names = ("water_0.ogg", "moon_1.ogg", "river_2.ogg", "noise_2.ogg")
     return [soundfile.read(folder / name, dtype="float32")[0] for name in names]
