@@ -123,7 +123,8 @@ class AudioFile(AudioSource):
 
         self._decoding_errors = (soundfile.LibsndfileError, TypeError)  # TypeError: headerless .raw
         try:
-            self._file = soundfile.SoundFile(self.path)
+            # As bytes: soundfile refuses names that are not UTF-8, which old memory cards hold.
+            self._file = soundfile.SoundFile(self.path if os.name == "nt" else os.fsencode(self.path))
         except self._decoding_errors as error:
             raise AudioUnreadable(
                 f"'{self.path}' is not audio that can be read ({getattr(error, 'error_string', error)}): WAV, FLAC, "

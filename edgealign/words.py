@@ -47,7 +47,7 @@ def find_word(blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Window
         log_mels = kernels.log_mel(
             samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
         )
-        for first, end, clearness in sound_spans(log_mels, windows):
+        for first, end, clearness in sound_spans(log_mels, windows).tolist():
             # A sound in the overlap of two windows belongs to the one that holds its middle.
             if not lowest_s <= front_end.seconds((first + end) / 2) < highest_s:
                 continue
@@ -113,7 +113,7 @@ def _at_least(log_mels: np.ndarray, first: int, end: int, min_frames: int, energ
         n_frames = log_mels.shape[1]
         first = max(0, min(first - missing // 2, n_frames - min_frames))
         end = min(n_frames, first + min_frames)
-    frames = log_mels[:, first:end]
-    lacking = max(0, min_frames - frames.shape[1])
-    padding = ((0, 0), (lacking // 2, lacking - lacking // 2))
-    return np.ascontiguousarray(np.pad(frames, padding, constant_values=np.float32(np.log(energy_floor))))
+    frames = np.full((len(log_mels), max(min_frames, end - first)), np.log(energy_floor), dtype=np.float32)
+    before = (frames.shape[1] - (end - first)) // 2
+    frames[:, before : before + end - first] = log_mels[:, first:end]
+    return frames

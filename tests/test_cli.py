@@ -169,6 +169,21 @@ def test_folders_of_clips_are_classified_in_order(taught, samples_folder: Path) 
     ]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_file_names_of_any_bytes(taught, clip: Path, tmp_path: Path) -> None:
+    for name in (b"\xff\xfe.wav", b"two\nlines\x1b[31m.wav", b"-dash.wav", "\u202eright.wav".encode()):
+        folder = tmp_path / "odd"
+        folder.mkdir()
+        shutil.copy(clip, os.fsencode(folder) + b"/" + name)
+        for form in ("text", "json", "csv"):
+            ran = taught("classify", folder, "--format", form)
+            assert ran.code == 0 and "maji" in ran.out
+            assert "\x1b" not in ran.out and "\u202e" not in ran.out
+        assert taught("embed", folder, "-o", tmp_path / "out.npz").code == 0
+        assert taught("enroll", folder, "--label", "odd").code == 0
+        shutil.rmtree(folder)
+
+
 def bad_inputs(folder: Path) -> dict[str, Path]:
     folder.mkdir(exist_ok=True)
     (folder / "empty_folder").mkdir()
