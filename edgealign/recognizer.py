@@ -106,7 +106,8 @@ class Recognizer:
         """`Recognizer.open` with a bundle that is open already; the store is read when it is first needed."""
         self.bundle = bundle
         self.store_path = os.fspath(store_path if store_path is not None else default_store_path(bundle.modality))
-        self._lock = threading.Lock()
+        self._enrolling = threading.Lock()  # so that the store taken over last is the one saved last
+        self._lock = threading.Lock()  # of the three fields below
         self._store: Store | None = None
         self._matcher: Matcher | None = None
         self._matcher_labels: list[str] = []
@@ -129,7 +130,7 @@ class Recognizer:
 
     @property
     def store(self) -> Store:
-        """The store that answers come from; StoreUnreadable before the first enrollment."""
+        """The store that answers come from, for one thread at a time; StoreUnreadable before the first enrollment."""
         if self._store is None:
             if not os.path.lexists(self.store_path):
                 raise StoreUnreadable(f"there is no store at '{self.store_path}': enroll clips first")
@@ -231,8 +232,11 @@ class Recognizer:
             samples.append(self._learn_text(typed, kind, language, label, warnings))
         if not samples:
             raise _nothing_learned(failures)
-        store, counts = self._add(samples)
-        quality = Quality.of(store, self.bundle.calibration, self.bundle.text_weight, list(counts))
+        with self._enrolling:
+            store, counts = self._add(samples)
+            quality = Quality.of(store, self.bundle.calibration, self.bundle.text_weight, list(counts))
+            with self._lock:
+                self._store, self._matcher = store, None
         return EnrollReport(
             tuple(quality.report(label, *count) for label, count in counts.items()),
             (*warnings, *quality.outliers(), *quality.confusable_labels()),
@@ -290,13 +294,13 @@ class Recognizer:
         if language is not None and not tokens.known_language:
             warnings.append(f"the bundle does not know the language '{language}': '{text}' is read without one")
         embedding = self.bundle.encode_text(tokens)
-        digest = hashlib.sha256(f"{kind} {language or ''}\n{text}".encode()).digest()
+        digest = hashlib.sha256(tokens.ids.astype("<i8").tobytes()).digest()
         return _Sample(label, TEXT, embedding, digest, text)
 
     def _add(self, samples: Sequence[_Sample]) -> tuple[Store, dict[str, tuple[int, int]]]:
-        """Puts the samples into the store on disk, as one operation, and takes the result over.
+        """Puts the samples into the store on disk, as one operation.
 
-        Returns the store, and per label how many rows are new and how many were there already.
+        Returns the store as saved, and per label how many rows are new and how many were there already.
         """
         by_label: dict[str, list[_Sample]] = {}
         for sample in samples:
@@ -315,8 +319,6 @@ class Recognizer:
                             [row.source_sha256 for row in rows],
                             [row.name for row in rows],
                         )
-        with self._lock:
-            self._store, self._matcher = store, None
         return store, {label: (n_added[label], len(of_label) - n_added[label]) for label, of_label in by_label.items()}
 
     def _current_matcher(self) -> tuple[Matcher, list[str]]:
