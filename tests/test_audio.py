@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from toy_bundle import noise_clip, word_clip
 
 from edgealign import Bundle
@@ -199,6 +201,27 @@ def test_flac_that_was_cut_off_is_a_clear_error_or_what_there_is(tmp_path: Path)
         assert 0 < len(mono(AudioFile(path))) < 64_000
     except AudioUnreadable as error:
         assert "clip.flac" in str(error)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_headers_end_in_samples_or_a_clear_error(tmp_path: Path, data: st.DataObject) -> None:
+    suffix = data.draw(st.sampled_from(["wav", "flac", "ogg", "aiff"]))
+    path = tmp_path / f"clip.{suffix}"
+    if not path.exists():
+        soundfile.write(path, tone(RATE_HZ, seconds=0.2), RATE_HZ)
+    original = path.read_bytes()
+    damaged = bytearray(original)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, 120))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        decoded = mono(AudioFile(path))
+        assert decoded.ndim == 1 and np.isfinite(decoded).all()
+    except InputUnreadable as error:
+        assert str(path) in str(error)
+    finally:
+        path.write_bytes(original)
 
 
 @pytest.mark.parametrize(("text", "channel"), [("mix", None), ("1", 1), ("12", 12)])
