@@ -672,25 +672,31 @@ def test_killed_in_the_middle_of_a_save_leaves_the_old_store_or_the_new_one(path
         import random
         delays = random.Random(0)
         made = Store.create("speech", helpers.ENCODER, 64)
-        helpers.enroll(made, "version 0", 500)
+        helpers.enroll(made, "version 0", 3000)
+        rows = helpers.embeddings(500, 64)
+        sources, names = [helpers.digest(i) for i in range(500)], [""] * 500
         made.save(path)
+        began = time.monotonic()
+        made.save(path)
+        save_s = time.monotonic() - began
         versions, partial = set(), 0
         for attempt in range(100):
             before = int(Store.load(path).labels()[-1].split()[1])
             child = os.fork()
             if child == 0:
                 for version in range(before + 1, 10**9):
-                    helpers.enroll(made, f"version {version}", 500 if version % 2 else 1)
+                    n_new = 500 if version % 2 else 1
+                    made.add(f"version {version}", rows[:n_new], 1, sources[:n_new], names[:n_new])
                     made.save(path)
                     made.undo()
-            time.sleep(delays.uniform(0.001, 0.02))
+            time.sleep(delays.uniform(0.5, 4) * save_s)
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             partial += os.path.exists(path + ".partial")
             left = Store.load(path)
             version = int(left.labels()[-1].split()[1])
             assert version >= before, (version, before)
-            expected = 500 if version == 0 else 500 + (500 if version % 2 else 1)
+            expected = 3000 if version == 0 else 3000 + (500 if version % 2 else 1)
             assert len(left.rows()) == expected, (version, len(left.rows()))
             versions.add(version)
         print(len(versions), partial)

@@ -210,7 +210,7 @@ PyObject *nearest(PyObject *const *items, Py_ssize_t count) {
     const float *queries = arguments.in<float>(0, 2, &q), *prototypes = arguments.in<float>(1, 2, &p);
     arguments.expect(q[1] == p[1], 1);
     const size_t k = arguments.size(2);
-    const auto metric = ea_metric(arguments.size(3));
+    const auto metric = int32_t(arguments.size(3));
     float *distances = arguments.out<float>(4, q[0], k);
     int32_t *indices = arguments.out<int32_t>(5, q[0], k);
     const auto scratch = scratch_of<float>(2 * p[0]);
@@ -519,7 +519,7 @@ PyObject *store_add(PyObject *const *items, Py_ssize_t count) {
     for (Py_ssize_t i = 0; i < e[0]; i++) names.push_back(arguments.text(PyList_GetItem(list, i)));
     char message[EA_MESSAGE_BYTES] = "";
     size_t n_added = 0;
-    check(ea_store_add(store, arguments.text(1), ea_kind(arguments.size(2)), embeddings, e[0],
+    check(ea_store_add(store, arguments.text(1), int32_t(arguments.size(2)), embeddings, e[0],
                        reinterpret_cast<const uint8_t *>(digests.data()), names.data(), &n_added, message),
           message);
     return PyLong_FromSize_t(n_added);

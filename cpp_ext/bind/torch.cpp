@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor> nearest(Tensor queries, Tensor prototypes, int64_t k,
     }
     std::vector<float> scratch(2 * p.rows);
     std::vector<int32_t> rows(q.rows * k);
-    check(ea_nearest(q.float32(), q.rows, p.float32(), p.rows, q.columns, k, ea_metric(metric), scratch.data(),
+    check(ea_nearest(q.float32(), q.rows, p.float32(), p.rows, q.columns, k, int32_t(metric), scratch.data(),
                      data<float>(found), rows.data()));
     std::copy(rows.begin(), rows.end(), data<int64_t>(indices));
     return {found, indices};

@@ -12,12 +12,14 @@
            ea_store *store = NULL;
            ea_matcher *matcher = NULL;
            ea_match best;
-           ea_calibration calibration = {sizeof(ea_calibration)};
+           ea_calibration calibration = {0};
            float *embedding, *scratch;
            size_t n_matches = 0;
 
+           calibration.struct_size = sizeof calibration;
            calibration.w_bias = 4.0;
            calibration.w_distance = -8.0;
+           calibration.prior_weight = 1.0;
            if (argc < 2 || ea_store_load(argv[1], &store, why)
                || ea_matcher_from_store(store, NULL, 0, &calibration, 1.0f, &matcher, why)) {
                fprintf(stderr, "%s\n", why);
@@ -35,6 +37,8 @@
            ea_store_free(store);
            return 0;
        }
+
+   (The calibration of a real program comes with its bundle.)
 
    Rules that hold for every function
    - Matrices are float32, row after row, without gaps. Sizes count elements. The formulas are in edgealign/kernels.py.
@@ -105,10 +109,10 @@ EA_KERNEL ea_status ea_sq_l2(const float *queries, size_t n_queries, const float
 EA_KERNEL ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
                               size_t dim, float *distances);
 
-/* The k closest prototypes of each query, closest first; of equals, the lowest row first. 1 <= k <= n_prototypes.
-   scratch float [2 * n_prototypes]; distances and indices [n_queries, k]. */
+/* The k closest prototypes of each query, closest first; of equals, the lowest row first. 1 <= k <= n_prototypes;
+   metric is an ea_metric; scratch float [2 * n_prototypes]; distances and indices [n_queries, k]. */
 EA_KERNEL ea_status ea_nearest(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
-                               size_t dim, size_t k, ea_metric metric, float *scratch, float *distances,
+                               size_t dim, size_t k, int32_t metric, float *scratch, float *distances,
                                int32_t *indices);
 
 /* prototypes [n_labels, dim], from embeddings [n_rows, dim] with labels [n_rows] in [0, n_labels) and weights [n_rows],
@@ -266,9 +270,9 @@ EA_API ea_status ea_store_get_row(ea_store *store, size_t index, ea_store_row *r
 
 /* Changes from here to the next call are one operation, which one ea_store_undo takes back. */
 EA_API void ea_store_begin_op(ea_store *store);
-/* Add rows [n_rows, dim] to a label, new or known; one that is there already (same label, kind and source_sha256
-   [n_rows, 32]) is skipped. names [n_rows] are UTF-8, at most 255 bytes. */
-EA_API ea_status ea_store_add(ea_store *store, const char *label, ea_kind kind, const float *embeddings, size_t n_rows,
+/* Add rows [n_rows, dim] of one ea_kind to a label, new or known; a row that is there already (same label, kind and
+   source_sha256 [n_rows, 32]) is skipped. names [n_rows] are UTF-8, at most 255 bytes. */
+EA_API ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, const float *embeddings, size_t n_rows,
                               const uint8_t *source_sha256s, const char *const *names, size_t *n_added, char *message);
 EA_API ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed, char *message);
 /* Add what `other` holds and this store does not. */

@@ -170,7 +170,7 @@ ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototy
 }
 
 ea_status ea_nearest(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes, size_t dim,
-                     size_t k, ea_metric metric, float *scratch, float *distances, int32_t *indices) {
+                     size_t k, int32_t metric, float *scratch, float *distances, int32_t *indices) {
     if (dim == 0 || k < 1 || k > n_prototypes || n_prototypes > INT32_MAX) return EA_INVALID_ARGUMENT;
     float *row = scratch, *norms = scratch + n_prototypes;
     switch (metric) {

@@ -217,7 +217,7 @@ ea_status ea_store_get_row(ea_store *store, size_t index, ea_store_row *row) {
 
 void ea_store_begin_op(ea_store *store) { store->op_open = false; }
 
-ea_status ea_store_add(ea_store *store, const char *label, ea_kind kind, const float *embeddings, size_t n_rows,
+ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, const float *embeddings, size_t n_rows,
                        const uint8_t *source_sha256s, const char *const *names, size_t *n_added, char *message) {
     const size_t label_bytes = std::strlen(label);
     if (label_bytes < 1 || label_bytes > EA_MAX_LABEL_BYTES)
@@ -225,7 +225,7 @@ ea_status ea_store_add(ea_store *store, const char *label, ea_kind kind, const f
                     EA_MAX_LABEL_BYTES);
     if (!valid_utf8(label)) return fail(message, EA_INVALID_ARGUMENT, "the label is not UTF-8");
     if (!known_kind(uint32_t(kind)))
-        return fail(message, EA_INVALID_ARGUMENT, "%d is not a kind of sample", int(kind));
+        return fail(message, EA_INVALID_ARGUMENT, "%d is not a kind of sample", kind);
     for (size_t i = 0; i < n_rows; i++)
         if (std::strlen(names[i]) > EA_MAX_NAME_BYTES || !valid_utf8(names[i]))
             return fail(message, EA_INVALID_ARGUMENT, "the name of sample %zu is not UTF-8 of at most %d bytes", i,

@@ -1,0 +1,319 @@
+"""What gets installed works from another directory: wheel, sdist, editable install, and the C library in them.
+
+The wheel is built from the sdist, so that one build proves both. Run: python -m pytest tests/test_packaging.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgealign import kernels
+from edgealign.store import RECORDING, Store
+
+ROOT = Path(__file__).parents[1]
+HEADER = ROOT / "cpp_ext" / "include" / "edgealign.h"
+NOT_SOURCES = shutil.ignore_patterns(
+    ".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "runs", "include", "lib"
+)  # the last two are outputs of an editable install; cpp_ext/include is put back below
+
+
+def run(*command: object, **options: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{command} said\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository, so that builds leave nothing in it."""
+    copy = tmp_path_factory.mktemp("sources") / "repository"
+    shutil.copytree(ROOT, copy, ignore=NOT_SOURCES)
+    shutil.copytree(ROOT / "cpp_ext" / "include", copy / "cpp_ext" / "include")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def sdist(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sdist")
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--skip-dependency-check", "-o", out, sources)
+    return next(out.glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", out, sdist)
+    return next(out.glob("*.whl"))
+
+
+@dataclass
+class Environment:
+    """A virtual environment that sees this one's packages, edgealign excepted."""
+
+    python: Path
+    site_packages: Path
+    elsewhere: Path
+
+    def run(self, program: str) -> str:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        return run(self.python, "-c", program, cwd=self.elsewhere, env=clean)
+
+
+def environment(folder: Path) -> Environment:
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
+    site_packages = next((folder / "venv").glob("lib/python*/site-packages"))
+    # A path in a .pth file adds that folder but none of the .pth files in it, so an editable edgealign stays unseen.
+    (site_packages / "host.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (folder / "elsewhere").mkdir()
+    return Environment(folder / "venv" / "bin" / "python", site_packages, folder / "elsewhere")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    made = environment(tmp_path_factory.mktemp("installed"))
+    run(sys.executable, "-m", "pip", "--python", made.python, "install", "--no-deps", "--no-index", wheel)
+    return made
+
+
+@pytest.fixture(scope="module")
+def editable(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    made = environment(tmp_path_factory.mktemp("editable"))
+    install = ("install", "--no-deps", "--no-build-isolation", "-e", sources)
+    run(sys.executable, "-m", "pip", "--python", made.python, *install)
+    return made
+
+
+@pytest.fixture(scope="module", params=["installed", "editable"])
+def either(request: pytest.FixtureRequest) -> Environment:
+    return request.getfixturevalue(request.param)
+
+
+def test_the_package_and_its_parts_import_from_elsewhere(either: Environment, sources: Path) -> None:
+    program = """
+import edgealign, edgealign.cli, edgealign.export, edgealign.store, edgealign.kernels
+import pathlib, sys
+print(edgealign.kernels.backend())
+print(pathlib.Path(edgealign.__file__).parent)
+print("torch" in sys.modules)
+"""
+    backend, where, has_torch = either.run(program).splitlines()
+    assert backend == "native"
+    assert Path(where) in (either.site_packages / "edgealign", sources / "edgealign")
+    assert has_torch == "False"
+
+
+@pytest.mark.parametrize("name", ["cli", "export", "cpp_ext", "tests", "benchmarks"])
+def test_folders_of_the_repository_are_no_top_level_modules(either: Environment, name: str) -> None:
+    assert either.run(f"import importlib.util; print(importlib.util.find_spec({name!r}))") == "None\n"
+
+
+def test_the_console_script_runs(either: Environment) -> None:
+    script = either.python.with_name("edgealign")
+    assert "enroll" in run(script, "--help", cwd=either.elsewhere)
+
+
+def test_a_store_is_written_and_read_elsewhere(either: Environment) -> None:
+    program = """
+from edgealign.store import Store
+Store.create("speech", "00" * 32, 3).save("new.store")
+print(Store.load("new.store").modality)
+"""
+    assert either.run(program) == "speech\n"
+
+
+def test_the_wheel_holds_what_it_should_and_is_small(wheel: Path) -> None:
+    assert re.fullmatch(r"edgealign-[\d.]+-cp311-abi3-\w+\.whl", wheel.name)
+    assert wheel.stat().st_size <= 15e6
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"edgealign"}
+    for needed in (
+        "edgealign/_core.abi3.so",
+        "edgealign/_torch_ops.so",
+        "edgealign/cli/app.py",
+        "edgealign/train/ops.py",
+        "edgealign/include/edgealign.h",
+        "edgealign/lib/libedgealign.so",
+        "edgealign/lib/cmake/edgealign/edgealignConfig.cmake",
+        "edgealign/lib/pkgconfig/edgealign.pc",
+    ):
+        assert needed in names
+    # Whatever the repository has for the runtime to read is in the wheel too.
+    for folder in ("bundles", "demo_clips"):
+        for file in (ROOT / "edgealign" / folder).rglob("*"):
+            assert file.is_dir() or file.relative_to(ROOT).as_posix() in names
+    assert not [name for name in names if name.endswith((".cpp", ".hpp"))]
+
+
+def test_the_sdist_holds_the_sources_and_no_build_outputs(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("cpp_ext", "cli", "edgealign", "tests"):
+        for file in (ROOT / folder).rglob("*.[ch]pp"):
+            assert file.relative_to(ROOT).as_posix() in names
+    assert {"LICENSE", "pyproject.toml", "cpp_ext/CMakeLists.txt", "cpp_ext/build.py", "cli/app.py"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+# ---- the C library ----
+
+
+@pytest.fixture(scope="module")
+def c_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program in the comment at the top of the header, as a file."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    comment = re.search(r"\n\n((?:       .*\n|\n)+)", HEADER.read_text()).group(1)
+    file = tmp_path_factory.mktemp("c") / "program.c"
+    file.write_text(re.sub(r"^       ", "", comment, flags=re.MULTILINE))
+    return file
+
+
+@pytest.fixture(scope="module")
+def c_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "speech.store"
+    store = Store.create("speech", "00" * 32, 3)
+    rows = np.eye(3, dtype=np.float32)
+    store.add("moto", rows[1:], RECORDING, [b"0" * 32, b"1" * 32], ["", ""])
+    store.add("maji 💧", rows[:1], RECORDING, [b"2" * 32], [""])
+    store.save(path)
+    return path
+
+
+C99 = ("gcc", "-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror")
+
+
+def check_program(program: Path, store: Path) -> None:
+    """The program asks for the first axis, which is where the second label lies."""
+    assert run(program, store) == "maji 💧 0.0000 accepted\n"
+    missing = subprocess.run([program, "missing.store"], capture_output=True, text=True, check=False)
+    assert (missing.returncode, missing.stderr) == (1, "there is no store at 'missing.store'\n")
+
+
+def test_the_program_of_the_header_compiles_as_c99(c_program: Path, c_store: Path, installed: Environment) -> None:
+    home = installed.site_packages / "edgealign"
+    built = c_program.with_name("direct")
+    flags = (f"-I{home}/include", f"-L{home}/lib", f"-Wl,-rpath,{home}/lib", "-ledgealign")
+    run(*C99, c_program, "-o", built, *flags)
+    check_program(built, c_store)
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="no pkg-config")
+def test_the_library_is_found_by_pkg_config(c_program: Path, c_store: Path, installed: Environment) -> None:
+    lib = installed.site_packages / "edgealign" / "lib"
+    environ = os.environ | {"PKG_CONFIG_PATH": str(lib / "pkgconfig")}
+    flags = run("pkg-config", "--cflags", "--libs", "edgealign", env=environ).split()
+    built = c_program.with_name("by_pkg_config")
+    run(*C99, c_program, "-o", built, *flags, f"-Wl,-rpath,{lib}")
+    check_program(built, c_store)
+
+
+CMAKE = pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("ninja")), reason="no cmake and ninja")
+
+
+def cmake(source: Path, build: Path, *settings: object) -> None:
+    run("cmake", "-S", source, "-B", build, "-G", "Ninja", *settings)
+    run("cmake", "--build", build)
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core as cmake alone installs it, for the oldest processor of its kind. Returns the prefix."""
+    folder = tmp_path_factory.mktemp("baseline")
+    cmake(ROOT / "cpp_ext", folder / "build", "-DEDGEALIGN_CLONES=OFF")
+    run("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
+    return folder / "prefix"
+
+
+@CMAKE
+@pytest.mark.parametrize("built_by", ["wheel", "cmake"])
+def test_the_library_is_found_by_cmake(
+    c_program: Path, c_store: Path, built_by: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if built_by == "wheel":
+        prefix = request.getfixturevalue("installed").site_packages / "edgealign"
+    else:
+        prefix = request.getfixturevalue("baseline")
+    shutil.copy(c_program, tmp_path / "program.c")
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\n"
+        "project(consumer C)\n"
+        "find_package(edgealign 0.1 REQUIRED)\n"
+        "add_executable(program program.c)\n"
+        "target_link_libraries(program PRIVATE edgealign::edgealign)\n"
+    )
+    cmake(tmp_path, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
+    check_program(tmp_path / "build" / "program", c_store)
+
+
+@CMAKE
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
+def test_every_instruction_set_passes_the_kernel_table(
+    instruction_set: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The library of this process picks the widest set; the others take its place in a process of their own."""
+    if instruction_set == "baseline":
+        library = next(request.getfixturevalue("baseline").glob("lib*/libedgealign.so")).parent
+    elif kernels.instruction_set() not in ("avx2", "avx512"):
+        pytest.skip("this processor has no AVX2")
+    else:
+        library = tmp_path
+        cmake(ROOT / "cpp_ext", library, "-DEDGEALIGN_CLONES=OFF", "-DCMAKE_CXX_FLAGS=-march=x86-64-v3")
+    environ = os.environ | {"LD_LIBRARY_PATH": str(library)}
+    program = "from edgealign import kernels; print(kernels.instruction_set())"
+    assert run(sys.executable, "-c", program, env=environ) == f"{instruction_set}\n"
+    table = ("tests/test_kernels.py", "-q", "-k", "agrees_with_oracle and native", "-p", "no:cacheprovider")
+    assert " passed" in run(sys.executable, "-m", "pytest", *table, cwd=ROOT, env=environ)
+
+
+def test_the_library_shows_nothing_but_its_interface(installed: Environment) -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    library = installed.site_packages / "edgealign" / "lib" / "libedgealign.so"
+    shown = set(re.findall(r" [A-Za-z] (\w+)", run("nm", "-D", "--defined-only", library)))
+    declared = set(re.findall(r"EA_(?:API|KERNEL) [\w *]+?\b(ea_\w+)\(", HEADER.read_text()))
+    assert shown == declared
+
+
+def test_the_declared_python_abi_is_pythons(tmp_path: Path) -> None:
+    """The binding declares by hand what it needs of the stable ABI; Python's own header has the last word."""
+    include = Path(sysconfig.get_paths()["include"])
+    if not (include / "Python.h").is_file() or shutil.which("g++") is None:
+        pytest.skip("no g++, or no Python.h to compare with")
+    fields = {
+        "PyObject": (),
+        "Py_buffer": ("buf", "obj", "len", "itemsize", "readonly", "ndim", "format", "shape", "strides", "suboffsets"),
+        "PyMethodDef": (("name", "ml_name"), ("function", "ml_meth"), ("flags", "ml_flags"), ("doc", "ml_doc")),
+        "PyModuleDef": (
+            ("name", "m_name"), ("doc", "m_doc"), ("size", "m_size"), ("methods", "m_methods"), ("slots", "m_slots"),
+            ("traverse", "m_traverse"), ("clear", "m_clear"), ("free", "m_free"),
+        ),
+    }  # fmt: skip
+    constants = ("METH_FASTCALL", "PYTHON_ABI_VERSION", "PyBUF_WRITABLE", "PyBUF_FORMAT", "PyBUF_C_CONTIGUOUS")
+    printed = []
+    for i, header in enumerate(("python_abi.h", "Python.h")):
+        lines = [f"sizeof({struct})" for struct in fields]
+        for struct, names in fields.items():
+            lines += [f"offsetof({struct}, {name if isinstance(name, str) else name[i]})" for name in names]
+        lines += [f"int({constant})" for constant in constants]
+        source = tmp_path / f"abi{i}.cpp"
+        body = "".join(f'std::printf("%zu\\n", size_t({line}));' for line in lines)
+        source.write_text(
+            f"#define Py_LIMITED_API 0x030b0000\n#include <{header}>\n#include <cstddef>\n#include <cstdio>\n"
+            f"int main() {{ {body} }}\n"
+        )
+        run("g++", "-w", f"-I{ROOT}/cpp_ext/bind", f"-I{include}", source, "-o", tmp_path / f"abi{i}")
+        printed.append(run(tmp_path / f"abi{i}"))
+    assert printed[0] == printed[1]
