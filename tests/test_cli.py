@@ -452,7 +452,17 @@ def test_results_survive_a_closed_pipe_and_a_poor_locale(taught, samples_folder:
     assert ran.returncode == 0 and "水" in ran.stdout.decode()
 
 
-def test_a_modality_with_its_own_store(taught, tmp_path: Path) -> None:
-    assert (tmp_path / "stores" / "speech.store").exists()
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep user data elsewhere")
+def test_the_default_store_lies_in_the_users_data(
+    edgealign, samples_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGEALIGN_STORE")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert edgealign("enroll", samples_folder).code == 0
+    assert (tmp_path / "data" / "edgealign" / "speech.store").is_file()
+    assert edgealign("classify", samples_folder / "moto" / "voice3.wav").out.split(": ")[1].startswith("moto")
+
+
+def test_the_store_is_for_its_owner_only(taught, tmp_path: Path) -> None:
     assert (tmp_path / "stores" / "speech.store").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "stores").stat().st_mode & 0o077 == 0
