@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -24,6 +25,14 @@ def torch_include() -> Path | None:
     return None
 
 
+def tool(name: str) -> str:
+    """Path of cmake or ninja: of the system, or as pip installs them beside Python."""
+    found = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed: build with pip's build isolation, or pip install {name}")
+    return found
+
+
 class BuildExt(build_ext):
     """Builds everything with cmake in place of compiling the sources that pyproject.toml lists."""
 
@@ -35,11 +44,11 @@ class BuildExt(build_ext):
             "EDGEALIGN_PYTHON": "ON",
             "EDGEALIGN_TORCH_INCLUDE": torch_include() or "",
         }
-        # Without a generator named, cmake would look for make, which a machine with only a compiler may not have.
-        generator = [] if "CMAKE_GENERATOR" in os.environ else ["-G", "Ninja"]
+        # cmake's own choice would be make, which a machine with only a compiler may not have.
+        generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
         settings = [f"-D{name}={value}" for name, value in options.items()]
-        subprocess.run(["cmake", "-S", SOURCE, "-B", work, *generator, *settings], check=True)
-        subprocess.run(["cmake", "--build", work], check=True)
+        subprocess.run([tool("cmake"), "-S", SOURCE, "-B", work, *generator, *settings], check=True)
+        subprocess.run([tool("cmake"), "--build", work], check=True)
         self.install(Path(self.build_lib).resolve())
 
     def copy_extensions_to_source(self) -> None:
@@ -50,7 +59,7 @@ class BuildExt(build_ext):
         # cmake writes over old files in place, which would crash a process that has them loaded.
         for old in (prefix / "edgealign").rglob("*.so"):
             old.unlink()
-        subprocess.run(["cmake", "--install", self.build_temp, "--prefix", prefix], check=True)
+        subprocess.run([tool("cmake"), "--install", self.build_temp, "--prefix", prefix], check=True)
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".abi3.so"

@@ -224,9 +224,7 @@ class Matcher:
         c = self.calibration
         features = self.features(embedding[None])[0]
         logits = features @ [getattr(c, name) for name in self.FEATURES]
-        slopes = (
-            c.w_distance - c.w_margin - c.w_z / self.cohorts[:, 1] - c.w_t / self._cohorts(embedding[None])[:, 1]
-        )
+        slopes = c.w_distance - c.w_margin - c.w_z / self.cohorts[:, 1] - c.w_t / self._cohorts(embedding[None])[:, 1]
         d = features[:, self.FEATURES.index("w_distance")]
         thresholds = d + (c.accept_logit - logits) / slopes
         with np.errstate(over="ignore"):

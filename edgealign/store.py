@@ -163,9 +163,7 @@ class Store:
             yield
         self._changed = True
 
-    def add(
-        self, label: str, embeddings: np.ndarray, kind: int, sha256s: Sequence[bytes], names: Sequence[str]
-    ) -> int:
+    def add(self, label: str, embeddings: np.ndarray, kind: int, sha256s: Sequence[bytes], names: Sequence[str]) -> int:
         """Enroll samples under a label, new or known. Returns how many; those that were there already do not count.
 
         label        1 to 1024 bytes of UTF-8

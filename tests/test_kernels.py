@@ -616,9 +616,7 @@ def test_text_makes_up_its_stated_share_of_a_prototype(runtime_backend: str) -> 
     """text_weight / (text_weight + k): with orthogonal samples the share can be read off the prototype."""
     rows = np.eye(4, dtype=np.float32)  # three recordings, one text
     for text_weight in (0.5, 1.5):
-        decide = kernels.Matcher(
-            rows, [0] * 4, [RECORDING] * 3 + [TEXT], 1, np.zeros((0, 4)), CALIBRATION, text_weight
-        )
+        decide = kernels.Matcher(rows, [0] * 4, [RECORDING] * 3 + [TEXT], 1, np.zeros((0, 4)), CALIBRATION, text_weight)
         to_text, to_recording = (decide.classify(rows[i])[0].distance for i in (3, 0))
         share = (1 - to_text) / ((1 - to_text) + 3 * (1 - to_recording))
         assert share == pytest.approx(text_weight / (text_weight + 3), abs=1e-6)
