@@ -134,6 +134,26 @@ def _export(module: nn.Module, examples: list[Tensor], name: str, dynamic: dict[
     return data
 
 
+def with_half_weights(data: bytes) -> bytes:
+    """The same graph at half the size: weights are stored as float16 and widened when it is loaded."""
+    model = onnx.load_from_string(data)
+    kept, casts = [], []
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= 1024:
+            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            kept.append(onnx.numpy_helper.from_array(half, tensor.name + ".half"))
+            casts.append(onnx.helper.make_node("Cast", [kept[-1].name], [tensor.name], to=onnx.TensorProto.FLOAT))
+        else:
+            kept.append(tensor)
+    nodes = [*casts, *model.graph.node]
+    for field, values in ((model.graph.initializer, kept), (model.graph.node, nodes)):
+        copies = [copy.deepcopy(value) for value in values]
+        del field[:]
+        field.extend(copies)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
 def session_of(data: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -16,7 +16,7 @@ from edgealign import __version__, demo
 from edgealign.bundle import Bundle, write_bundle
 from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
-from edgealign.export.quantize import quantize
+from edgealign.export.quantize import measure_drift, quantize
 from edgealign.train.corpus import Corpus
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.train.text_to_speech import Batches, TrainConfig
@@ -63,6 +63,8 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
     speech_int8, drift = quantize(speech_fp32, "log_mel", batched[:n_seen], batched[n_seen:])
     tokens = clips.token_rows(CALIBRATION_CLIPS + HELD_OUT_CLIPS)
     text_int8, text_drift = quantize(text_fp32, "tokens", tokens[:n_seen], tokens[n_seen:])
+    speech_stored = graph.with_half_weights(speech_fp32)
+    stored_drift = measure_drift(speech_fp32, speech_stored, "log_mel", batched[n_seen:])
     report(f"int8: speech {drift.snr_db:.1f} dB, text {text_drift.snr_db:.1f} dB")
 
     embed, embed_tokens = _runner(speech_int8, "log_mel"), _runner(text_int8, "tokens")
@@ -81,7 +83,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder)
         (source / "encoder.onnx").write_bytes(speech_int8)
-        (source / "encoder.fp32.onnx").write_bytes(speech_fp32)
+        (source / "encoder.fp32.onnx").write_bytes(speech_stored)
         (source / "text_encoder.onnx").write_bytes(text_int8)
         (source / "filters.f32").write_bytes(mel_filters().astype("<f4").tobytes())
         (source / "bank.f16").write_bytes(bank.astype("<f2").tobytes())
@@ -95,7 +97,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
             front_end=asdict(FRONT_END), windows=asdict(WINDOWS),
             encoder={"default": "int8", "variants": {
                 "int8": {"file": "encoder.onnx", **asdict(drift)},
-                "fp32": {"file": "encoder.fp32.onnx", "max_cosine_drift": 0.0, "snr_db": None},
+                "fp32": {"file": "encoder.fp32.onnx", **asdict(stored_drift)},
             }},
             text_encoder={"file": "text_encoder.onnx", "vocab": "vocab.json", "weight": text_weight},
             bank={"file": "bank.f16", "rows": len(bank)},
