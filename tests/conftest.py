@@ -16,6 +16,7 @@ from edgealign.cli import app
 # Under pytest's importlib mode the helpers beside this file are not importable by themselves.
 sys.path.append(str(Path(__file__).parent))
 
+from tiny_run import recorded_corpus, spoken_corpus, trained_run  # noqa: F401 (fixtures)
 from toy_bundle import make_toy_bundle, word_clip
 
 
