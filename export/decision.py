@@ -26,6 +26,7 @@ COHORT = 40  # nearest rows of the bank that score normalization looks at (adapt
 SHOTS = (1, 2, 3, 5, 10)
 FALSE_ACCEPT_SHARE = 0.05  # of never-enrolled words, on validation words: field conditions will raise it
 PRIOR_WEIGHT, LONE_MARGIN = 2.0, 0.25
+STRANGER, NOISE = -1, -2  # in place of a slot: what was not enrolled
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,13 @@ class Pool:
 @dataclass(frozen=True)
 class Questions:
     """What a decision is fitted on: features [n, len(FEATURES)], whether the nearest label is the right one [n],
-    whether the word was enrolled at all [n], and how many recordings its label had [n]."""
+    whether the word was enrolled [n], whether it is a word that was not [n] (the rest are noises), and how many
+    recordings the nearest label had [n]."""
 
     features: np.ndarray
     right: np.ndarray
     enrolled: np.ndarray
+    stranger: np.ndarray
     shots: np.ndarray
 
 
@@ -97,10 +100,9 @@ def report(calibration: dict, pools: list[Pool], noises: np.ndarray, bank: np.nd
         for k in (0, *SHOTS):
             own = asked.shots == k
             if own.any():
-                enrolled, other = own & asked.enrolled, own & ~asked.enrolled
                 lines.append(
-                    f"pool {i}, {k} shots: {100 * np.mean((accepted & asked.right)[enrolled]):.1f} % of enrolled words "
-                    f"right, {100 * np.mean(accepted[other]):.1f} % of others accepted"
+                    f"pool {i}, {k} shots: {100 * np.mean((accepted & asked.right)[own & asked.enrolled]):.1f} % of "
+                    f"enrolled words right, {100 * np.mean(accepted[own & asked.stranger]):.1f} % of others accepted"
                 )
     return lines
 
@@ -136,13 +138,13 @@ def _ask(
         enrolled = [(i, slot) for slot, rest in enumerate(left) for i in rng.permutation(rest)[:3]]
         strangers = rng.permutation(np.flatnonzero(~np.isin(pool.label, chosen)))[: 2 * way]
         queries = np.concatenate([
-            pool.speech[[i for i, _ in enrolled]], pool.speech[strangers], noises[rng.permutation(len(noises))[:way]]
+            pool.speech[[i for i, _ in enrolled]], pool.speech[strangers], noises[rng.choice(len(noises), way)]
         ])  # fmt: skip
-        truth = np.array([slot for _, slot in enrolled] + [-1] * (len(queries) - len(enrolled)))
+        truth = np.array([slot for _, slot in enrolled] + [STRANGER] * len(strangers) + [NOISE] * way)
         arrays = np.array(support), np.array(owner, np.int32), np.array(weight, np.float32)
         rows.append((*_features(queries, *arrays, way, bank, prior_loo), truth))
     features, nearest, shots, truth = (np.concatenate(column) for column in zip(*rows, strict=True))
-    return Questions(features, nearest == truth, truth >= 0, shots)
+    return Questions(features, nearest == truth, truth >= 0, truth == STRANGER, shots)
 
 
 def _features(
