@@ -130,20 +130,17 @@ def enroll(
         say(f"not learned: {failure}")
     n_labels = len(report.labels)
     print(f"learned {n_labels} label{'s' * (n_labels != 1)} into {printable(recognizer.store_path)}")
-    header = ("label", "recordings", "text", "tightness", "what this can promise")
+    header = ("label", "new", "recordings", "text", "tightness", "what this can promise")
     print(table(header, map(_enrolled_row, report.labels)))
     if report.failures:
         raise SomeInputsFailed(f"{len(report.failures)} of the samples could not be learned from, see above")
 
 
 def _enrolled_row(report: LabelReport) -> tuple[str, ...]:
-    recordings = str(report.n_recordings)
-    if report.n_added:
-        recordings += f" (+{report.n_added})"
-    if report.n_known:
-        recordings += f" ({report.n_known} known before)"
+    new = f"{report.n_added} ({report.n_known} known)" if report.n_known else str(report.n_added)
+    text = f"{report.text_share:.0%}" if report.n_texts else "-"
     tightness = "-" if report.tightness is None else f"{report.tightness:.3f}"
-    return report.label, recordings, f"{report.text_share:.0%}" if report.n_texts else "-", tightness, _promise(report)
+    return report.label, new, str(report.n_recordings), text, tightness, _promise(report)
 
 
 def _promise(report: LabelReport) -> str:
@@ -235,7 +232,8 @@ def _as_text(answer: Answer, top_k: int | None) -> str:
     if answer.label is not None:
         line = f"{file}: {printable(answer.label)}, {_sure(answer)} sure"
     else:
-        line = f"{file}: (unknown), closest is {printable(answer.top[0].label)}, {_sure(answer)} sure"
+        needed = f"{answer.accept_probability:.0%} needed"
+        line = f"{file}: (unknown), closest is {printable(answer.top[0].label)}, {_sure(answer)} sure, {needed}"
     if answer.runner_up is not None:
         line += f", then {printable(answer.runner_up.label)}"
     if top_k is not None:
@@ -396,7 +394,7 @@ def demo(
             query.file,
             query.label or "(other)",
             query.answer.label or "(unknown)",
-            _sure(query.answer),
+            _closest(query.answer),
             _tick(query.right),
         )
         for query in result.queries
@@ -404,10 +402,11 @@ def demo(
     print(
         f"learned {', '.join(map(printable, result.labels))} from {result.n_enrolled} clips, then asked about others:\n"
     )
-    print(table(("clip", "spoken", "answer", "sure", ""), rows))
+    print(table(("clip", "spoken", "answer", "closest", ""), rows))
     right, of_enrolled = result.share_right(enrolled=True)
     rejected, of_others = result.share_right(enrolled=False)
-    print(f"\n{right} of {of_enrolled} clips of these words are right ({right / of_enrolled:.0%});", end=" ")
+    print(f"\nA clip is unknown unless its closest word is {result.accept_probability:.0%} sure.")
+    print(f"{right} of {of_enrolled} clips of these words are right ({right / of_enrolled:.0%});", end=" ")
     print(f"{rejected} of {of_others} other words and noises are left as unknown ({rejected / of_others:.0%}).")
     shipped.save_picture(result, output)
     print(f"picture: {printable(str(output))}\n")
@@ -422,6 +421,10 @@ def _sure(answer: Answer) -> str:
     if answer.probability > 0.99:
         return ">99%"
     return "<1%" if answer.probability < 0.01 else f"{answer.probability:.0%}"
+
+
+def _closest(answer: Answer) -> str:
+    return "no sound" if answer.distance is None else f"{answer.top[0].label} {_sure(answer)}"
 
 
 def _tick(right: bool) -> str:

@@ -35,10 +35,11 @@ class Query:
 
 @dataclass(frozen=True)
 class Result:
-    """labels that were learned from n_enrolled clips, and one Query per clip asked about."""
+    """labels that were learned from n_enrolled clips, from which probability on one is accepted, and all queries."""
 
     labels: tuple[str, ...]
     n_enrolled: int
+    accept_probability: float
     queries: tuple[Query, ...]
 
     def share_right(self, enrolled: bool) -> tuple[int, int]:
@@ -65,7 +66,7 @@ def run(bundle_path: str | os.PathLike | None = None, device: str = "auto", clip
                 queries.append(Query(entry["file"], entry["label"], entry["voice"], answer))
     order = {label: i for i, label in enumerate(labels)}
     queries.sort(key=lambda query: order.get(query.label, len(labels)))
-    return Result(labels, len(to_enroll), tuple(queries))
+    return Result(labels, len(to_enroll), recognizer.accept_probability, tuple(queries))
 
 
 def _read_manifest(clips: str) -> list[dict]:
@@ -103,7 +104,7 @@ def draw(result: Result) -> str:
     parts.append(_text(LEFT - 14, TOP - 14, "spoken", color=FAINT, anchor="end"))
     for row, (query, gap) in enumerate(zip(result.queries, gaps, strict=True)):
         parts += _draw_row(query, columns, TOP + CELL_HEIGHT * row + gap)
-    parts += _draw_legend(height - 30)
+    parts += _draw_legend(result, height - 30)
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -163,10 +164,9 @@ def _draw_row(query: Query, columns: list[str], y: float) -> list[str]:
     return parts
 
 
-def _draw_legend(y: float) -> list[str]:
-    parts = [
-        _text(24, y, "Outlined: the answer. Shade: how sure. All clips are synthetic speech.", color=FAINT, size=12)
-    ]
+def _draw_legend(result: Result, y: float) -> list[str]:
+    legend = f"Outlined: the answer; a word needs {result.accept_probability:.0%}. All clips are synthetic speech."
+    parts = [_text(24, y, legend, color=FAINT, size=12)]
     x = LEFT + 5.2 * CELL_WIDTH
     parts.append(_text(x - 8, y, "0 %", color=FAINT, size=12, anchor="end"))
     for i, shade in enumerate(SHADES):

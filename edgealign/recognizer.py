@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -53,6 +54,7 @@ class Answer:
     probability  of the closest label; None, as are the distances, where no sound stands out of the clip
     distance     cosine distance to the closest label
     threshold    the largest distance at which the closest label would have been accepted
+    accept_probability   from which on a label is accepted; the bundle says it
     runner_up    the second closest label, where there is one
     top          the closest labels, closest first, filled for unknowns too
     start_s, end_s   where in the clip the word was found
@@ -65,6 +67,7 @@ class Answer:
     probability: float | None
     distance: float | None
     threshold: float | None
+    accept_probability: float
     runner_up: Candidate | None
     top: tuple[Candidate, ...]
     start_s: float | None
@@ -139,6 +142,11 @@ class Recognizer:
             self._store = store
         return self._store
 
+    @property
+    def accept_probability(self) -> float:
+        """From which probability on a label is accepted, and below which a clip is unknown."""
+        return 1 / (1 + math.exp(-self.bundle.calibration.accept_logit))
+
     def classify(
         self,
         audio: AudioLike,
@@ -159,7 +167,20 @@ class Recognizer:
         source = _open_source(audio, sample_rate_hz, channel)
         word = self._find_word(source)
         if word is None:
-            return Answer(source.name, None, None, None, None, None, (), None, None, _no_sound(source), ())
+            return Answer(
+                source.name,
+                None,
+                None,
+                None,
+                None,
+                self.accept_probability,
+                None,
+                (),
+                None,
+                None,
+                _no_sound(source),
+                (),
+            )
         embedding = self.bundle.encode(word.log_mels[None])[0]
         matches = matcher.classify(embedding, max(top_k, 2))
         candidates = tuple(Candidate(labels[m.label], m.distance, m.probability) for m in matches)
@@ -176,6 +197,7 @@ class Recognizer:
             best.probability,
             best.distance,
             best.threshold,
+            self.accept_probability,
             candidates[1] if len(candidates) > 1 else None,
             candidates[:top_k],
             word.start_s,

@@ -51,7 +51,7 @@ def test_the_main_job(taught, clip: Path, other: Path) -> None:
     assert ran.code == 0 and ran.err == ""
     first, second = ran.out.splitlines()
     assert first.startswith(f"{clip}: maji, ")
-    assert second.startswith(f"{other}: (unknown), closest is ")
+    assert second.startswith(f"{other}: (unknown), closest is ") and second.split(" sure, ")[1].startswith("50% needed")
 
 
 def test_enroll_prints_what_it_learned(edgealign, samples_folder: Path, tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_enroll_prints_what_it_learned(edgealign, samples_folder: Path, tmp_path
     assert ran.code == 0 and ran.err == ""
     lines = ran.out.splitlines()
     assert lines[0] == f"learned 3 labels into {tmp_path / 'stores' / 'speech.store'}"
-    assert lines[1].split()[:4] == ["label", "recordings", "text", "tightness"]
-    assert lines[2].startswith("maji   5 (+5)      -     0.0")
+    assert lines[1].split()[:5] == ["label", "new", "recordings", "text", "tightness"]
+    assert lines[2].split()[:4] == ["maji", "5", "5", "-"] and lines[2].split()[4].startswith("0.0")
     assert "71% of its threshold rests on these recordings" in lines[2]
-    text = edgealign("enroll", "--text", "maji", "--label", "maji", "--language", "sw").out
-    assert "23%" in text  # 1.5 / (1.5 + 5)
+    again = edgealign("enroll", samples_folder / "maji", "--text", "maji", "--language", "sw").out.splitlines()
+    assert again[2].split()[:6] == ["maji", "1", "(5", "known)", "5", "23%"]  # 1.5 / (1.5 + 5)
     alone = edgealign("enroll", "--ipa", "ˈmoto")
     assert "ˈmoto" in alone.out and "text alone" in alone.out
     one = edgealign("enroll", "--label", "one", samples_folder / "maji" / "voice0.wav")
