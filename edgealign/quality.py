@@ -12,7 +12,7 @@ from edgealign.bundle import Calibration
 from edgealign.store import RECORDING, Store
 
 MIN_RECORDINGS_FOR_OUTLIERS = 3  # of two clips that disagree, neither can be called the odd one
-OUTLIER_RATIO = 2.0
+OUTLIER_RATIO = 2.5
 MAX_WARNINGS_OF_A_KIND = 10
 
 
@@ -112,8 +112,8 @@ class Quality:
         """One warning per recording that does not sound like its label. The rule, where its label has other samples:
 
         it lies closer to the prototype of another label than to that of its own label made without it; or its label
-        has three recordings or more, and its leave-one-out distance is more than twice the median of theirs and more
-        than twice the bundle's typical distance prior_loo.
+        has three recordings or more, and its leave-one-out distance is more than 2.5 times the median of theirs and
+        more than 2.5 times the bundle's typical distance prior_loo.
         """
         warnings = []
         others = self._closest_other_labels(self.embeddings, self.row_label)
