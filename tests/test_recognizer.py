@@ -142,12 +142,12 @@ def test_a_clip_of_another_word_is_called_an_outlier(recognizer: Recognizer, sam
     assert any("sounds more like 'moto'" in warning for warning in report.warnings)
 
 
-def test_a_clip_unlike_its_label_is_called_an_outlier_when_there_are_three(recognizer: Recognizer) -> None:
+def test_a_clip_unlike_its_label_is_called_an_outlier_but_of_two_neither(recognizer: Recognizer) -> None:
     clips = [word_clip(0, voice) for voice in range(4)] + [word_clip(77)]
-    report = recognizer.enroll(clips[2:], label="maji", sample_rate_hz=RATE_HZ)
-    assert [warning for warning in report.warnings if "unlike the rest of 'maji'" in warning]
-    quiet = recognizer.enroll([word_clip(5), word_clip(77)], label="two that disagree", sample_rate_hz=RATE_HZ)
-    assert not any("unlike the rest" in warning for warning in quiet.warnings)
+    report = recognizer.enroll(clips, label="maji", sample_rate_hz=RATE_HZ)
+    assert len([warning for warning in report.warnings if "unlike the rest of 'maji'" in warning]) == 1
+    pair = recognizer.enroll([word_clip(5), word_clip(77)], label="two that disagree", sample_rate_hz=RATE_HZ)
+    assert not any("unlike the rest" in warning for warning in pair.warnings)
 
 
 def test_labels_that_sound_alike_are_named_as_a_pair(recognizer: Recognizer) -> None:
