@@ -14,7 +14,8 @@ import pytest
 import soundfile
 from toy_bundle import word_clip
 
-from edgealign import Bundle
+from edgealign import Bundle, demo
+from edgealign.bundle import package_bundle
 
 RATE_HZ = 16_000
 
@@ -93,6 +94,14 @@ def test_the_version_is_the_one_that_is_packaged() -> None:
     assert edgealign.__version__ == project["version"]
 
 
+def shipped_clips() -> tuple[str, str]:
+    """The demo's folder of labels, and one of its clips."""
+    entries = json.loads((Path(demo.CLIPS) / "manifest.json").read_text(encoding="utf-8"))
+    enrolled = next(entry["file"] for entry in entries if entry["role"] == "enroll")
+    query = next(entry["file"] for entry in entries if entry["role"] == "query")
+    return str((Path(demo.CLIPS) / enrolled).parents[1]), str(Path(demo.CLIPS) / query)
+
+
 def cpu_s(arguments: list[str], environment: dict[str, str], n_runs: int = 5) -> float:
     """Least CPU time of several runs of a Python process: on a busy machine wall time would measure the others."""
     import resource
@@ -106,16 +115,17 @@ def cpu_s(arguments: list[str], environment: dict[str, str], n_runs: int = 5) ->
     return min(times_s)
 
 
-def test_starting_costs_at_most_three_numpys(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+def test_starting_costs_at_most_three_numpys(tmp_path: Path) -> None:
+    """With the bundle and the clips that are shipped."""
     environment = {
         **os.environ,
-        "EDGEALIGN_BUNDLE": toy_bundle.path,
         "EDGEALIGN_STORE": str(tmp_path),
         "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled"),  # as after an installation, whatever the source tree holds
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    clip = str(samples_folder / "maji" / "voice0.wav")
+    environment.pop("EDGEALIGN_BUNDLE", None)
+    samples_folder, clip = shipped_clips()
     subprocess.run(
         [sys.executable, "-m", "edgealign.cli.app", "enroll", samples_folder], check=True, env=environment, stdout=-3
     )
@@ -162,14 +172,15 @@ def test_ten_hours_are_searched_in_little_memory(toy_bundle: Bundle, samples_fol
     assert peak_mb <= 90, peak_mb
 
 
-def test_one_clip_needs_little_memory(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+def test_one_clip_needs_little_memory(tmp_path: Path) -> None:
     from edgealign import Recognizer
 
-    Recognizer(toy_bundle, tmp_path / "speech.store").enroll(samples_folder)
-    environment = {"EDGEALIGN_BUNDLE": toy_bundle.path, "EDGEALIGN_STORE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    ran = run(CLASSIFY_AND_PEAK, samples_folder / "maji" / "voice0.wav", **environment)
-    label, _, _, peak_mb = json.loads(ran.stdout)
-    assert label == "maji" and peak_mb <= 90
+    samples_folder, clip = shipped_clips()
+    Recognizer(Bundle.open(package_bundle("speech")), tmp_path / "speech.store").enroll(samples_folder)
+    environment = {"EDGEALIGN_BUNDLE": package_bundle("speech"), "EDGEALIGN_STORE": str(tmp_path)}
+    ran = run(CLASSIFY_AND_PEAK, clip, OMP_NUM_THREADS="1", **environment)
+    *_, peak_mb = json.loads(ran.stdout)
+    assert peak_mb <= 90
 
 
 def test_samples_of_any_dtype_do_not_change_in_place(toy_bundle: Bundle, tmp_path: Path) -> None:
