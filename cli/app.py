@@ -22,7 +22,7 @@ from edgealign.cli.options import (
     StoreOption,
     store_path,
 )
-from edgealign.cli.output import csv_row, json_line, print_facts, printable, say, table, warn
+from edgealign.cli.output import json_line, percent, print_facts, printable, say, table, warn
 from edgealign.errors import (
     EXIT_INTERRUPTED,
     EXIT_UNKNOWN,
@@ -49,12 +49,6 @@ app = typer.Typer(
 )
 app.add_typer(artifacts.store_app, name="store")
 app.add_typer(artifacts.bundle_app, name="bundle")
-
-CSV_HEADER = (
-    "file", "label", "probability", "distance", "threshold", "runner_up_label", "runner_up_distance",
-)  # fmt: skip
-CSV_TRAILER = ("modality", "store_sha256", "encoder_sha256", "backend")
-DEFAULT_TOP_K = 5
 
 
 def main() -> None:
@@ -92,7 +86,7 @@ def edgealign(
 @app.command()
 def enroll(
     samples: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(metavar="SAMPLES...", help="Clips, or folders: the name of a clip's folder is its label."),
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="Label of all samples.")] = None,
@@ -154,7 +148,7 @@ def _promise(report: LabelReport) -> str:
 
 @app.command()
 def classify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Clips, or folders of clips.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Clips, or folders of clips.")],
     modality: ModalityOption = Modality.SPEECH,
     store: StoreOption = None,
     bundle: BundleOption = None,
@@ -162,7 +156,7 @@ def classify(
     channel: ChannelOption = "mix",
     top_k: Annotated[
         int | None,
-        typer.Option("--top-k", min=1, help=f"How many labels to list; {DEFAULT_TOP_K} in JSON and CSV.", metavar="K"),
+        typer.Option("--top-k", min=1, help="How many labels to list; 5 in JSON and CSV.", metavar="K"),
     ] = None,
     output_format: Annotated[Format, typer.Option("--format", help="How answers are printed.")] = Format.TEXT,
     fail_on_unknown: Annotated[
@@ -171,18 +165,16 @@ def classify(
 ) -> None:
     """Name each clip: its label, or unknown."""
     from edgealign.audio import parse_channel
+    from edgealign.cli.answers import AnswerPrinter
 
     channel_number = parse_channel(channel)
     recognizer = _open_recognizer(store, bundle, modality, device)
-    n_listed = top_k or DEFAULT_TOP_K
-    if output_format is Format.CSV:
-        header = (*CSV_HEADER, *_top_columns(n_listed), *CSV_TRAILER)
-        sys.stdout.write(csv_row(header))
+    printer = AnswerPrinter(recognizer, output_format, top_k)
     failures: list[EdgealignError] = []
     n_answers = n_unknown = 0
     for file in _clips(files, failures):
         try:
-            answer = recognizer.classify(file, channel=channel_number, top_k=n_listed)
+            answer = recognizer.classify(file, channel=channel_number, top_k=printer.n_listed)
         except InputUnreadable as error:
             failures.append(error)
             say(f"error: {error}")
@@ -191,22 +183,17 @@ def classify(
         n_unknown += answer.label is None
         for warning in answer.warnings:
             warn(warning)
-        if output_format is Format.TEXT:
-            print(_as_text(answer, top_k))
-        elif output_format is Format.JSON:
-            print(json_line(_as_dict(answer, recognizer)))
-        else:
-            sys.stdout.write(csv_row(_as_csv(answer, recognizer, n_listed)))
+        printer.show(answer)
     _finish(failures, n_answers)
     if fail_on_unknown and n_unknown:
         raise typer.Exit(EXIT_UNKNOWN)
 
 
-def _clips(files: list[Path], failures: list[EdgealignError]) -> Iterator[str]:
+def _clips(files: list[str], failures: list[EdgealignError]) -> Iterator[str]:
     """The files in the order given, folders replaced by the clips in them."""
     from edgealign.sources import audio_files
 
-    for file in map(str, files):
+    for file in files:
         if not Path(file).is_dir():
             yield file
             continue
@@ -225,67 +212,9 @@ def _finish(failures: list[EdgealignError], n_done: int) -> None:
         raise SomeInputsFailed(f"{len(failures)} of {len(failures) + n_done} inputs could not be read, see above")
 
 
-def _as_text(answer: Answer, top_k: int | None) -> str:
-    file = printable(answer.file)
-    if answer.distance is None:
-        return f"{file}: (unknown), no sound stands out"
-    if answer.label is not None:
-        line = f"{file}: {printable(answer.label)}, {_sure(answer)} sure"
-    else:
-        needed = f"{answer.accept_probability:.0%} needed"
-        line = f"{file}: (unknown), closest is {printable(answer.top[0].label)}, {_sure(answer)} sure, {needed}"
-    if answer.runner_up is not None:
-        line += f", then {printable(answer.runner_up.label)}"
-    if top_k is not None:
-        for candidate in answer.top:
-            line += f"\n    {candidate.probability:4.0%}  {candidate.distance:.3f}  {printable(candidate.label)}"
-    return line
-
-
-def _as_dict(answer: Answer, recognizer: Recognizer) -> dict[str, object]:
-    from edgealign import kernels
-
-    runner_up = answer.runner_up
-    return {
-        "file": answer.file,
-        "label": answer.label,
-        "probability": _rounded(answer.probability),
-        "distance": _rounded(answer.distance),
-        "threshold": _rounded(answer.threshold),
-        "runner_up": None
-        if runner_up is None
-        else {"label": runner_up.label, "distance": _rounded(runner_up.distance)},
-        "top": [
-            {"label": top.label, "distance": _rounded(top.distance), "probability": _rounded(top.probability)}
-            for top in answer.top
-        ],
-        "modality": recognizer.bundle.modality,
-        "store_sha256": recognizer.store.sha256,
-        "encoder_sha256": recognizer.bundle.encoder_sha256,
-        "backend": kernels.backend(),
-    }
-
-
-def _top_columns(n_listed: int) -> list[str]:
-    return [f"top{i}_{field}" for i in range(1, n_listed + 1) for field in ("label", "distance", "probability")]
-
-
-def _as_csv(answer: Answer, recognizer: Recognizer, n_listed: int) -> list[object]:
-    row = _as_dict(answer, recognizer)
-    runner_up = row["runner_up"] or {"label": None, "distance": None}
-    top = [value for entry in row["top"] for value in entry.values()]
-    top += [None] * (3 * n_listed - len(top))
-    start = [row[key] for key in CSV_HEADER[:5]]
-    return [*start, runner_up["label"], runner_up["distance"], *top, *(row[key] for key in CSV_TRAILER)]
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
 @app.command()
 def embed(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Clips, or folders of clips.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Clips, or folders of clips.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz file to write.", metavar="OUT.npz")],
     modality: ModalityOption = Modality.SPEECH,
     bundle: BundleOption = None,
@@ -405,7 +334,7 @@ def demo(
     print(table(("clip", "spoken", "answer", "closest", ""), rows))
     right, of_enrolled = result.share_right(enrolled=True)
     rejected, of_others = result.share_right(enrolled=False)
-    print(f"\nA clip is unknown unless its closest word is {result.accept_probability:.0%} sure.")
+    print(f"\nA clip is unknown unless its closest word is {percent(result.accept_probability)} sure.")
     print(f"{right} of {of_enrolled} clips of these words are right ({right / of_enrolled:.0%});", end=" ")
     print(f"{rejected} of {of_others} other words and noises are left as unknown ({rejected / of_others:.0%}).")
     shipped.save_picture(result, output)
@@ -414,17 +343,8 @@ def demo(
     print("    edgealign enroll --modality speech samples/\n    edgealign classify clip.wav")
 
 
-def _sure(answer: Answer) -> str:
-    """The probability in whole percent, without the claims of 0 % and 100 % that rounding would make."""
-    if answer.probability is None:
-        return "-"
-    if answer.probability > 0.99:
-        return ">99%"
-    return "<1%" if answer.probability < 0.01 else f"{answer.probability:.0%}"
-
-
 def _closest(answer: Answer) -> str:
-    return "no sound" if answer.distance is None else f"{answer.top[0].label} {_sure(answer)}"
+    return "no sound" if answer.distance is None else f"{answer.top[0].label} {percent(answer.probability)}"
 
 
 def _tick(right: bool) -> str:

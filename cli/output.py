@@ -28,6 +28,11 @@ def _u(character: str) -> str:
     return rf"\u{ord(character):04x}"
 
 
+def percent(share: float) -> str:
+    """A probability in whole percent, without the claims of 0 % and 100 % that rounding would make."""
+    return ">99%" if share > 0.99 else "<1%" if share < 0.01 else f"{share:.0%}"
+
+
 def csv_row(values: Iterable[Any]) -> str:
     """One row after RFC 4180, with its line end; None is an empty field.
 

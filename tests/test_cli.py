@@ -117,6 +117,12 @@ def test_top_k_lists_labels_and_the_default_does_not(taught, clip: Path) -> None
     assert taught("classify", clip, "--top-k", 0).code == 2
 
 
+def test_the_file_is_named_as_it_was_given(taught, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clip.parent)
+    for given in ("./clip.wav", f"..//{clip.parent.name}/clip.wav", "clip.wav"):
+        assert json.loads(taught("classify", given, "--format", "json").out)["file"] == given
+
+
 def test_fail_on_unknown(taught, clip: Path, other: Path) -> None:
     assert taught("classify", clip, "--fail-on-unknown").code == 0
     assert taught("classify", clip, other, "--fail-on-unknown").code == 1
