@@ -213,6 +213,16 @@ def test_the_program_of_the_header_compiles_as_c99(c_program: Path, c_store: Pat
     check_program(built, c_store)
 
 
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="no valgrind")
+def test_the_program_of_the_header_leaks_nothing(c_program: Path, c_store: Path, installed: Environment) -> None:
+    home = installed.site_packages / "edgealign"
+    built = c_program.with_name("checked")
+    flags = (f"-I{home}/include", f"-L{home}/lib", f"-Wl,-rpath,{home}/lib", "-ledgealign")
+    run(*C99, "-g", c_program, "-o", built, *flags)
+    check = ("valgrind", "-q", "--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=all")
+    assert run(*check, "--errors-for-leak-kinds=all", built, c_store) == "maji 💧 0.0000 accepted\n"
+
+
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="no pkg-config")
 def test_the_library_is_found_by_pkg_config(c_program: Path, c_store: Path, installed: Environment) -> None:
     lib = installed.site_packages / "edgealign" / "lib"

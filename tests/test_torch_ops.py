@@ -185,23 +185,37 @@ def test_the_core_refuses_tensors_that_do_not_fit(arguments: tuple, message: str
         torch.ops.edgealign.cosine(*arguments)
 
 
-def test_without_the_compiled_operators_training_says_so_and_goes_on() -> None:
-    """In a process of its own, where the library is not found."""
-    program = """
-import pathlib, warnings
-pathlib.Path.is_file = lambda self: False
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("pathlib.Path.is_file = lambda self: False", "operators of edgealign are missing"),
+        ("torch.ops.load_library = refuse", "no such symbol"),
+    ],
+)
+def test_without_the_compiled_operators_training_says_so_and_goes_on(trouble: str, said: str) -> None:
+    """In a process of its own, where the library is not found or does not load."""
+    program = (
+        f"""
+import pathlib, torch
+def refuse(path):
+    raise OSError("no such symbol")
+{trouble}
+SAID = {said!r}
+"""
+        + """
+import warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from edgealign.train import ops
-import torch
 assert ops.backend() == "torch"
 said = [str(w.message) for w in caught if w.category is RuntimeWarning]
-assert len(said) == 1 and "pip install --force-reinstall" in said[0], said
+assert len(said) == 1 and SAID in said[0] and "pip install --force-reinstall" in said[0], said
 x = torch.eye(3, dtype=torch.float64, requires_grad=True)
 made = ops.prototypes(x, torch.tensor([0, 1, 1]), 2)
 torch.testing.assert_close(ops.cosine(x, made).diagonal(), torch.tensor([0.0, 1 - 0.5**0.5], dtype=torch.float64))
 assert torch.autograd.gradcheck(lambda y: ops.cosine(y, ops.prototypes(y, torch.tensor([0, 1, 1]), 2)), (x,))
 print("fallback works")
 """
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout == "fallback works\n", done.stderr

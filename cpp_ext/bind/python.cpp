@@ -1,5 +1,5 @@
-// edgealign._core: the C ABI for Python. Callers (edgealign.kernels, edgealign.store) bring arrays of the right type and
-// allocate the outputs; sizes are read off the arrays here, and statuses become exceptions.
+// edgealign._core: the C ABI for Python. Callers (edgealign.kernels, edgealign.store) bring arrays of the right type
+// and allocate the outputs; sizes are read off the arrays here, and statuses become exceptions.
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -257,7 +257,7 @@ PyObject *cohort_stats(PyObject *const *items, Py_ssize_t count) {
     arguments.expect(r[1] == b[1], 1);
     const size_t top = arguments.size(2);
     float *stats = arguments.out<float>(3, r[0], 2);
-    const auto scratch = scratch_of<float>(2 * b[0]);
+    const auto scratch = scratch_of<float>(5 * b[0]);
     ea_status status;
     {
         Unlocked unlocked(size_t(r[0] * b[0] * b[1]) > WORTHWHILE);

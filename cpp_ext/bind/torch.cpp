@@ -1,6 +1,6 @@
-// torch.ops.edgealign.*: schemas and CPU kernels on torch's stable ABI, so that one build loads into torch 2.10 and every
-// later one. float32 goes to the core. float64 is written out below as the formulas stand in edgealign/kernels.py: it
-// exists for gradcheck and for nothing else. Autograd and shapes are registered in edgealign/train/ops.py.
+// torch.ops.edgealign.*: schemas and CPU kernels on torch's stable ABI, so that one build loads into torch 2.10 and
+// every later one. float32 goes to the core. float64 is written out below as the formulas stand in edgealign/kernels.py:
+// it exists for gradcheck and for nothing else. Autograd and shapes are registered in edgealign/train/ops.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -35,7 +35,8 @@ struct Matrix {
     Matrix(const Tensor &tensor, const char *name) : kept(torch::stable::contiguous(tensor)) {
         expect(kept.dim() == 2, std::string(name) + " must have 2 dimensions");
         const auto type = kept.scalar_type();
-        expect(type == ScalarType::Float || type == ScalarType::Double, std::string(name) + " must be float32 or float64");
+        expect(type == ScalarType::Float || type == ScalarType::Double,
+               std::string(name) + " must be float32 or float64");
         rows = kept.size(0), columns = kept.size(1), is_double = type == ScalarType::Double;
         expect(columns > 0, std::string(name) + " has rows without elements");
         if (is_double)

@@ -47,7 +47,7 @@
      memory, at least as large as its comment says; nothing needs to be set in it, and it must not be shared by threads.
    - No function throws, prints, exits, starts a thread or keeps global state.
    - `message`, where present, is a buffer of EA_MESSAGE_BYTES or NULL; a failing call leaves one sentence in it.
-   - What a *_create or *_load function returned, the caller gives back with the *_free function of the same name. A NULL
+   - What a *_create or *_load function returned, the caller gives back with the *_free function of the same name; NULL
      may be freed. A matcher may be used by many threads at once, a store by one thread at a time.
    - Structs for options begin with struct_size, set by the caller to sizeof, so that they can grow.
 */
@@ -128,7 +128,7 @@ EA_KERNEL ea_status ea_leave_one_out(const float *embeddings, const int32_t *lab
                                      uint8_t *valid);
 
 /* stats [n_rows, 2] = mean and standard deviation (at least 1e-4) of the `top` smallest cosine distances of each row to
-   the bank [n_bank, dim]; top is cut to n_bank; both must be at least 1. scratch float [2 * n_bank]. */
+   the bank [n_bank, dim]; top is cut to n_bank; both must be at least 1. scratch float [5 * n_bank]. */
 EA_KERNEL ea_status ea_cohort_stats(const float *rows, size_t n_rows, const float *bank, size_t n_bank, size_t dim,
                                     size_t top, float *scratch, float *stats);
 
@@ -150,8 +150,8 @@ EA_API size_t ea_log_mel_frames(const ea_log_mel_plan *plan, size_t n_samples);
 EA_API size_t ea_log_mel_scratch_floats(const ea_log_mel_plan *plan);
 
 /* log_mels [n_mels, ea_log_mel_frames(plan, n_samples)]. Samples beyond +-EA_MAX_SAMPLE are not audio and are refused
-   with EA_INVALID_ARGUMENT. float32: the root of an energy is off by at most 2e-6 of itself plus 5e-8 sqrt(n_fft W S), W
-   the sum of the filter's weights and S the sum of squares of the windowed frame.
+   with EA_INVALID_ARGUMENT. float32: the root of an energy is off by at most 2e-6 of itself plus 5e-8 sqrt(n_fft W S),
+   W the sum of the filter's weights and S the sum of squares of the windowed frame.
    scratch float [ea_log_mel_scratch_floats(plan)]. */
 #define EA_MAX_SAMPLE 1e6f
 EA_KERNEL ea_status ea_log_mel(const ea_log_mel_plan *plan, const float *samples, size_t n_samples, float *scratch,
@@ -243,7 +243,7 @@ EA_API void ea_store_free(ea_store *store);
 EA_API ea_status ea_store_lock_acquire(const char *path, ea_store_lock **lock, char *message);
 EA_API void ea_store_lock_release(ea_store_lock *lock);
 
-/* Replace `path` in one step: after a crash there is the old store or the new one. The lock must be of the same path. */
+/* Replace `path` in one step: after a crash there is the old store or the new one. Takes the lock of the same path. */
 EA_API ea_status ea_store_save(ea_store *store, const char *path, const ea_store_lock *lock, char *message);
 
 EA_API const char *ea_store_modality(const ea_store *store);

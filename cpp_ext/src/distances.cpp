@@ -23,51 +23,66 @@ struct SquaredDifference {
     }
 };
 
-// out[j] = sum over i of Term(query[i], rows[j][i]). Four rows at a time, so that four additions are under way.
-template <class Term>
-EA_INLINE void accumulate(const float *query, const float *rows, size_t n_rows, size_t dim, float *out) {
+// out[i][j] = sum over k of Term(queries[i][k], rows[j][k]) for a tile small enough to stay in registers.
+template <class Term, size_t N_QUERIES, size_t N_ROWS>
+EA_INLINE void tile(const float *queries, const float *rows, size_t dim, float *out, size_t out_stride) {
     const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
-    const Lanes query_rest = load_some(query + whole, rest);
-    size_t j = 0;
-    for (; j + 4 <= n_rows; j += 4) {
-        const float *a = rows + j * dim, *b = a + dim, *c = b + dim, *d = c + dim;
-        Lanes sum_a = {}, sum_b = {}, sum_c = {}, sum_d = {};
-        for (size_t i = 0; i < whole; i += N_LANES) {
-            const Lanes q = load(query + i);
-            Term::add(sum_a, q, load(a + i));
-            Term::add(sum_b, q, load(b + i));
-            Term::add(sum_c, q, load(c + i));
-            Term::add(sum_d, q, load(d + i));
+    Lanes sums[N_QUERIES][N_ROWS], of_rows[N_ROWS];
+    for (size_t i = 0; i < N_QUERIES; i++)
+        for (size_t j = 0; j < N_ROWS; j++) sums[i][j] = Lanes{};
+    for (size_t k = 0; k < whole; k += N_LANES) {
+        for (size_t j = 0; j < N_ROWS; j++) of_rows[j] = load(rows + j * dim + k);
+        for (size_t i = 0; i < N_QUERIES; i++) {
+            const Lanes query = load(queries + i * dim + k);
+            for (size_t j = 0; j < N_ROWS; j++) Term::add(sums[i][j], query, of_rows[j]);
         }
-        if (rest) {
-            Term::add(sum_a, query_rest, load_some(a + whole, rest));
-            Term::add(sum_b, query_rest, load_some(b + whole, rest));
-            Term::add(sum_c, query_rest, load_some(c + whole, rest));
-            Term::add(sum_d, query_rest, load_some(d + whole, rest));
-        }
-        out[j] = sum(sum_a), out[j + 1] = sum(sum_b), out[j + 2] = sum(sum_c), out[j + 3] = sum(sum_d);
     }
-    for (; j < n_rows; j++) {
-        const float *a = rows + j * dim;
-        Lanes sum_a = {};
-        for (size_t i = 0; i < whole; i += N_LANES) Term::add(sum_a, load(query + i), load(a + i));
-        if (rest) Term::add(sum_a, query_rest, load_some(a + whole, rest));
-        out[j] = sum(sum_a);
+    if (rest) {
+        for (size_t j = 0; j < N_ROWS; j++) of_rows[j] = load_some(rows + j * dim + whole, rest);
+        for (size_t i = 0; i < N_QUERIES; i++) {
+            const Lanes query = load_some(queries + i * dim + whole, rest);
+            for (size_t j = 0; j < N_ROWS; j++) Term::add(sums[i][j], query, of_rows[j]);
+        }
+    }
+    for (size_t i = 0; i < N_QUERIES; i++)
+        for (size_t j = 0; j < N_ROWS; j++) out[i * out_stride + j] = sum(sums[i][j]);
+}
+
+// The same for whole matrices. A pair is summed in the same order whatever tile it falls into, so its distance does not
+// depend on its neighbors.
+template <class Term>
+EA_INLINE void matrix(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim, float *out,
+                      size_t out_stride) {
+    size_t i = 0;
+    for (; i + 4 <= n_queries; i += 4) {
+        size_t j = 0;
+        for (; j + 2 <= n_rows; j += 2)
+            tile<Term, 4, 2>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
+        if (j < n_rows) tile<Term, 4, 1>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
+    }
+    for (; i < n_queries; i++) {
+        size_t j = 0;
+        for (; j + 4 <= n_rows; j += 4)
+            tile<Term, 1, 4>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
+        for (; j < n_rows; j++)
+            tile<Term, 1, 1>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
     }
 }
 
 }  // namespace
 
-EA_CLONES void dot_row(const float *query, const float *rows, size_t n_rows, size_t dim, float *out) {
-    accumulate<Product>(query, rows, n_rows, dim, out);
+EA_CLONES void dots(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim, float *out,
+                    size_t out_stride) {
+    matrix<Product>(queries, n_queries, rows, n_rows, dim, out, out_stride);
 }
 
 EA_CLONES void squares(const float *rows, size_t n_rows, size_t dim, float *out) {
-    accumulate<Square>(rows, rows, n_rows, dim, out);
+    matrix<Square>(rows, 1, rows, n_rows, dim, out, n_rows);
 }
 
-EA_CLONES void sq_l2_row(const float *query, const float *rows, size_t n_rows, size_t dim, float *out) {
-    accumulate<SquaredDifference>(query, rows, n_rows, dim, out);
+EA_CLONES void sq_differences(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim,
+                              float *out, size_t out_stride) {
+    matrix<SquaredDifference>(queries, n_queries, rows, n_rows, dim, out, out_stride);
 }
 
 EA_CLONES bool all_within(const float *values, size_t count, float bound) {
@@ -98,20 +113,34 @@ bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms) {
     return true;
 }
 
-void cosine_row(const float *query, float query_norm, const float *rows, const float *norms, size_t n_rows, size_t dim,
-                float *out) {
-    dot_row(query, rows, n_rows, dim, out);
-    for (size_t j = 0; j < n_rows; j++) {
-        if (query_norm > 0 && norms[j] > 0) {
-            out[j] = std::min(std::max(1.0f - out[j] / (query_norm * norms[j]), 0.0f), 2.0f);
-        } else if (query_norm == 0 || norms[j] == 0) {
-            out[j] = query_norm == norms[j] ? 0.0f : 1.0f;
-        } else {
+// Dot products of a query to cosine distances, where all norms are ordinary; false, and nothing done, where one is not.
+EA_CLONES bool cosine_from_dots(float *dots, float query_norm, const float *norms, size_t n_rows) {
+    bool ordinary = query_norm > 0;
+    for (size_t j = 0; j < n_rows; j++) ordinary &= norms[j] > 0;
+    if (!ordinary) return false;
+    for (size_t j = 0; j < n_rows; j++)
+        dots[j] = std::min(std::max(1.0f - dots[j] / (query_norm * norms[j]), 0.0f), 2.0f);
+    return true;
+}
+
+void cosine_distances(const float *queries, const float *query_norms, size_t n_queries, const float *rows,
+                      const float *norms, size_t n_rows, size_t dim, float *out, size_t out_stride) {
+    dots(queries, n_queries, rows, n_rows, dim, out, out_stride);
+    for (size_t i = 0; i < n_queries; i++) {
+        const float *query = queries + i * dim;
+        float *of_query = out + i * out_stride;
+        if (cosine_from_dots(of_query, query_norms[i], norms, n_rows)) continue;
+        for (size_t j = 0; j < n_rows; j++) {
+            if (cosine_from_dots(of_query + j, query_norms[i], norms + j, 1)) continue;
+            if (query_norms[i] == 0 || norms[j] == 0) {
+                of_query[j] = query_norms[i] == norms[j] ? 0.0f : 1.0f;
+                continue;
+            }
             const float *row = rows + j * dim;
             double dot = 0;
-            for (size_t i = 0; i < dim; i++) dot += double(query[i]) * row[i];
+            for (size_t k = 0; k < dim; k++) dot += double(query[k]) * row[k];
             const double cosine = dot / (row_norm_exact(query, dim) * row_norm_exact(row, dim));
-            out[j] = float(std::min(std::max(1.0 - cosine, 0.0), 2.0));
+            of_query[j] = float(std::min(std::max(1.0 - cosine, 0.0), 2.0));
         }
     }
 }
@@ -138,12 +167,12 @@ using namespace ea;
 ea_status ea_sq_l2(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes, size_t dim,
                    float *distances) {
     if (dim == 0) return EA_INVALID_ARGUMENT;
-    bool finite = n_queries > 0 && n_prototypes > 0;
-    for (size_t q = 0; q < n_queries; q++) {
-        float *row = distances + q * n_prototypes;
-        sq_l2_row(queries + q * dim, prototypes, n_prototypes, dim, row);
-        finite = finite && all_finite(row, n_prototypes);
-    }
+    // In blocks of rows that stay in the cache while all queries pass.
+    constexpr size_t BLOCK = 64;
+    for (size_t first = 0; first < n_prototypes; first += BLOCK)
+        sq_differences(queries, n_queries, prototypes + first * dim, std::min(BLOCK, n_prototypes - first), dim,
+                       distances + first, n_prototypes);
+    const bool finite = n_queries > 0 && n_prototypes > 0 && all_finite(distances, n_queries * n_prototypes);
     // A distance that is not finite comes from an input that is not, or from one beyond float32's range.
     if (finite || (all_finite(queries, n_queries * dim) && all_finite(prototypes, n_prototypes * dim))) return EA_OK;
     return EA_NOT_FINITE;
@@ -153,17 +182,18 @@ ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototy
                     float *distances) {
     if (dim == 0) return EA_INVALID_ARGUMENT;
     if (n_prototypes == 0 && !all_finite(queries, n_queries * dim)) return EA_NOT_FINITE;
-    // In blocks, so that the norms of the prototypes are computed once and kept without allocating.
+    // In blocks that stay in the cache, and whose norms fit on the stack.
     constexpr size_t BLOCK = 64;
-    float norms[BLOCK];
+    float norms[BLOCK], query_norms[BLOCK];
     for (size_t first = 0; first < n_prototypes; first += BLOCK) {
         const float *block = prototypes + first * dim;
         const size_t count = std::min(BLOCK, n_prototypes - first);
         if (!row_norms(block, count, dim, norms)) return EA_NOT_FINITE;
-        for (size_t q = 0; q < n_queries; q++) {
-            float norm;
-            if (!row_norms(queries + q * dim, 1, dim, &norm)) return EA_NOT_FINITE;
-            cosine_row(queries + q * dim, norm, block, norms, count, dim, distances + q * n_prototypes + first);
+        for (size_t q = 0; q < n_queries; q += BLOCK) {
+            const size_t n = std::min(BLOCK, n_queries - q);
+            if (!row_norms(queries + q * dim, n, dim, query_norms)) return EA_NOT_FINITE;
+            cosine_distances(queries + q * dim, query_norms, n, block, norms, count, dim,
+                             distances + q * n_prototypes + first, n_prototypes);
         }
     }
     return EA_OK;
@@ -179,7 +209,7 @@ ea_status ea_nearest(const float *queries, size_t n_queries, const float *protot
             for (size_t q = 0; q < n_queries; q++) {
                 float norm;
                 if (!row_norms(queries + q * dim, 1, dim, &norm)) return EA_NOT_FINITE;
-                cosine_row(queries + q * dim, norm, prototypes, norms, n_prototypes, dim, row);
+                cosine_distances(queries + q * dim, &norm, 1, prototypes, norms, n_prototypes, dim, row, n_prototypes);
                 smallest(row, n_prototypes, k, distances + q * k, indices + q * k);
             }
             return EA_OK;

@@ -18,9 +18,9 @@ bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms);
 // The length of any finite row, in float64.
 double row_norm_exact(const float *row, size_t dim);
 
-// out[j] = cosine distance of query to rows[j], the norms given.
-void cosine_row(const float *query, float query_norm, const float *rows, const float *norms, size_t n_rows, size_t dim,
-                float *out);
+// out[i * out_stride + j] = cosine distance of query i to row j, their norms given.
+void cosine_distances(const float *queries, const float *query_norms, size_t n_queries, const float *rows,
+                      const float *norms, size_t n_rows, size_t dim, float *out, size_t out_stride);
 
 // Positions of the k smallest values, smallest first, of equals the lowest first; k <= count.
 void smallest(const float *values, size_t count, size_t k, float *out_values, int *out_positions);

@@ -58,15 +58,19 @@ ea_status check(const ea_calibration *c, size_t n_bank, char *message) {
 ea_status ea_cohort_stats(const float *rows, size_t n_rows, const float *bank, size_t n_bank, size_t dim, size_t top,
                           float *scratch, float *stats) {
     if (dim == 0 || n_bank == 0 || top == 0) return EA_INVALID_ARGUMENT;
-    float *distances = scratch, *norms = scratch + n_bank;
+    constexpr size_t AT_ONCE = 4;  // rows that share a pass over the bank
+    float *norms = scratch, *distances = scratch + n_bank;
     if (!row_norms(bank, n_bank, dim, norms)) return EA_NOT_FINITE;
-    for (size_t i = 0; i < n_rows; i++) {
-        float norm;
-        if (!row_norms(rows + i * dim, 1, dim, &norm)) return EA_NOT_FINITE;
-        cosine_row(rows + i * dim, norm, bank, norms, n_bank, dim, distances);
-        double mean, sd;
-        cohort(distances, n_bank, std::min(top, n_bank), &mean, &sd);
-        stats[2 * i] = float(mean), stats[2 * i + 1] = float(sd);
+    for (size_t first = 0; first < n_rows; first += AT_ONCE) {
+        const size_t count = std::min(AT_ONCE, n_rows - first);
+        float row_norm[AT_ONCE];
+        if (!row_norms(rows + first * dim, count, dim, row_norm)) return EA_NOT_FINITE;
+        cosine_distances(rows + first * dim, row_norm, count, bank, norms, n_bank, dim, distances, n_bank);
+        for (size_t i = 0; i < count; i++) {
+            double mean, sd;
+            cohort(distances + i * n_bank, n_bank, std::min(top, n_bank), &mean, &sd);
+            stats[2 * (first + i)] = float(mean), stats[2 * (first + i) + 1] = float(sd);
+        }
     }
     return EA_OK;
 }
@@ -105,7 +109,7 @@ ea_status ea_matcher_create(const float *embeddings, const int32_t *labels, cons
         made.w_z = n_bank ? c.w_z : 0, made.w_t = n_bank ? c.w_t : 0;
         made.w_distance = c.w_distance, made.w_margin = c.w_margin;
         made.prototypes.resize(n_labels * dim);
-        std::vector<float> scratch(std::max(n_labels, 2 * n_bank));
+        std::vector<float> scratch(std::max(n_labels, 5 * n_bank));
         ea_status status = ea_prototypes(embeddings, labels, n_rows, n_labels, dim, weights.data(), scratch.data(),
                                          made.prototypes.data());
         if (status != EA_OK) return fail(message, status, "the embeddings: %s", ea_status_text(status));
@@ -152,10 +156,12 @@ ea_status ea_classify(const ea_matcher *matcher, const float *embedding, size_t 
     float norm;
     if (!row_norms(embedding, 1, m.dim, &norm)) return EA_NOT_FINITE;
     float *distances = scratch, *bank_distances = scratch + m.n_labels;
-    cosine_row(embedding, norm, m.prototypes.data(), m.prototype_norms.data(), m.n_labels, m.dim, distances);
+    cosine_distances(embedding, &norm, 1, m.prototypes.data(), m.prototype_norms.data(), m.n_labels, m.dim, distances,
+                     m.n_labels);
     double cohort_mean = 0, cohort_sd = 1;
     if (m.n_bank) {
-        cosine_row(embedding, norm, m.bank.data(), m.bank_norms.data(), m.n_bank, m.dim, bank_distances);
+        cosine_distances(embedding, &norm, 1, m.bank.data(), m.bank_norms.data(), m.n_bank, m.dim, bank_distances,
+                         m.n_bank);
         cohort(bank_distances, m.n_bank, m.top, &cohort_mean, &cohort_sd);
     }
     const size_t k = std::min(top_k, m.n_labels);

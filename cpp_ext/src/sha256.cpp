@@ -43,7 +43,8 @@ void add_block(uint32_t *state, const uint8_t *block) {
 }  // namespace
 
 Digest sha256(const uint8_t *bytes, size_t count) {
-    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
     size_t done = 0;
     for (; count - done >= 64; done += 64) add_block(state, bytes + done);
     uint8_t tail[128] = {};

@@ -158,7 +158,9 @@ struct Head {
 
 std::vector<uint8_t> serialize(const ea_store &store) {
     Writer writer;
-    writer.bytes().reserve(HEAD_BYTES + store.rows.size() * (ROW_BYTES + 32 + 4 * store.dim) + 64 * store.labels.size());
+    const size_t usual_name_bytes = 32, usual_label_bytes = 64;
+    writer.bytes().reserve(HEAD_BYTES + store.labels.size() * usual_label_bytes
+                           + store.rows.size() * (ROW_BYTES + usual_name_bytes + 4 * store.dim));
     writer.raw(MAGIC, sizeof MAGIC);
     writer.number(uint32_t(EA_STORE_FORMAT));
     writer.number(uint32_t(store.dim));

@@ -171,13 +171,17 @@ def _fake_prototypes(embeddings: Tensor, labels: Tensor, n_labels: int, weights:
 
 def _load() -> bool:
     """Loads the compiled operators, or else declares them; either way completes them from this file."""
-    native = LIBRARY.is_file()
-    if native:
-        torch.ops.load_library(LIBRARY)
-    else:
+    native, reason = False, "are missing"
+    if LIBRARY.is_file():
+        try:
+            torch.ops.load_library(LIBRARY)
+            native = True
+        except OSError as error:
+            reason = f"do not fit torch {torch.__version__} ({error})"
+    if not native:
         warnings.warn(
-            "the compiled torch operators of edgealign are missing, so training computes with torch's own: slower, and "
-            "equal to the device only within rounding. They are built where torch is installed first: "
+            f"the compiled torch operators of edgealign {reason}, so training computes with torch's own: slower, and "
+            "equal to the device only within rounding. They are built where torch 2.10 or later is installed first: "
             "pip install --force-reinstall --no-deps edgealign (or the path of its sources)",
             RuntimeWarning,
             stacklevel=2,
