@@ -119,7 +119,7 @@ def _ask(
         spelled = [label for label in labels if label in pool.text]
         mode = episode % 5 if len(spelled) >= 2 * way else 4  # 0: text alone, 1: text and recordings, else recordings
         chosen = rng.permutation(spelled if mode < 2 else labels)[:way].tolist()
-        support, owner, weight, left = [], [], [], []
+        support, owner, spoken, left = [], [], [], []
         for slot, label in enumerate(chosen):
             own = np.flatnonzero(pool.label == label)
             speaker = rng.choice(pool.speaker[own])
@@ -128,11 +128,11 @@ def _ask(
                 mine = mine[:0]
             support += [pool.speech[i] for i in mine]
             owner += [slot] * len(mine)
-            weight += [1.0] * len(mine)
+            spoken += [True] * len(mine)
             if mode < 2:
                 support.append(pool.text[label])
                 owner.append(slot)
-                weight.append(text_weight)
+                spoken.append(False)
             others = own[pool.speaker[own] != speaker]
             left.append(others if len(others) else np.setdiff1d(own, mine))
         enrolled = [(i, slot) for slot, rest in enumerate(left) for i in rng.permutation(rest)[:3]]
@@ -141,18 +141,21 @@ def _ask(
             pool.speech[[i for i, _ in enrolled]], pool.speech[strangers], noises[rng.choice(len(noises), way)]
         ])  # fmt: skip
         truth = np.array([slot for _, slot in enrolled] + [STRANGER] * len(strangers) + [NOISE] * way)
-        arrays = np.array(support), np.array(owner, np.int32), np.array(weight, np.float32)
-        rows.append((*_features(queries, *arrays, way, bank, prior_loo), truth))
+        arrays = np.array(support), np.array(owner, np.int32), np.array(spoken)
+        rows.append((*_features(queries, *arrays, way, bank, text_weight, prior_loo), truth))
     features, nearest, shots, truth = (np.concatenate(column) for column in zip(*rows, strict=True))
     return Questions(features, nearest == truth, truth >= 0, truth == STRANGER, shots)
 
 
 def _features(
-    queries: np.ndarray, support: np.ndarray, owner: np.ndarray, weight: np.ndarray, way: int, bank: np.ndarray,
-    prior_loo: float,
+    queries: np.ndarray, support: np.ndarray, owner: np.ndarray, spoken: np.ndarray, way: int, bank: np.ndarray,
+    text_weight: float, prior_loo: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Features [n, len(FEATURES)], nearest slot [n] and its number of recordings [n]."""
-    prototypes = kernels.prototypes(support, owner, way, weight)
+    """Features [n, len(FEATURES)], nearest slot [n] and its number of recordings [n].
+
+    spoken   bool, per row of the support: a recording, otherwise a text
+    """
+    prototypes = kernels.prototypes(support, owner, way, np.where(spoken, 1, text_weight).astype(np.float32))
     distances = kernels.cosine(queries, prototypes)
     order = np.argsort(distances, axis=1, kind="stable")
     nearest, at = order[:, 0], np.arange(len(queries))
@@ -160,7 +163,6 @@ def _features(
     second = distances[at, order[:, 1]] if way > 1 else first + LONE_MARGIN
     mu_label, sd_label = kernels.cohort_stats(prototypes, bank, COHORT).T
     mu_query, sd_query = kernels.cohort_stats(queries, bank, COHORT).T
-    spoken = weight == 1.0
     shots = np.bincount(owner[spoken], minlength=way)
     loo = np.full(way, prior_loo)
     if spoken.any():
@@ -189,9 +191,9 @@ def _leave_one_out_mean(pool: Pool, rng: np.random.Generator) -> float:
 
 
 def _strangers(asked: Questions, shots: int = 5) -> np.ndarray:
-    """Which questions are words that were not enrolled, answered with a label of `shots` recordings, or of as many as
-    any label of the pool has."""
-    return ~asked.enrolled & (asked.shots == min(shots, asked.shots[~asked.enrolled].max()))
+    """Which questions are words that were not enrolled (noises apart), nearest to a label of `shots` recordings, or of
+    as many as any label of the pool has."""
+    return asked.stranger & (asked.shots == min(shots, asked.shots[asked.stranger].max()))
 
 
 def _balanced(right: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from edgealign.errors import InvalidInput
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -23,6 +25,8 @@ def export(
     from edgealign.export.speech import export_speech
 
     if weights is not None:
+        if not weights.parent.is_dir():
+            raise InvalidInput(f"the weights cannot be written to '{weights}': '{weights.parent}' is not a folder")
         Checkpoint.load(checkpoint).save_half(weights)
     bundle = export_speech(checkpoint, corpus, output, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"{output}\t{bundle.encoder_sha256}")
