@@ -241,6 +241,91 @@ def test_only_the_last_hundred_operations_can_be_undone(path: Path) -> None:
     assert b"removed early" not in data, "what cannot come back is not kept"
 
 
+class Model:
+    """What a store is meant to be, in a few lines: rows (label, source, added, removed)."""
+
+    def __init__(self) -> None:
+        self.rows: list[list] = []
+        self.n_ops = 0
+
+    def live(self) -> list[tuple[str, int]]:
+        return [(label, source) for label, source, _, removed in self.rows if not removed]
+
+    def labels(self) -> list[str]:
+        alive = {label for label, _ in self.live()}
+        return [label for label in dict.fromkeys(row[0] for row in self.rows) if label in alive]
+
+    def add(self, wanted: list[tuple[str, int]]) -> int:
+        new = [key for key in dict.fromkeys(wanted) if key not in self.live()]
+        self.n_ops += bool(new)
+        self.rows += [[*key, self.n_ops, 0] for key in new]
+        return len(new)
+
+    def remove(self, label: str) -> None:
+        self.n_ops += 1
+        for row in self.rows:
+            if row[0] == label and not row[3]:
+                row[3] = self.n_ops
+
+    def undo(self) -> None:
+        self.rows = [row for row in self.rows if row[2] != self.n_ops]
+        for row in self.rows:
+            row[3] *= row[3] != self.n_ops
+        self.n_ops -= 1
+
+
+def source_row(source: int) -> np.ndarray:
+    return embeddings(1, 4, source)
+
+
+def add_sources(into: Store, label: str, sources: list[int]) -> int:
+    digests, names = [digest(i) for i in sources], [str(i) for i in sources]
+    return into.add(label, np.concatenate([source_row(i) for i in sources]), RECORDING, digests, names)
+
+
+some_labels, some_sources = st.sampled_from("abc"), st.lists(st.integers(0, 5), min_size=1, max_size=4)
+steps = st.one_of(
+    st.tuples(st.just("add"), some_labels, some_sources),
+    st.tuples(st.just("remove"), some_labels),
+    st.tuples(st.just("undo")),
+    st.tuples(st.just("merge"), st.lists(st.tuples(some_labels, some_sources), max_size=3)),
+    st.tuples(st.just("reload")),
+)
+
+
+@given(st.lists(steps, max_size=25))
+@settings(max_examples=200, deadline=None)
+def test_any_sequence_of_changes_does_what_the_model_does(
+    tmp_path_factory: pytest.TempPathFactory, sequence: list[tuple]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "sequence.store"
+    made, model = new_store(), Model()
+    for step, *arguments in sequence:
+        if step == "add":
+            label, sources = arguments
+            assert add_sources(made, label, sources) == model.add([(label, source) for source in sources])
+        elif step == "remove" and arguments[0] in model.labels():
+            made.remove(arguments[0])
+            model.remove(arguments[0])
+        elif step == "undo" and model.n_ops:
+            made.undo()
+            model.undo()
+        elif step == "merge":
+            other = new_store()
+            for label, sources in arguments[0]:
+                add_sources(other, label, sources)
+            rows = [(other.labels()[row["label"]], int(row["name"])) for row in other.rows()]
+            assert made.merge(other) == model.add(rows)
+        elif step == "reload":
+            made.save(path)
+            made = Store.load(path)
+        labels = made.labels()
+        assert (labels, made.n_ops) == (model.labels(), model.n_ops)
+        assert [(labels[row["label"]], int(row["name"])) for row in made.rows()] == model.live()
+        for (_, source), row in zip(model.live(), made.embeddings(), strict=True):
+            assert (row == source_row(source)).all()
+
+
 # ---- merge ----
 
 

@@ -48,7 +48,8 @@
    - No function throws, prints, exits, starts a thread or keeps global state.
    - `message`, where present, is a buffer of EA_MESSAGE_BYTES or NULL; a failing call leaves one sentence in it.
    - What a *_create or *_load function returned, the caller gives back with the *_free function of the same name; NULL
-     may be freed. A matcher may be used by many threads at once, a store by one thread at a time.
+     may be freed. A matcher may be used by many threads at once, and so may a store where its pointer is const; while
+     one thread changes a store, no other may use it. After EA_OUT_OF_MEMORY a store is good for nothing but freeing.
    - Structs for options begin with struct_size, set by the caller to sizeof, so that they can grow.
 */
 #ifndef EDGEALIGN_H
@@ -254,8 +255,8 @@ EA_API uint64_t ea_store_n_ops(const ea_store *store);
 EA_API ea_status ea_store_sha256(ea_store *store, uint8_t sha256[32]);
 
 /* Labels that have rows, in the order of their first enrollment. Strings live until the next change. */
-EA_API size_t ea_store_n_labels(ea_store *store);
-EA_API const char *ea_store_label(ea_store *store, size_t label);
+EA_API size_t ea_store_n_labels(const ea_store *store);
+EA_API const char *ea_store_label(const ea_store *store, size_t label);
 
 typedef struct ea_store_row {
     int32_t label; /* counts as in ea_store_label */
@@ -265,8 +266,8 @@ typedef struct ea_store_row {
     const float *embedding;
 } ea_store_row;
 
-EA_API size_t ea_store_n_rows(ea_store *store);
-EA_API ea_status ea_store_get_row(ea_store *store, size_t index, ea_store_row *row);
+EA_API size_t ea_store_n_rows(const ea_store *store);
+EA_API ea_status ea_store_get_row(const ea_store *store, size_t index, ea_store_row *row);
 
 /* Changes from here to the next call are one operation, which one ea_store_undo takes back. */
 EA_API void ea_store_begin_op(ea_store *store);
@@ -276,11 +277,11 @@ EA_API ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, 
                               const uint8_t *source_sha256s, const char *const *names, size_t *n_added, char *message);
 EA_API ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed, char *message);
 /* Add what `other` holds and this store does not. */
-EA_API ea_status ea_store_merge(ea_store *store, ea_store *other, size_t *n_added, char *message);
+EA_API ea_status ea_store_merge(ea_store *store, const ea_store *other, size_t *n_added, char *message);
 EA_API ea_status ea_store_undo(ea_store *store, char *message);
 
 /* A matcher over the labels of a store as they are now; its labels count as in ea_store_label. */
-EA_API ea_status ea_matcher_from_store(ea_store *store, const float *bank, size_t n_bank,
+EA_API ea_status ea_matcher_from_store(const ea_store *store, const float *bank, size_t n_bank,
                                        const ea_calibration *calibration, float text_weight, ea_matcher **matcher,
                                        char *message);
 

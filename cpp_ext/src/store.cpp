@@ -78,7 +78,7 @@ void erase_unused_labels(ea_store &store) {
     for (StoreRow &row : store.rows) row.label = moved_to[row.label];
 }
 
-void changed(ea_store &store) { store.view.current = store.index.current = store.digest_current = false; }
+void changed(ea_store &store) { store.index.current = store.digest_current = false; }
 
 // The number of the operation that the change about to be made belongs to.
 uint64_t open_op(ea_store &store) {
@@ -92,6 +92,7 @@ uint64_t open_op(ea_store &store) {
         if (std::any_of(store.rows.begin(), store.rows.end(), gone)) {
             erase_rows(store, gone);
             erase_unused_labels(store);
+            store.rebuild_view();
         }
     }
     return store.n_ops;
@@ -132,14 +133,24 @@ ea_status add_rows(ea_store &store, const std::vector<NewRow> &candidates, size_
     store.index.current = was_open || store.labels.size() == n_labels;
     refresh_index(store);
     store.index.current = false;
+    auto &view = store.view;
+    bool label_came_back = false;
     for (const NewRow *row : wanted) {
         const auto found = store.index.labels.emplace(row->label, uint32_t(store.labels.size()));
-        if (found.second) store.labels.emplace_back(row->label);
+        const uint32_t label = found.first->second;
+        if (found.second) {
+            store.labels.emplace_back(row->label);
+            view.label_number.push_back(int32_t(view.labels.size()));
+            view.labels.push_back(label);
+        }
+        label_came_back = label_came_back || view.label_number[label] < 0;
+        view.rows.push_back(store.rows.size());
         Digest digest;
         std::memcpy(digest.data(), row->source_sha256, digest.size());
-        store.rows.push_back({found.first->second, row->kind, op, 0, digest, std::string(row->name)});
+        store.rows.push_back({label, row->kind, op, 0, digest, std::string(row->name)});
         store.embeddings.insert(store.embeddings.end(), row->embedding, row->embedding + store.dim);
     }
+    if (label_came_back) store.rebuild_view();
     store.index.sources.merge(new_sources);
     store.index.current = true;
     *n_added = wanted.size();
@@ -148,8 +159,7 @@ ea_status add_rows(ea_store &store, const std::vector<NewRow> &candidates, size_
 
 }  // namespace
 
-void ea_store::refresh_view() {
-    if (view.current) return;
+void ea_store::rebuild_view() {
     view.rows.clear();
     view.labels.clear();
     view.label_number.assign(labels.size(), -1);
@@ -163,7 +173,6 @@ void ea_store::refresh_view() {
         view.label_number[l] = int32_t(view.labels.size());
         view.labels.push_back(l);
     }
-    view.current = true;
 }
 
 ea_status ea_store_create(const char *modality, const uint8_t encoder_sha256[32], size_t dim, ea_store **store,
@@ -190,23 +199,19 @@ const uint8_t *ea_store_encoder_sha256(const ea_store *store) { return store->en
 size_t ea_store_dim(const ea_store *store) { return store->dim; }
 uint64_t ea_store_n_ops(const ea_store *store) { return store->n_ops; }
 
-size_t ea_store_n_labels(ea_store *store) {
-    store->refresh_view();
+size_t ea_store_n_labels(const ea_store *store) {
     return store->view.labels.size();
 }
 
-const char *ea_store_label(ea_store *store, size_t label) {
-    store->refresh_view();
+const char *ea_store_label(const ea_store *store, size_t label) {
     return label < store->view.labels.size() ? store->labels[store->view.labels[label]].c_str() : nullptr;
 }
 
-size_t ea_store_n_rows(ea_store *store) {
-    store->refresh_view();
+size_t ea_store_n_rows(const ea_store *store) {
     return store->view.rows.size();
 }
 
-ea_status ea_store_get_row(ea_store *store, size_t index, ea_store_row *row) {
-    store->refresh_view();
+ea_status ea_store_get_row(const ea_store *store, size_t index, ea_store_row *row) {
     if (index >= store->view.rows.size()) return EA_INVALID_ARGUMENT;
     const size_t at = store->view.rows[index];
     const StoreRow &found = store->rows[at];
@@ -253,11 +258,12 @@ ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed,
             row.removed_op = op;
             ++*n_removed;
         }
+        store->rebuild_view();
         return EA_OK;
     });
 }
 
-ea_status ea_store_merge(ea_store *store, ea_store *other, size_t *n_added, char *message) {
+ea_status ea_store_merge(ea_store *store, const ea_store *other, size_t *n_added, char *message) {
     if (store->modality != other->modality || store->dim != other->dim
         || store->encoder_sha256 != other->encoder_sha256)
         return fail(message, EA_STORE_MISMATCH,
@@ -287,17 +293,18 @@ ea_status ea_store_undo(ea_store *store, char *message) {
         for (StoreRow &row : store->rows)
             if (row.removed_op == op) row.removed_op = 0;
         erase_unused_labels(*store);
+        store->rebuild_view();
         store->n_ops--;
         store->op_open = false;
         return EA_OK;
     });
 }
 
-ea_status ea_matcher_from_store(ea_store *store, const float *bank, size_t n_bank, const ea_calibration *calibration,
-                                float text_weight, ea_matcher **matcher, char *message) {
+ea_status ea_matcher_from_store(const ea_store *store, const float *bank, size_t n_bank,
+                                const ea_calibration *calibration, float text_weight, ea_matcher **matcher,
+                                char *message) {
     return guarded(message, [&] {
-        store->refresh_view();
-        std::vector<float> embeddings;
+            std::vector<float> embeddings;
         std::vector<int32_t> labels, kinds;
         for (size_t at : store->view.rows) {
             const StoreRow &row = store->rows[at];

@@ -39,9 +39,8 @@ struct ea_store {
 
     bool op_open = false;  // whether the next change belongs to the operation of the last one
 
-    // What is there, made from the above when asked for; any change resets `current`.
+    // What is there, for the getters: every change ends with it right.
     struct View {
-        bool current = false;
         std::vector<size_t> rows;           // those not removed
         std::vector<uint32_t> labels;       // those that have such rows
         std::vector<int32_t> label_number;  // of every label, its position in `labels`, or -1
@@ -58,5 +57,5 @@ struct ea_store {
     ea::Digest digest;  // the checksum of the file
 
     const float *embedding(size_t row) const { return embeddings.data() + row * dim; }
-    void refresh_view();
+    void rebuild_view();
 };

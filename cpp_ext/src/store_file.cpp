@@ -237,6 +237,7 @@ std::unique_ptr<ea_store> parse(const std::vector<uint8_t> &bytes) {
     if (count) std::memcpy(store->embeddings.data(), embeddings, count * sizeof(float));
     if (!all_finite(store->embeddings.data(), count)) throw Damaged{"an embedding holds NaN or infinity"};
     if (reader.left()) throw Damaged{"it has bytes after its end"};
+    store->rebuild_view();
     return store;
 }
 
