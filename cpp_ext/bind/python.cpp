@@ -68,16 +68,20 @@ public:
         return values;
     }
     template <class T>
+    T *out(int index, int ndim, const Py_ssize_t **shape) {
+        return static_cast<T *>(view(index, ndim, code<T>(), sizeof(T), PyBUF_WRITABLE, shape));
+    }
+    template <class T>
     T *out(int index, size_t length) {
         const Py_ssize_t *shape;
-        T *values = static_cast<T *>(view(index, 1, code<T>(), sizeof(T), PyBUF_WRITABLE, &shape));
+        T *values = out<T>(index, 1, &shape);
         expect(size_t(shape[0]) == length, index);
         return values;
     }
     template <class T>
     T *out(int index, size_t rows, size_t columns) {
         const Py_ssize_t *shape;
-        T *values = static_cast<T *>(view(index, 2, code<T>(), sizeof(T), PyBUF_WRITABLE, &shape));
+        T *values = out<T>(index, 2, &shape);
         expect(size_t(shape[0]) == rows && size_t(shape[1]) == columns, index);
         return values;
     }
@@ -229,8 +233,8 @@ PyObject *prototypes(PyObject *const *items, Py_ssize_t count) {
     const float *embeddings = arguments.in<float>(0, 2, &e);
     const int32_t *labels = arguments.in_of_length<int32_t>(1, e[0]);
     const float *weights = arguments.optional_in<float>(2, e[0]);
-    float *out = const_cast<float *>(arguments.in<float>(3, 2, &l));
-    out = arguments.out<float>(3, l[0], e[1]);
+    float *out = arguments.out<float>(3, 2, &l);
+    arguments.expect(l[1] == e[1], 3);
     const auto scratch = scratch_of<float>(l[0]);
     check(ea_prototypes(embeddings, labels, e[0], l[0], e[1], weights, scratch.get(), out));
     return none();
@@ -292,13 +296,14 @@ PyObject *log_mel_frames(PyObject *const *items, Py_ssize_t count) {
     return PyLong_FromSize_t(ea_log_mel_frames(arguments.handle<ea_log_mel_plan>(0, PLAN), arguments.size(1)));
 }
 
+// The output must have as many rows as the filterbank of the plan: the caller has both.
 PyObject *log_mel(PyObject *const *items, Py_ssize_t count) {
     Arguments arguments(items, count, 3);
     const Py_ssize_t *shape, *out_shape;
     const auto *plan = arguments.handle<ea_log_mel_plan>(0, PLAN);
     const float *samples = arguments.in<float>(1, 1, &shape);
-    arguments.in<float>(2, 2, &out_shape);
-    float *out = arguments.out<float>(2, out_shape[0], ea_log_mel_frames(plan, shape[0]));
+    float *out = arguments.out<float>(2, 2, &out_shape);
+    arguments.expect(size_t(out_shape[1]) == ea_log_mel_frames(plan, shape[0]), 2);
     const auto scratch = scratch_of<float>(ea_log_mel_scratch_floats(plan));
     ea_status status;
     {
@@ -322,8 +327,8 @@ PyObject *sound_spans(PyObject *const *items, Py_ssize_t count) {
     options.min_frames = arguments.size(5);
     options.pad_frames = arguments.size(6);
     options.max_frames = arguments.size(7);
-    arguments.in<double>(8, 2, &out_shape);
-    double *spans = arguments.out<double>(8, out_shape[0], 3);
+    double *spans = arguments.out<double>(8, 2, &out_shape);
+    arguments.expect(out_shape[1] == 3, 8);
     const auto scratch = scratch_of<double>(2 * shape[1] + 1);
     size_t n_spans = 0;
     ea_status status;
