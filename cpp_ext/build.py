@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -11,17 +12,20 @@ from pathlib import Path
 from setuptools.command.build_ext import build_ext
 
 SOURCE = Path(__file__).resolve().parent
+FIRST_TORCH = (2, 10)  # whose stable ABI bind/torch.cpp is written for
 
 
 def torch_include() -> Path | None:
-    """The torch headers of the environment that is installed into, if it has any.
+    """The torch headers of the environment that is installed into, if it has any that are new enough.
 
     Inside pip's isolated build, sys.path hides that environment, but sysconfig still names its folders.
     """
     for scheme in ("purelib", "platlib"):
-        include = Path(sysconfig.get_paths()[scheme]) / "torch" / "include"
-        if (include / "torch" / "csrc" / "stable" / "library.h").is_file():
-            return include
+        torch = Path(sysconfig.get_paths()[scheme]) / "torch"
+        if (torch / "version.py").is_file():
+            found = re.search(r"__version__ = '(\d+)\.(\d+)", (torch / "version.py").read_text())
+            if found and tuple(map(int, found.groups())) >= FIRST_TORCH:
+                return torch / "include"
     return None
 
 

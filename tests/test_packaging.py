@@ -5,6 +5,7 @@ The wheel is built from the sdist, so that one build proves both. Run: python -m
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -168,6 +169,20 @@ def test_the_sdist_holds_the_sources_and_no_build_outputs(sdist: Path) -> None:
             assert file.relative_to(ROOT).as_posix() in names
     assert {"LICENSE", "pyproject.toml", "cpp_ext/CMakeLists.txt", "cpp_ext/build.py", "cli/app.py"} <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.parametrize(("version", "fits"), [("2.9.1", False), ("2.10.0", True), ("2.13.0+cpu", True), ("3.0", True)])
+def test_operators_are_built_for_a_torch_that_has_their_abi(
+    version: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("build_bridge", ROOT / "cpp_ext" / "build.py")
+    bridge = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bridge)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path), "platlib": str(tmp_path)})
+    assert bridge.torch_include() is None
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "version.py").write_text(f"__version__ = '{version}'\ndebug = False\n")
+    assert bridge.torch_include() == (tmp_path / "torch" / "include" if fits else None)
 
 
 # ---- the C library ----
