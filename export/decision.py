@@ -78,10 +78,12 @@ def fit(pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: fl
 
     start = np.array([0, 0.5, 0.5, -1, 1, 0, 0.1, -0.1])
     weights = minimize(loss, start, jac=True, bounds=BOUNDS, method="L-BFGS-B").x
-    # The strictest of the pools, at five shots: a threshold that holds in the studio must hold outside.
+    # The strictest of the pools: a threshold that holds in the studio must hold outside.
     refused = [np.quantile((q.features @ weights)[_strangers(q)], 1 - FALSE_ACCEPT_SHARE) for q in asked]
+    # The bias takes the threshold in: a label is accepted where its probability is at least one half.
+    weights[FEATURES.index("w_bias")] -= max(refused)
     return dict(zip(FEATURES, map(float, weights), strict=True)) | {
-        "accept_logit": float(max(refused)),
+        "accept_logit": 0.0,
         "top": COHORT,
         "prior_loo": prior_loo,
         "prior_weight": PRIOR_WEIGHT,
