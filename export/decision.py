@@ -24,7 +24,8 @@ BOUNDS = ((None, None), (0, None), (0, None), (None, 0), (0, None), (None, None)
 
 COHORT = 40  # nearest rows of the bank that score normalization looks at (adaptive s-norm, Matejka et al. 2017)
 SHOTS = (1, 2, 3, 5, 10)
-FALSE_ACCEPT_SHARE = 0.05  # of never-enrolled words, on validation words: field conditions will raise it
+# Share of never-enrolled words that a store of so many labels accepts, on validation words: other recordings raise it.
+FALSE_ACCEPT_SHARE, FALSE_ACCEPT_LABELS = 0.05, 5
 PRIOR_WEIGHT, LONE_MARGIN = 2.0, 0.25
 STRANGER, NOISE = -1, -2  # in place of a slot: what was not enrolled
 
@@ -46,14 +47,15 @@ class Pool:
 @dataclass(frozen=True)
 class Questions:
     """What a decision is fitted on: features [n, len(FEATURES)], whether the nearest label is the right one [n],
-    whether the word was enrolled [n], whether it is a word that was not [n] (the rest are noises), and how many
-    recordings the nearest label had [n]."""
+    whether the word was enrolled [n], whether it is a word that was not [n] (the rest are noises), how many recordings
+    the nearest label had [n], and how many labels there were [n]."""
 
     features: np.ndarray
     right: np.ndarray
     enrolled: np.ndarray
     stranger: np.ndarray
     shots: np.ndarray
+    way: np.ndarray
 
 
 def fit(pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: float, seed: int = 0) -> dict[str, float]:
@@ -79,7 +81,7 @@ def fit(pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: fl
     start = np.array([0, 0.5, 0.5, -1, 1, 0, 0.1, -0.1])
     weights = minimize(loss, start, jac=True, bounds=BOUNDS, method="L-BFGS-B").x
     # The strictest of the pools: a threshold that holds in the studio must hold outside.
-    refused = [np.quantile((q.features @ weights)[_strangers(q)], 1 - FALSE_ACCEPT_SHARE) for q in asked]
+    refused = [_threshold(q, q.features @ weights) for q in asked]
     # The bias takes the threshold in: a label is accepted where its probability is at least one half.
     weights[FEATURES.index("w_bias")] -= max(refused)
     return dict(zip(FEATURES, map(float, weights), strict=True)) | {
@@ -144,9 +146,10 @@ def _ask(
         ])  # fmt: skip
         truth = np.array([slot for _, slot in enrolled] + [STRANGER] * len(strangers) + [NOISE] * way)
         arrays = np.array(support), np.array(owner, np.int32), np.array(spoken)
-        rows.append((*_features(queries, *arrays, way, bank, text_weight, prior_loo), truth))
-    features, nearest, shots, truth = (np.concatenate(column) for column in zip(*rows, strict=True))
-    return Questions(features, nearest == truth, truth >= 0, truth == STRANGER, shots)
+        of_episode = _features(queries, *arrays, way, bank, text_weight, prior_loo)
+        rows.append((*of_episode, truth, np.full(len(truth), way)))
+    features, nearest, shots, truth, ways = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return Questions(features, nearest == truth, truth >= 0, truth == STRANGER, shots, ways)
 
 
 def _features(
@@ -196,6 +199,18 @@ def _strangers(asked: Questions, shots: int = 5) -> np.ndarray:
     """Which questions are words that were not enrolled (noises apart), nearest to a label of `shots` recordings, or of
     as many as any label of the pool has."""
     return asked.stranger & (asked.shots == min(shots, asked.shots[asked.stranger].max()))
+
+
+def _threshold(asked: Questions, logits: np.ndarray) -> float:
+    """The least logit at which FALSE_ACCEPT_SHARE of the strangers are accepted where FALSE_ACCEPT_LABELS are enrolled.
+
+    A stranger is accepted by chance once per label, so one that was asked of fewer labels counts for so many more.
+    """
+    own = _strangers(asked)
+    falling = np.argsort(-logits[own])
+    share = np.cumsum(FALSE_ACCEPT_LABELS / asked.way[own][falling]) / len(falling)
+    first_refused = min(int(np.searchsorted(share, FALSE_ACCEPT_SHARE, side="right")), len(falling) - 1)
+    return float(np.nextafter(logits[own][falling][first_refused], np.inf))
 
 
 def _balanced(right: np.ndarray) -> np.ndarray:

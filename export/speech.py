@@ -32,7 +32,10 @@ ATTRIBUTION = [
 ]
 BANK_WORDS, BANK_RECORDINGS, BANK_NOISES = 950, 200, 250
 CALIBRATION_CLIPS, HELD_OUT_CLIPS = 300, 200
-TEXT_WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+# Recordings that a typed word counts as. Chosen on validation words said by flite, a synthesizer that training does not
+# hear: of 0.25 to 3, one half served words asked by the enrolled voice and by another alike. Voices that training heard
+# would flatter text.
+TEXT_WEIGHT = 0.5
 
 
 def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report: Callable[[str], None]) -> Bundle:
@@ -75,10 +78,9 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
     # A pool of one word has nothing that could be mistaken for it; a synthetic corpus has no recorded ones.
     kinds = [synthetic for synthetic in (True, False) if len(corpus.select("val", synthetic)) > 1]
     pools = [clips.pool(embed, embed_tokens, synthetic) for synthetic in kinds]
-    text_weight = max(TEXT_WEIGHTS, key=lambda weight: _text_and_shots(pools[0], weight))
-    calibration = decision.fit(pools, noises, bank, text_weight)
-    lines = decision.report(calibration, pools, noises, bank, text_weight)
-    for line in [f"a text counts as {text_weight} recordings", *lines]:
+    calibration = decision.fit(pools, noises, bank, TEXT_WEIGHT)
+    lines = decision.report(calibration, pools, noises, bank, TEXT_WEIGHT)
+    for line in lines:
         report(line)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +102,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
                 "int8": {"file": "encoder.onnx", **asdict(drift)},
                 "fp32": {"file": "encoder.fp32.onnx", **asdict(stored_drift)},
             }},
-            text_encoder={"file": "text_encoder.onnx", "vocab": "vocab.json", "weight": text_weight},
+            text_encoder={"file": "text_encoder.onnx", "vocab": "vocab.json", "weight": TEXT_WEIGHT},
             bank={"file": "bank.f16", "rows": len(bank)},
             calibration=calibration,
             license="Apache-2.0", attribution=ATTRIBUTION,
@@ -202,25 +204,6 @@ def _runner(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray],
         return np.concatenate([session.run(None, {name: x})[0] for x in rows])
 
     return run
-
-
-def _text_and_shots(pool: decision.Pool, weight: float) -> float:
-    """Accuracy of ten validation words enrolled with a text and 1 to 5 recordings by one voice, asked by others."""
-    rng = np.random.default_rng(3)
-    spelled = [label for label in np.unique(pool.label) if (pool.label == label).sum() > 1 and label in pool.text]
-    right = []
-    for _ in range(300):
-        prototypes, queries, truth = [], [], []
-        for slot, label in enumerate(rng.permutation(spelled)[:10].tolist()):
-            own = rng.permutation(np.flatnonzero(pool.label == label))
-            k = min(int(rng.choice([1, 2])), len(own) - 1)
-            prototypes.append(pool.speech[own[:k]].sum(axis=0) + weight * pool.text[label])
-            queries += own[k:].tolist()
-            truth += [slot] * (len(own) - k)
-        prototypes = np.array(prototypes)
-        prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
-        right.append(np.mean((pool.speech[queries] @ prototypes.T).argmax(axis=1) == truth))
-    return float(np.mean(right))
 
 
 def _golden_clips() -> list[np.ndarray]:
