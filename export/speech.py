@@ -208,5 +208,5 @@ def _runner(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray],
 
 def _golden_clips() -> list[np.ndarray]:
     folder = Path(demo.CLIPS, "ask")
-    names = ("water_0.ogg", "moon_1.ogg", "river_2.ogg", "noise_2.ogg")
+    names = ("water_rms_15dB.ogg", "moon_awb_25dB.ogg", "river_awb_12dB.ogg", "noise_2.ogg")
     return [soundfile.read(folder / name, dtype="float32")[0] for name in names]

@@ -26,7 +26,7 @@ def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(clips / "enroll", folder / "samples")
     import soundfile
 
-    samples, rate_hz = soundfile.read(clips / "ask" / "water_0.ogg")
+    samples, rate_hz = soundfile.read(clips / "ask" / "water_rms_15dB.ogg")
     soundfile.write(folder / "clip.wav", samples, rate_hz)
     return folder
 

@@ -78,7 +78,6 @@ class CorpusConfig:
     renders_per_word: int = 3
     festival_words_per_voice: int = 2500
     clipped_share: float = 0.06
-    include_validation_recordings: bool = False  # real meta-validation words join the training words
 
 
 @dataclass(frozen=True)

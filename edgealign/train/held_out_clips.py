@@ -66,10 +66,10 @@ def demo(folder: Path) -> None:
             said = say_with_flite(DEMO_ENROLLED_VOICE, word, stretch)
             write(f"enroll/{word}/{i}.ogg", in_the_field(said, rng, 25), word, DEMO_ENROLLED_VOICE, "enroll")
     for word in DEMO_WORDS + DEMO_OTHER_WORDS:
-        for i, snr_db in enumerate((25, 18, 12)):
-            said = say_with_flite(DEMO_ASKING_VOICE, word, rng.uniform(0.9, 1.25))
+        for voice, snr_db in ((DEMO_ENROLLED_VOICE, 15), (DEMO_ASKING_VOICE, 25), (DEMO_ASKING_VOICE, 12)):
+            said = say_with_flite(voice, word, rng.uniform(0.9, 1.25))
             label = word if word in DEMO_WORDS else None
-            write(f"ask/{word}_{i}.ogg", in_the_field(said, rng, snr_db), label, DEMO_ASKING_VOICE, "query")
+            write(f"ask/{word}_{voice}_{snr_db}dB.ogg", in_the_field(said, rng, snr_db), label, voice, "query")
     for i, noise in enumerate(_noises(rng)):
         write(f"ask/noise_{i}.ogg", noise, None, "noise", "query")
     (folder / "manifest.json").write_text(json.dumps(rows, indent=1) + "\n")
