@@ -21,7 +21,7 @@ import numpy as np
 MAX_QUERIES_PER_LABEL = 15
 MAX_WAY = 10
 OPEN_SET_WAY = 5
-CONDITIONS = ("same speaker", "other speaker", "open set")
+CONDITIONS = ("same speaker", "other speaker", "several speakers", "open set")
 
 
 class TooFewClips(ValueError):
@@ -86,7 +86,7 @@ def draw(clips: Sequence[Clip], condition: str, n_shot: int, n_episodes: int, se
     n_way = OPEN_SET_WAY if condition == "open set" else min(MAX_WAY, n_labels)
     if condition == "open set" and n_labels <= OPEN_SET_WAY:
         raise TooFewClips(f"an open set needs more than {OPEN_SET_WAY} labels, found {n_labels}")
-    spare = 1 if condition == "same speaker" else 0
+    spare = {"same speaker": 1, "several speakers": 1 - n_shot}.get(condition, 0)  # several give one clip each
     able = {
         speaker: sorted(label for label, rows in labels.items() if len(rows) >= n_shot + spare)
         for speaker, labels in sorted(by_speaker.items())
@@ -94,6 +94,10 @@ def draw(clips: Sequence[Clip], condition: str, n_shot: int, n_episodes: int, se
     speakers = [speaker for speaker, labels in able.items() if len(labels) >= n_way]
     if not speakers:
         raise TooFewClips(f"no speaker has {n_way} labels of at least {n_shot + spare} clips")
+    if condition == "several speakers" and min(len(able[speaker]) for speaker in able) < n_labels:
+        raise TooFewClips(f"not every speaker has all {n_labels} labels")
+    if condition == "several speakers" and len(able) <= n_shot:
+        raise TooFewClips(f"{len(able)} speakers, of whom {n_shot} teach, leave nobody to ask")
 
     return [_draw_one(rng, by_speaker, able, speakers, condition, n_way, n_shot) for _ in range(n_episodes)]
 
@@ -109,8 +113,14 @@ def _draw_one(
 ) -> Episode:
     speaker = rng.choice(speakers)
     labels = rng.sample(able[speaker], n_way)
-    support = [rng.sample(by_speaker[speaker][label], n_shot) for label in labels]
     others = [other for other in sorted(by_speaker) if other != speaker]
+    if condition == "several speakers":
+        able_too = [other for other in others if set(labels) <= set(able[other])]
+        taught_by = [speaker, *rng.sample(able_too, n_shot - 1)]
+        support = [[rng.choice(by_speaker[teacher][label]) for teacher in taught_by] for label in labels]
+        others = [other for other in others if other not in taught_by]
+    else:
+        support = [rng.sample(by_speaker[speaker][label], n_shot) for label in labels]
 
     def queries_of(label: str, taken: Sequence[int] = ()) -> list[int]:
         if condition == "same speaker":

@@ -30,7 +30,7 @@ from edgealign.words import find_word
 README = "benchmarks/README.md"
 SPLITS = Path(__file__).parent / "splits"
 PACKS = ("fsdd", "arabic_sc", "dspspeech20", "czech_synthetic")
-SHOTS = (1, 5)
+CELLS = (("same speaker", 1), ("same speaker", 5), ("other speaker", 1), ("other speaker", 5), ("several speakers", 3))
 MIN_EPISODES = 600
 OPEN_SET_SHOTS = 5
 OPEN_SET_OTHERS = 15  # noises, and silences, asked in each episode
@@ -260,23 +260,22 @@ def measure_pack(
     embedded = None if bundle is None else text_embeddings(bundle, pack.name, labels)
     texts = None if embedded is None else dict(zip(labels, embedded, strict=True))
     able = [] if texts is None else [method for method in methods if method.startswith(OURS)]
-    for condition in ("same speaker", "other speaker"):
-        for k in SHOTS:
-            try:
-                drawn = episodes.draw(pack.clips, condition, k, n_episodes, seed)
-            except episodes.TooFewClips as error:
-                print(f"{pack.name}, {condition}, k={k} has no rows: {error}", file=sys.stderr)
-                continue
-            sha256 = episodes.save(pack.clips, drawn, folder)
-            asked = [(condition, k, method, None, 0.0) for method in methods]
-            asked += [(f"{condition} with text", k, method, texts, bundle.text_weight) for method in able]
-            if (condition, k) == ("other speaker", SHOTS[0]):
-                asked += [("text", 0, method, texts, np.inf) for method in able]
-            for name, n_shot, method, text, weight in asked:
-                started = time.perf_counter()
-                shares = accuracies(methods[method], drawn, text, weight)
-                seconds = time.perf_counter() - started
-                measured.append(Measured(name, n_shot, method, "right", shares, len(drawn[0].labels), sha256, seconds))
+    for condition, k in CELLS:
+        try:
+            drawn = episodes.draw(pack.clips, condition, k, n_episodes, seed)
+        except episodes.TooFewClips as error:
+            print(f"{pack.name}, {condition}, k={k} has no rows: {error}", file=sys.stderr)
+            continue
+        sha256 = episodes.save(pack.clips, drawn, folder)
+        asked = [(condition, k, method, None, 0.0) for method in methods]
+        asked += [(f"{condition} with text", k, method, texts, bundle.text_weight) for method in able]
+        if (condition, k) == ("other speaker", 1):
+            asked += [("text", 0, method, texts, np.inf) for method in able]
+        for name, n_shot, method, text, weight in asked:
+            started = time.perf_counter()
+            shares = accuracies(methods[method], drawn, text, weight)
+            seconds = time.perf_counter() - started
+            measured.append(Measured(name, n_shot, method, "right", shares, len(drawn[0].labels), sha256, seconds))
     return measured
 
 
