@@ -17,9 +17,10 @@ from edgealign.bundle import Bundle, write_bundle
 from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
+from edgealign.train.batches import Batches
+from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import Corpus
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
-from edgealign.train.text_to_speech import Batches, TrainConfig
 
 CARD = Path(__file__).with_name("speech_card.md")
 ATTRIBUTION = [

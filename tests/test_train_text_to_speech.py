@@ -12,20 +12,12 @@ from tiny_run import STEPS, tiny_config
 from torch import nn
 
 from edgealign.errors import InvalidInput
+from edgealign.train.batches import Batch, Batches, build_vocabulary
+from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import Corpus, Label
 from edgealign.train.encoders import AlignedEncoders
-from edgealign.train.text_to_speech import (
-    Batch,
-    Batches,
-    TrainConfig,
-    Trainer,
-    Validation,
-    build_vocabulary,
-    in_parts,
-    joint_loss,
-    load_state,
-    source_task,
-)
+from edgealign.train.text_to_speech import Trainer, in_parts, joint_loss, load_state, source_task
+from edgealign.train.validation import Validation
 from edgealign.train.words import sound_of
 
 

@@ -18,8 +18,8 @@ import soundfile
 from toy_bundle import noise_clip, word_clip
 
 if TYPE_CHECKING:
+    from edgealign.train.config import TrainConfig
     from edgealign.train.corpus import Corpus
-    from edgealign.train.text_to_speech import TrainConfig
 
 STEPS = 30
 
@@ -131,8 +131,8 @@ def _write_rows(path: Path, header: str, rows: list[str]) -> None:
 
 def tiny_config(**fields: object) -> TrainConfig:
     """Encoders of some thousand parameters and batches of a few words."""
+    from edgealign.train.config import TrainConfig
     from edgealign.train.encoders import EncoderConfig
-    from edgealign.train.text_to_speech import TrainConfig
 
     encoders = EncoderConfig(
         dim=32, stem_channels=4, speech_channels=24, speech_dilations=(1, 2), text_channels=24, text_dilations=(1, 2),

@@ -38,8 +38,9 @@ def text_to_speech(
     """Strong pairs of spelled and spoken words: from synthesizers, and from recordings where there are some."""
     import torch
 
+    from edgealign.train.config import TrainConfig
     from edgealign.train.corpus import Corpus, CorpusConfig, build
-    from edgealign.train.text_to_speech import TrainConfig, Trainer
+    from edgealign.train.text_to_speech import Trainer
 
     torch.set_num_threads(threads)
     data = data or (Path(os.environ["EDGEALIGN_DATA"]) if os.environ.get("EDGEALIGN_DATA") else None)

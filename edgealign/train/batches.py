@@ -1,0 +1,269 @@
+"""What a batch is made of: synthetic words that are hard to tell apart, recorded words, and splices of those."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgealign.text import Tokenizer, normalize
+from edgealign.train.augment import Augmenter
+from edgealign.train.config import TrainConfig
+from edgealign.train.corpus import Corpus
+from edgealign.train.front_end import WINDOWS
+from edgealign.train.words import sound_of
+
+
+def build_vocabulary(corpus: Corpus) -> dict:
+    """vocab.json of the bundle: every code point that at least three labels are written with."""
+    counts: dict[str, int] = {}
+    for label in corpus.labels:
+        for character in {*normalize(label.text, "grapheme"), *normalize(label.ipa, "ipa")} if label.text else ():
+            counts[character] = counts.get(character, 0) + 1
+    kept = sorted(c for c, n in counts.items() if n >= 3)
+    languages = ["und", *sorted({label.language for label in corpus.labels if label.language})]
+    ids = iter(range(2, 100_000))
+    vocabulary = {
+        "format_version": 1,
+        "pad": 0,
+        "unknown": 1,
+        "kinds": {kind: next(ids) for kind in ("grapheme", "ipa")},
+        "languages": {language: next(ids) for language in languages},
+        "tokens": {character: next(ids) for character in kept},
+        "max_tokens": 40,
+    }
+    table = vocabulary["languages"]
+    # BCP 47 writes the language or its macrolanguage, espeak-ng names the voice.
+    table |= {tag: table[voice] for tag, voice in (("zh", "cmn"), ("no", "nb"), ("nn", "nb")) if voice in table}
+    return vocabulary
+
+
+@dataclass
+class Batch:
+    """log_mels [n, n_mels, longest], mask [n, 1, longest]; label and speaker int64 [n]; phones int64 [n, longest word]
+    and n_phones int64 [n], 0 where unknown; per spelled label: text_label [m], and tokens [m, longest] with masks."""
+
+    log_mels: Tensor
+    mask: Tensor
+    label: Tensor
+    speaker: Tensor
+    phones: Tensor
+    n_phones: Tensor
+    text_label: Tensor
+    graphemes: tuple[Tensor, Tensor]
+    ipa: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Splice:
+    """A pseudo-word: parts of one or two recorded words, each (label row, from, to) in shares of the word's length.
+
+    People recorded few words, so parts of them are put together into thousands of others: whoever said both words
+    also "said" the splice. Time runs alike enough in two people's takes for shares of the length to mark one sound.
+    """
+
+    parts: tuple[tuple[int, float, float], ...]
+
+
+class Batches:
+    """Draws batches; batch number `step` of a seed is always the same."""
+
+    def __init__(self, corpus: Corpus, vocabulary: dict, config: TrainConfig) -> None:
+        self.corpus, self.config = corpus, config
+        self.tokenizer = Tokenizer.from_dict(vocabulary)
+        self.augmenter = Augmenter(config.augment, corpus.noise)
+        self.phone_ids = {c: i for i, c in enumerate(_phones(corpus)[: config.encoders.n_phones - 1], 1)}
+        self.synthetic = corpus.select("train", synthetic=True)
+        self.recorded = corpus.select("train", synthetic=False)
+        sound = {i: sound_of(corpus.labels[i].ipa) for i in self.synthetic}
+        self.clips_by_speaker = {label: self._by_speaker(label) for label in self.recorded}
+        self.packs: dict[str, list[int]] = {}
+        for label in self.recorded:
+            self.packs.setdefault(corpus.labels[label].source.split(":")[0], []).append(label)
+        self.by_start = sorted(self.synthetic, key=lambda i: sound[i])
+        self.by_end = sorted(self.synthetic, key=lambda i: sound[i][::-1])
+
+    def draw(self, step: int) -> Batch:
+        config = self.config
+        rng = random.Random(f"{config.seed} {step}")
+        rows = [
+            (label, clip, self.cut(clip, rng))
+            for label in self._words(rng, config.synthetic_words)
+            for clip in self._takes(rng, label, config.renders)
+        ]
+        for slot in range(config.recorded_words if self.recorded else 0):
+            label = rng.choice(self.packs[rng.choice(sorted(self.packs))])
+            if rng.random() < config.whole_share:
+                rows += [(label, clip, self.cut(clip, rng)) for clip in self._takes(rng, label, config.takes)]
+            else:
+                splice = self._splice(rng, label)
+                unnamed = len(self.corpus.labels) + slot
+                rows += [(unnamed, *said) for said in self._splice_takes(rng, splice, config.takes)]
+        return self._batch(rows, rng, step)
+
+    def _splice(self, rng: random.Random, label: int) -> Splice:
+        """Mostly the beginning of one word and the end of another of the same pack, sometimes part of one."""
+        cut = rng.uniform(0.35, 0.65)
+        if rng.random() < 0.3:
+            return Splice(((label, 0.0, cut + 0.1) if rng.random() < 0.5 else (label, cut - 0.1, 1.0),))
+        pack = self.packs[self.corpus.labels[label].source.split(":")[0]]
+        ends_with = rng.uniform(0.35, 0.65)
+        return Splice(((label, 0.0, cut), (rng.choice(pack), ends_with, 1.0)))
+
+    def _splice_takes(self, rng: random.Random, splice: Splice, n: int) -> list[tuple[int, np.ndarray]]:
+        """n takes of a splice, by different speakers where there are: a clip that names the speaker, and the frames.
+
+        Where nobody is known to have said all parts (recordings without speaker labels), voices are mixed.
+        """
+        by_speaker = [self.clips_by_speaker[label] for label, _, _ in splice.parts]
+        shared = sorted(set.intersection(*(set(clips) for clips in by_speaker)))
+        order = rng.sample(shared, len(shared))
+        takes = []
+        for i in range(n):
+            chosen = []
+            for clips in by_speaker:
+                speaker = order[i % len(order)] if order else rng.choice(list(clips))
+                chosen.append(rng.choice(clips[speaker]))
+            frames = [
+                self._part(clip, first, end, rng) for clip, (_, first, end) in zip(chosen, splice.parts, strict=True)
+            ]
+            takes.append((chosen[0], np.concatenate(frames)))
+        return takes
+
+    def _part(self, clip: int, first: float, end: float, rng: random.Random) -> np.ndarray:
+        row = self.corpus.clips[clip]
+        length = row["end"] - row["first"]
+        first, end = (share + rng.uniform(-0.04, 0.04) if 0 < share < 1 else share for share in (first, end))
+        begin = int(row["offset"] + row["first"] + first * length)
+        return self.corpus.spectra[begin : max(begin + 4, int(row["offset"] + row["first"] + end * length))]
+
+    def _by_speaker(self, label: int) -> dict[int, list[int]]:
+        by_speaker: dict[int, list[int]] = {}
+        for clip in self.corpus.clips_of[label].tolist():
+            by_speaker.setdefault(int(self.corpus.clips["speaker"][clip]), []).append(clip)
+        return by_speaker
+
+    def _words(self, rng: random.Random, n: int) -> list[int]:
+        """Half of the words at random, half in runs of words that begin or end alike, which are hard to tell apart."""
+        n = min(n, len(self.synthetic))
+        chosen: dict[int, None] = {}
+        while len(chosen) < n // 2:
+            order = rng.choice((self.by_start, self.by_end))
+            at = rng.randrange(len(order))
+            chosen |= dict.fromkeys(order[at : at + 7])
+        while len(chosen) < n:
+            chosen[rng.choice(self.synthetic)] = None
+        return list(chosen)[:n]
+
+    def _takes(self, rng: random.Random, label: int, n: int) -> list[int]:
+        by_speaker = self.clips_by_speaker.get(label) or self._by_speaker(label)
+        by_speaker = {speaker: rng.sample(clips, len(clips)) for speaker, clips in by_speaker.items()}
+        by_speaker = {speaker: by_speaker[speaker] for speaker in rng.sample(list(by_speaker), len(by_speaker))}
+        turns = [clip for turn in zip(*by_speaker.values(), strict=False) for clip in turn]
+        rest = [clip for own in by_speaker.values() for clip in own if clip not in set(turns[:n])]
+        chosen = (turns + rest)[:n]
+        return chosen + [rng.choice(chosen) for _ in range(n - len(chosen))]
+
+    def _batch(self, rows: list[tuple[int, int, np.ndarray]], rng: random.Random, step: int) -> Batch:
+        """rows   label (past the end of the corpus for a splice), a clip by the same speaker, and the frames"""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        log_mels, mask = self.augmenter([frames for _, _, frames in rows], generator)
+        # Sorted by length, so that `in_parts` can cut the batch where little is padded.
+        order = torch.argsort(mask.sum(dim=(1, 2)))
+        log_mels, mask = log_mels[order], mask[order]
+        rows = [rows[i] for i in order.tolist()]
+        label = torch.tensor([label for label, _, _ in rows])
+        known = {i: self.corpus.labels[i] for i in label.tolist() if i < len(self.corpus.labels)}
+        phones = [
+            torch.tensor(
+                [self.phone_ids[c] for c in sound_of(known[i].ipa) if c in self.phone_ids] if i in known else []
+            )
+            for i in label.tolist()
+        ]
+        spelled = [i for i, known_label in known.items() if known_label.text]
+        return Batch(
+            log_mels, mask, label,
+            torch.from_numpy(self.corpus.clips["speaker"][[clip for _, clip, _ in rows]].astype(np.int64)),
+            torch.nn.utils.rnn.pad_sequence(phones, batch_first=True).long(),
+            torch.tensor([len(p) for p in phones]),
+            torch.tensor(spelled),
+            self.tokens(spelled, "grapheme", rng),
+            self.tokens(spelled, "ipa", rng),
+        )  # fmt: skip
+
+    def cut(self, clip: int, rng: random.Random | None) -> np.ndarray:
+        """Frames of one clip: the word with a little of what is around it, or exactly what the runtime would cut."""
+        row = self.corpus.clips[clip]
+        if rng is None:
+            before = after = WINDOWS.pad_frames
+        else:
+            before, after = (rng.randint(-1, self.config.augment.jitter_frames) for _ in range(2))
+        first = int(np.clip(row["first"] - before, 0, max(row["end"] - 6, 0)))
+        end = int(np.clip(row["end"] + after, first + 6, row["n_frames"]))
+        return self.corpus.spectra[row["offset"] + first : row["offset"] + max(end, first + 1)]
+
+    def tokens(self, labels: list[int], kind: str, rng: random.Random | None) -> tuple[Tensor, Tensor]:
+        """Token ids int64 [n, longest] and mask [n, 1, longest]. With `rng` the language, stress and length marks are
+        sometimes left out, as people leave them out."""
+        rows = []
+        for i in labels:
+            label = self.corpus.labels[i]
+            text, language = (label.text, label.language) if kind == "grapheme" else (label.ipa, label.language)
+            if rng and rng.random() < (0.3 if kind == "grapheme" else 0.6):
+                language = None
+            if kind == "ipa" and rng:
+                if rng.random() < 0.4:
+                    text = text.replace("ˈ", "").replace("ˌ", "")
+                if rng.random() < 0.3:
+                    text = text.replace("ː", "")
+            rows.append(torch.from_numpy(self.tokenizer.encode(text, kind, language).ids))
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).float().unsqueeze(1)
+
+    def ahead(self, first: int, end: int, depth: int = 4) -> Iterator[Batch]:
+        """Batches first..end-1, drawn by a thread while the caller trains."""
+        ready: queue.Queue = queue.Queue(depth)
+        stop = threading.Event()
+
+        def hand_over(item: Batch | BaseException) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.5)
+                except queue.Full:
+                    continue
+
+        def produce() -> None:
+            try:
+                for step in range(first, end):
+                    hand_over(self.draw(step))
+                    if stop.is_set():
+                        return
+            except BaseException as error:  # handed to the training thread, which raises it
+                hand_over(error)
+
+        thread = threading.Thread(target=produce, daemon=True)
+        thread.start()
+        try:
+            for _ in range(first, end):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+
+def _phones(corpus: Corpus) -> list[str]:
+    counts: dict[str, int] = {}
+    for label in corpus.labels:
+        for c in sound_of(label.ipa):
+            counts[c] = counts.get(c, 0) + 1
+    return sorted(counts, key=lambda c: (-counts[c], c))
