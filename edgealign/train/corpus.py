@@ -58,6 +58,8 @@ CLIP = np.dtype([
 VALIDATION_VARIANTS = ("f4", "m7", "Andy", "linda", "klatt3", "antonio")
 EFFECT_VARIANTS = ("Demonic", "Tweaky", "croak", "Storm", "UniRobot", "Mr serious", "Nguyen", "fast", "rob")
 
+LONGEST_WORD_FRAMES = 180  # a recording labeled with one word whose sound is longer holds something else
+
 # The evaluation splits of the recorded packs: what training must not see.
 SPLITS = Path(__file__).parents[2] / "benchmarks" / "splits"
 
@@ -262,27 +264,41 @@ def _pack_shard(_start: int) -> Iterator[tuple]:
 
 
 def _recording(path: Path, label: tuple[str, str, str], speaker: str) -> Iterator[tuple]:
-    samples, rate_hz = soundfile.read(path, dtype="float32")
-    assert rate_hz == FRONT_END.sample_rate_hz, path
-    windows = asdict(WINDOWS) | {"pad_frames": 0}
-    log_mels = reference.log_mel(
-        samples, mel_filters(), FRONT_END.window_samples, FRONT_END.hop_samples, FRONT_END.energy_floor
-    )
+    """The clearest word of a clip, found as on the device but unpadded; nothing where it is longer than a word."""
+    samples = _samples(path)
+    f, w = FRONT_END, WINDOWS
+    log_mels = reference.log_mel(samples, mel_filters(), f.window_samples, f.hop_samples, f.energy_floor)
     spans = reference.sound_spans(
-        log_mels, windows["floor_quantile"], windows["above_floor_db"], windows["below_peak_db"],
-        windows["merge_frames"], windows["min_span_frames"], 0, windows["max_frames"],
-    )  # fmt: skip
+        log_mels,
+        w.floor_quantile,
+        w.above_floor_db,
+        w.below_peak_db,
+        w.merge_frames,
+        w.min_span_frames,
+        0,
+        w.max_frames,
+    )
     if len(spans):
         first, end, _ = spans[np.argmax(spans[:, 2])]
-        if end - first < 180:
+        if end - first < LONGEST_WORD_FRAMES:
             yield samples, (int(first), int(end)), ("pack", "|".join(label)), speaker
+
+
+def _samples(path: Path) -> np.ndarray:
+    samples, rate_hz = soundfile.read(path, dtype="float32")
+    if rate_hz != FRONT_END.sample_rate_hz or samples.ndim != 1:
+        raise InvalidInput(
+            f"'{path}' has {rate_hz} Hz and {samples.ndim} dimensions: recorded packs are mono at "
+            f"{FRONT_END.sample_rate_hz} Hz, convert it first"
+        )
+    return samples
 
 
 def _noise_shard(_start: int) -> Iterator[tuple]:
     data = _worker["data"]
     for row in _rows(data / "esc50" / "manifest.tsv"):
         if row["licence"] in FREE_NOISE_LICENSES:
-            samples, _ = soundfile.read(data / "esc50" / row["file"], dtype="float32")
+            samples = _samples(data / "esc50" / row["file"])
             if np.abs(samples).max() > 1e-3:
                 yield samples / np.abs(samples).max() * 0.5, None, ("noise", row["label"]), row["file"]
 

@@ -25,7 +25,7 @@ SAMPLE_RATE_HZ = 16_000
 
 # espeak-ng/speak_lib.h
 _SYNCHRONOUS, _INITIALIZE_DONT_EXIT = 2, 0x8000
-_CHARS_UTF8, _END_PAUSE_OFF = 1, 0
+_CHARS_UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _PHONEMES_IPA = 0x02
 
@@ -116,8 +116,8 @@ class FestivalVoice:
     encoding: str
 
 
-# The voices that training uses. The four Czech voices (a language left out of training) and flite's (the demo's) are
-# not here.
+# The voices that training uses. The four Czech voices (a language left out of training) and awb and rms of flite (the
+# demo's) are not here.
 FESTIVAL_VOICES = (
     FestivalVoice("ked_diphone", "en", "latin-1"),
     FestivalVoice("kal_diphone", "en", "latin-1"),
