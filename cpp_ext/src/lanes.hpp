@@ -47,4 +47,25 @@ EA_INLINE float sum(const Lanes &lanes) {
     return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
 }
 
+// Natural logarithm of positive normal values: Cephes' logf (S. Moshier), its error is below 2 units in the last place.
+EA_INLINE Lanes log(const Lanes &x) {
+    const IntLanes bits = (IntLanes)x;
+    const IntLanes exponent = (bits - 0x3f3504f3) >> 23;  // so that the fraction is in [sqrt(1/2), sqrt(2))
+    const Lanes f = (Lanes)(bits - (exponent << 23)) - 1.0f;
+    const Lanes e = __builtin_convertvector(exponent, Lanes);
+    const Lanes squared = f * f;
+    Lanes y = f * 7.0376836292e-2f - 1.1514610310e-1f;
+    y = y * f + 1.1676998740e-1f;
+    y = y * f - 1.2420140846e-1f;
+    y = y * f + 1.4249322787e-1f;
+    y = y * f - 1.6668057665e-1f;
+    y = y * f + 2.0000714765e-1f;
+    y = y * f - 2.4999993993e-1f;
+    y = y * f + 3.3333331174e-1f;
+    y = y * f * squared;
+    y += e * -2.12194440e-4f;
+    y -= 0.5f * squared;
+    return f + y + e * 0.693359375f;
+}
+
 }  // namespace ea
