@@ -84,7 +84,12 @@ typedef enum ea_status {
     EA_STORE_MISMATCH = 7,   /* another modality, encoder or dim */
     EA_LIMIT = 8,            /* beyond a limit of the format, see docs/formats.md */
     EA_BUSY = 9,             /* somebody else is writing the store */
-    EA_NOTHING_TO_UNDO = 10
+    EA_NOTHING_TO_UNDO = 10,
+    EA_BUNDLE_UNREADABLE = 11, /* not a bundle, damaged, or of a format this version does not read */
+    EA_RUNTIME_MISSING = 12,   /* no ONNX Runtime there, or none that is new enough */
+    EA_RUNTIME_FAILED = 13,    /* ONNX Runtime refused a model or failed to run it */
+    EA_NO_SOUND = 14,          /* nothing stands out of the noise, so there is no word to enroll or to embed */
+    EA_WRONG_STATE = 15        /* a call that the state of the handle does not allow */
 } ea_status;
 
 /* What a status means, in a few lower-case words; never NULL. */

@@ -1,5 +1,6 @@
 #include "sha256.hpp"
 
+#include <algorithm>
 #include <cstring>
 
 namespace ea {
@@ -42,20 +43,39 @@ void add_block(uint32_t *state, const uint8_t *block) {
 
 }  // namespace
 
-Digest sha256(const uint8_t *bytes, size_t count) {
-    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
-                         0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
-    size_t done = 0;
-    for (; count - done >= 64; done += 64) add_block(state, bytes + done);
+void Sha256::add(const void *bytes, size_t count) {
+    const auto *from = static_cast<const uint8_t *>(bytes);
+    const size_t held = count_ % 64;
+    count_ += count;
+    if (held) {
+        const size_t taken = std::min(count, 64 - held);
+        std::memcpy(rest_ + held, from, taken);
+        from += taken, count -= taken;
+        if (held + taken < 64) return;
+        add_block(state_, rest_);
+    }
+    for (; count >= 64; from += 64, count -= 64) add_block(state_, from);
+    if (count) std::memcpy(rest_, from, count);
+}
+
+Digest Sha256::finish() const {
+    uint32_t state[8];
+    std::memcpy(state, state_, sizeof state);
     uint8_t tail[128] = {};
-    const size_t rest = count - done, tail_bytes = rest < 56 ? 64 : 128;
-    if (rest) std::memcpy(tail, bytes + done, rest);
+    const size_t rest = count_ % 64, tail_bytes = rest < 56 ? 64 : 128;
+    std::memcpy(tail, rest_, rest);
     tail[rest] = 0x80;
-    for (int i = 0; i < 8; i++) tail[tail_bytes - 1 - i] = uint8_t(uint64_t(count) * 8 >> (8 * i));
+    for (int i = 0; i < 8; i++) tail[tail_bytes - 1 - i] = uint8_t(count_ * 8 >> (8 * i));
     for (size_t at = 0; at < tail_bytes; at += 64) add_block(state, tail + at);
     Digest digest;
     for (int i = 0; i < 32; i++) digest[i] = uint8_t(state[i / 4] >> (24 - 8 * (i % 4)));
     return digest;
+}
+
+Digest sha256(const uint8_t *bytes, size_t count) {
+    Sha256 hash;
+    hash.add(bytes, count);
+    return hash.finish();
 }
 
 }  // namespace ea

@@ -26,6 +26,11 @@ const char *ea_status_text(ea_status status) {
         case EA_LIMIT: return "beyond a limit of the format";
         case EA_BUSY: return "somebody else is writing the store";
         case EA_NOTHING_TO_UNDO: return "nothing to undo";
+        case EA_BUNDLE_UNREADABLE: return "not a readable bundle";
+        case EA_RUNTIME_MISSING: return "no usable ONNX Runtime";
+        case EA_RUNTIME_FAILED: return "ONNX Runtime refused";
+        case EA_NO_SOUND: return "no sound stands out";
+        case EA_WRONG_STATE: return "not in this state";
     }
     return "unknown status";
 }
