@@ -15,7 +15,8 @@ from edgealign.train.corpus import DB_STEP, N_BINS, encode_power, power_spectrum
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 
 STUDIO = AugmentConfig(
-    tempo=(1, 1), vocal_tract=(1, 1), rhythm=0, reverb_share=0, equalizer_db=0, band_limit_share=0, noise_share=0,
+    tempo=(1, 1), vocal_tract=(1, 1), rhythm=0, formant_bend=0, contrast=(1, 1),
+    reverb_share=0, equalizer_db=0, band_limit_share=0, noise_share=0,
     level_db=(0, 0), mask_share=0,
 )  # fmt: skip
 NO_NOISE = np.zeros((0, N_BINS), np.uint8)
@@ -124,7 +125,7 @@ def test_in_the_studio_only_the_room_around_the_word_is_added(clips):
 def test_tempo_changes_the_length(clips):
     for tempo in (0.8, 1.3):
         mel, lengths = torch.rand(2, 50, 48), torch.tensor([50, 30])
-        stretched, new = augment._stretch(mel, lengths, torch.full((2,), tempo), torch.zeros(2), longest=140)
+        stretched, new = augment._stretch(mel, lengths, torch.full((2,), tempo), torch.zeros(2, 2), longest=140)
         assert new.tolist() == [round(50 * tempo), round(30 * tempo)]
         assert stretched.shape == (2, round(50 * tempo), 48)
         assert not stretched[1, round(30 * tempo) :].any()
@@ -132,10 +133,10 @@ def test_tempo_changes_the_length(clips):
 
 def test_stretching_by_one_changes_nothing_and_bending_keeps_the_ends():
     mel, lengths = torch.rand(1, 40, 48), torch.tensor([40])
-    same, _ = augment._stretch(mel, lengths, torch.ones(1), torch.zeros(1), longest=140)
+    same, _ = augment._stretch(mel, lengths, torch.ones(1), torch.zeros(1, 2), longest=140)
     assert torch.allclose(same, mel, atol=1e-5)
     ramp = torch.arange(40.0)[None, :, None].expand(1, 40, 48)
-    bent, _ = augment._stretch(ramp, lengths, torch.ones(1), torch.full((1,), 0.12), longest=140)
+    bent, _ = augment._stretch(ramp, lengths, torch.ones(1), torch.tensor([[0.12, 0.0]]), longest=140)
     times = bent[0, :, 0]
     assert (times.diff() >= 0).all()
     assert float(times[0]) < 1.5
@@ -144,7 +145,7 @@ def test_stretching_by_one_changes_nothing_and_bending_keeps_the_ends():
 
 
 def test_a_word_that_would_be_too_long_is_said_faster():
-    _, new = augment._stretch(torch.rand(1, 130, 48), torch.tensor([130]), torch.tensor([1.4]), torch.zeros(1), 140)
+    _, new = augment._stretch(torch.rand(1, 130, 48), torch.tensor([130]), torch.tensor([1.4]), torch.zeros(1, 2), 140)
     assert new.tolist() == [140]
 
 
@@ -191,6 +192,21 @@ def test_the_vocal_tract_moves_the_spectrum():
         peaks_hz.append(float(augmenter.mel_hz[log_mels[0].amax(dim=1).argmax()]))
     assert peaks_hz[0] == pytest.approx(1000, rel=0.06)
     assert peaks_hz[1] == pytest.approx(1000 / 1.2, rel=0.06)
+
+
+def test_an_accent_moves_some_regions_of_the_spectrum_and_not_others():
+    warps = augment._warps(replace(STUDIO, vocal_tract=(1, 1), formant_bend=0.05), 64)
+    assert np.abs(warps - 1).max() <= 0.1 + 1e-9
+    assert (warps.max(axis=1) - warps.min(axis=1) > 0.03).mean() > 0.9
+    assert (np.diff(np.linspace(0, 1, warps.shape[1]) * warps, axis=1) > 0).mean() > 0.99  # filters keep their order
+
+
+def test_contrast_raises_peaks_over_valleys(clips):
+    plain, mask = Augmenter(STUDIO, NO_NOISE)(clips[:2], seeded(8))
+    sharper, _ = Augmenter(replace(STUDIO, contrast=(1.2, 1.2)), NO_NOISE)(clips[:2], seeded(8))
+    inside = (mask > 0).expand_as(plain)
+    heard = inside & (plain > plain.amax() - 9)
+    assert float(sharper[heard].std() / plain[heard].std()) == pytest.approx(1.2, abs=0.1)
 
 
 def test_masking_hides_a_band_or_a_moment_and_nothing_else(clips):

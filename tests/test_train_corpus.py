@@ -5,12 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import InThisProcess, rendering_here
 
 from edgealign.errors import InvalidInput
 from edgealign.train import corpus as corpora
-from edgealign.train.corpus import CLIP, N_BINS, Corpus, CorpusConfig, build, encode_power, power_table
-from edgealign.train.synthesis import Espeak
+from edgealign.train.augment import decode_power
+from edgealign.train.corpus import CLIP, N_BINS, STRETCHES, Corpus, CorpusConfig, build, encode_power
+from edgealign.train.synthesis import ACCENTS, Espeak
 from edgealign.train.words import reserved_sounds, sound_of
 
 WORDS = (
@@ -41,12 +43,12 @@ def assert_hashes_match(folder):
 
 def test_power_survives_the_bytes_within_half_a_step():
     power = 10 ** np.random.default_rng(0).uniform(-9.9, 5, (50, N_BINS))
-    back = power_table()[encode_power(power)]
+    back = decode_power(torch.from_numpy(encode_power(power)).float()).numpy()
     assert np.abs(10 * np.log10(back / power)).max() <= 0.3 + 1e-4
 
 
 def test_silence_is_silence_after_the_bytes():
-    assert not power_table()[encode_power(np.zeros((3, N_BINS)))].any()
+    assert not decode_power(torch.from_numpy(encode_power(np.zeros((3, N_BINS)))).float()).any()
 
 
 def test_every_clip_lies_inside_the_spectra_and_its_word_inside_the_clip(recorded_corpus):
@@ -106,7 +108,8 @@ def test_recorded_words_keep_their_speakers_and_the_roles_of_their_split(recorde
     corpus = recorded_corpus.corpus
     named = {label.source: i for i, label in enumerate(corpus.labels) if label.source != "synthetic"}
     arabic = {f"arabic_sc:word{i}" for i in (0, 1, 2, 3, 5, 6, 7, 8, 10, 11)}  # 4 and 9 are of the test role
-    assert set(named) == arabic | {"wakewords_en:computer"}
+    stretches = {name for name in named if name.startswith(STRETCHES)}
+    assert set(named) == arabic | {"wakewords_en:computer"} | stretches
     assert {corpus.labels[i].source for i in corpus.select("val", synthetic=False)} == {
         f"arabic_sc:word{i}" for i in (2, 3, 7, 8, 10, 11)
     }
@@ -120,9 +123,35 @@ def test_recorded_words_keep_their_speakers_and_the_roles_of_their_split(recorde
 def test_recorded_words_are_found_in_the_silence_around_them(recorded_corpus):
     """The clips of toy_bundle have a quarter of a second of silence before and after: 25 frames."""
     corpus = recorded_corpus.corpus
-    rows = corpus.clips[[c for i in corpus.select("train", synthetic=False) for c in corpus.clips_of[i]]]
+    words = [i for i in corpus.select("train", synthetic=False) if not corpus.labels[i].source.startswith(STRETCHES)]
+    rows = corpus.clips[[c for i in words for c in corpus.clips_of[i]]]
     assert (np.abs(rows["first"] - 25) < 15).all()
     assert (np.abs(rows["n_frames"] - rows["end"] - 25) < 15).all()
+
+
+def test_speech_whose_words_are_unknown_is_cut_at_its_pauses(recorded_corpus):
+    """Two recordings of four words without a pause: a stretch each, and no spelling."""
+    corpus = recorded_corpus.corpus
+    stretches = [i for i, label in enumerate(corpus.labels) if label.source.startswith(STRETCHES)]
+    assert [corpus.labels[i].text for i in stretches] == ["", ""]
+    assert all(len(corpus.clips_of[i]) == 1 for i in stretches)
+    rows = corpus.clips[[corpus.clips_of[i][0] for i in stretches]]
+    assert (rows["end"] - rows["first"] > 100).all()
+
+
+def test_a_word_is_said_in_the_accents_of_its_language(given_words, monkeypatch):
+    heard = []
+    set_voice = Espeak.set_voice
+
+    def listen(self, language, *manner):
+        heard.append(language)
+        return set_voice(self, language, *manner)
+
+    monkeypatch.setattr(Espeak, "set_voice", listen)
+    (given_words / "words.tsv").write_text("lamp\ten\tlamp\nkitabu\tsw\tkitabu\n", encoding="utf-8")
+    with rendering_here():
+        build(given_words, CorpusConfig(renders_per_word=20), None, 1, silent)
+    assert {"en-us", "en-gb-scotland"} < set(heard) <= {"en", "sw", *ACCENTS["en"]}
 
 
 def test_noise_is_kept_apart_and_only_where_its_license_is_free(recorded_corpus):

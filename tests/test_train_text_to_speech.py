@@ -12,9 +12,9 @@ from tiny_run import STEPS, tiny_config
 from torch import nn
 
 from edgealign.errors import InvalidInput
-from edgealign.train.batches import Batch, Batches, build_vocabulary
+from edgealign.train.batches import RECORDED_SHARES, Batch, Batches, build_vocabulary
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import Corpus, Label
+from edgealign.train.corpus import STRETCHES, Corpus, Label
 from edgealign.train.encoders import AlignedEncoders
 from edgealign.train.text_to_speech import Trainer, in_parts, joint_loss, load_state, source_task
 from edgealign.train.validation import Validation
@@ -144,6 +144,15 @@ def test_a_splice_is_one_new_label_said_by_several_people(recorded_corpus):
     for label in batch.label[spliced].unique():
         assert (batch.label == label).sum() == 3
         assert len(batch.speaker[batch.label == label].unique()) > 1
+
+
+def test_windows_of_unknown_words_are_one_label_in_as_many_voices_as_takes(recorded_corpus, monkeypatch):
+    monkeypatch.setitem(RECORDED_SHARES, STRETCHES, 1e9)
+    batch = batches_of(recorded_corpus.corpus, recorded_words=3, takes=4).draw(0)
+    heard = batch.label >= len(recorded_corpus.corpus.labels)
+    assert heard.sum() == 3 * 4
+    for label in batch.label[heard].unique():
+        assert len(batch.speaker[batch.label == label].unique()) == 4
 
 
 def test_takes_of_a_recorded_word_are_by_different_speakers_as_far_as_there_are_any(recorded_corpus, batches):
@@ -436,19 +445,26 @@ def test_a_new_run_starts_from_the_average_of_another(trained_run, spoken_corpus
         assert all(torch.equal(value, average[name]) for name, value in model.state_dict().items())
 
 
-def test_weights_are_not_taken_over_into_another_vocabulary_or_other_encoders(
-    trained_run, spoken_corpus, recorded_corpus, tmp_path
-):
-    config = tiny_config(encoders=replace(tiny_config().encoders, dim=16))
-    with pytest.raises(InvalidInput, match="other encoders or another text vocabulary"):
-        Trainer(spoken_corpus.corpus, config, tmp_path / "other").start_from(trained_run / "best.pt")
+def test_weights_of_another_vocabulary_go_to_the_same_code_points(trained_run, spoken_corpus, tmp_path):
     state = load_state(trained_run / "best.pt")
-    a, b = list(state["vocabulary"]["tokens"])[:2]
-    swapped = state["vocabulary"]["tokens"]
-    swapped[a], swapped[b] = swapped[b], swapped[a]
+    tokens = state["vocabulary"]["tokens"]
+    first, second, forgotten = list(tokens)[:3]
+    tokens[first], tokens[second] = tokens[second], tokens[first]
+    del tokens[forgotten]
     torch.save(state, tmp_path / "swapped.pt")
-    with pytest.raises(InvalidInput, match="other encoders or another text vocabulary"):
-        Trainer(spoken_corpus.corpus, tiny_config(), tmp_path / "another").start_from(tmp_path / "swapped.pt")
+    trainer = Trainer(spoken_corpus.corpus, tiny_config(), tmp_path / "another")
+    mine, own = trainer.vocabulary["tokens"], trainer.model.text.embedding.weight.detach().clone()
+    trainer.start_from(tmp_path / "swapped.pt")
+    theirs, weight = state["average"]["text.embedding.weight"], trainer.model.text.embedding.weight
+    assert torch.equal(weight[mine[first]], theirs[tokens[first]])
+    assert torch.equal(weight[mine[second]], theirs[tokens[second]])
+    assert torch.equal(weight[mine[forgotten]], own[mine[forgotten]])
+
+
+def test_weights_are_not_taken_over_into_encoders_of_other_sizes(trained_run, spoken_corpus, tmp_path):
+    config = tiny_config(encoders=replace(tiny_config().encoders, dim=16))
+    with pytest.raises(InvalidInput, match="other encoders than this run"):
+        Trainer(spoken_corpus.corpus, config, tmp_path / "other").start_from(trained_run / "best.pt")
 
 
 def test_a_run_on_another_corpus_is_refused(trained_run, recorded_corpus):

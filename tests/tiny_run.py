@@ -83,7 +83,7 @@ def recorded_corpus(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
 def _rendered(folder: Path, data: Path | None) -> Rendered:
     from edgealign.train.corpus import Corpus, CorpusConfig, build
 
-    config = CorpusConfig(languages=("sw", "en"), words_per_language=60, words_in_english=60, renders_per_word=2)
+    config = CorpusConfig(languages=("sw", "en"), words_per_language=60, longer_lists=(), renders_per_word=2)
     build(folder, config, data, workers=1, report=lambda line: None)
     return Rendered(folder, Corpus(folder))
 
@@ -103,6 +103,9 @@ def _write_packs(data: Path, splits: Path) -> None:
         clip("wakewords_en", f"computer/{take}.wav", word_clip(0, take))
         rows["wakewords_en"].append(f"computer/{take}.wav\tcomputer\t")
     for take in range(2):
+        sentence = np.concatenate([word_clip(word, take)[4000:-4000] for word in range(4)])
+        clip("wakewords_community", f"other/{take}.wav", sentence)
+        rows["wakewords_community"].append(f"other/{take}.wav\tnot-wake-words/en\t")
         clip("esc50", f"rain/{take}.wav", noise_clip(take))
         rows["esc50"].append(f"rain/{take}.wav\train\tCC0")
         clip("esc50", f"not_free/{take}.wav", word_clip(1, take))

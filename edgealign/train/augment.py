@@ -7,6 +7,7 @@ the pitch of the voice) is rendered into the corpus.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgealign.train.corpus import power_table
+from edgealign.train.corpus import DB_LOWEST, DB_STEP
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 
 
@@ -24,6 +25,10 @@ class AugmentConfig:
 
     tempo: tuple[float, float] = (0.72, 1.4)  # length of the word relative to the recording
     vocal_tract: tuple[float, float] = (0.84, 1.2)
+    formant_bend: float = (
+        0.05  # deviation of single regions of the spectrum from that factor, as an accent moves vowels
+    )
+    contrast: tuple[float, float] = (0.75, 1.25)  # exponent of the energies: how far peaks stand above valleys
     rhythm: float = 0.12  # how far a moment of the word may move, as a share of its length
     reverb_share: float = 0.35
     reverb_s: tuple[float, float] = (0.1, 0.8)  # time to fall by 60 dB
@@ -44,9 +49,8 @@ class Augmenter:
 
     def __init__(self, config: AugmentConfig, noise: np.ndarray) -> None:
         self.config = config
-        self.table = torch.from_numpy(power_table())
-        self.warps = np.linspace(*config.vocal_tract, 25)
-        self.filters = torch.from_numpy(np.stack([mel_filters(float(w)).T for w in self.warps]))  # [25, bins, mels]
+        warps = _warps(config, 128)
+        self.filters = torch.from_numpy(np.stack([mel_filters(warp).T for warp in warps]))  # [128, bins, mels]
         self.plain = torch.from_numpy(np.ascontiguousarray(mel_filters().T))
         self.noise = noise
         self.mel_hz = _mel_centers_hz()
@@ -64,12 +68,12 @@ class Augmenter:
             return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
         power, lengths = self._stack(clips)
-        warp = torch.randint(len(self.warps), (n,), generator=generator)
+        warp = torch.randint(len(self.filters), (n,), generator=generator)
         mel = torch.bmm(power, self.filters[warp])
-        bend = uniform(-config.rhythm, config.rhythm)
-        mel, lengths = _stretch(mel, lengths, uniform(*config.tempo), bend, config.longest_frames)
-        word = mel.sum(dim=(1, 2), keepdim=True) / (lengths[:, None, None] * mel.shape[2])
-        mel = mel / word.clamp(min=1e-12)
+        bends = uniform(-config.rhythm, config.rhythm, 2)
+        mel, lengths = _stretch(mel, lengths, uniform(*config.tempo), bends, config.longest_frames)
+        mel = _to_unit_power(mel, lengths)
+        mel = _to_unit_power(mel ** uniform(*config.contrast)[:, None, None], lengths)
 
         mel, lengths = _surround(mel, lengths, uniform(0, 1), uniform(0, 1))
         reverberant = uniform(0, 1) < config.reverb_share
@@ -87,10 +91,10 @@ class Augmenter:
 
     def _stack(self, clips: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         lengths = torch.tensor([len(clip) for clip in clips])
-        stacked = torch.zeros(len(clips), int(lengths.max()), clips[0].shape[1], dtype=torch.int32)
+        stacked = torch.zeros(len(clips), int(lengths.max()), clips[0].shape[1])
         for row, clip in zip(stacked, clips, strict=True):
-            row[: len(clip)] = torch.from_numpy(clip.astype(np.int32))
-        return self.table[stacked], lengths
+            row[: len(clip)] = torch.from_numpy(clip.astype(np.float32))
+        return decode_power(stacked), lengths
 
     def _log(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         shortest = WINDOWS.min_frames
@@ -133,7 +137,7 @@ class Augmenter:
         if len(self.noise) > frames:
             for i in torch.nonzero(kind > 0.75).flatten().tolist():
                 start = int(torch.randint(len(self.noise) - frames, (), generator=generator))
-                recorded = self.table[torch.from_numpy(self.noise[start : start + frames].astype(np.int32))]
+                recorded = decode_power(torch.from_numpy(self.noise[start : start + frames].astype(np.float32)))
                 noise[i] = recorded @ self.plain + 1e-9
         return noise
 
@@ -153,17 +157,38 @@ class Augmenter:
         return torch.where(hidden, quiet, log_mels)
 
 
+def decode_power(levels: Tensor) -> Tensor:
+    """Power of what `corpus.encode_power` made, given as float32; the lowest level is silence."""
+    nepers = math.log(10) / 10
+    return levels.mul(DB_STEP * nepers).add_(DB_LOWEST * nepers).exp_().mul_(levels.clamp(max=1))
+
+
 def _mel_centers_hz() -> Tensor:
     filters = mel_filters()
     bins_hz = np.arange(filters.shape[1]) * FRONT_END.sample_rate_hz / FRONT_END.n_fft
     return torch.from_numpy((filters @ bins_hz / filters.sum(axis=1)).astype(np.float32))
 
 
+def _warps(config: AugmentConfig, n: int) -> np.ndarray:
+    """Factors for the edges of the mel filters, float64 [n, n_mels + 2]: one factor per voice, bent smoothly."""
+    rng = np.random.default_rng(0)
+    edges = np.linspace(0, 1, FRONT_END.n_mels + 2)
+    bends = rng.normal(0, config.formant_bend, (n, 5))
+    smooth = np.stack([np.interp(edges, np.linspace(0, 1, 5), bend) for bend in bends])
+    return np.linspace(*config.vocal_tract, n)[:, None] * (1 + np.clip(smooth, -0.1, 0.1))
+
+
+def _to_unit_power(mel: Tensor, lengths: Tensor) -> Tensor:
+    power = mel.sum(dim=(1, 2), keepdim=True) / (lengths[:, None, None] * mel.shape[2])
+    return mel / power.clamp(min=1e-12)
+
+
 def _stretch(mel: Tensor, lengths: Tensor, tempo: Tensor, rhythm: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """Resample every row in time to tempo x its length; rhythm bends time inside the word, its ends stay."""
+    """Resample every row in time to tempo x its length; rhythm [n, 2] bends time inside the word, its ends stay."""
     new = (lengths * tempo).round().clamp(min=6, max=longest).long()
     position = (torch.arange(int(new.max()))[None] + 0.5) / new[:, None]
-    position = (position + rhythm[:, None] * torch.sin(2 * torch.pi * position) / 2).clamp(0, 1)
+    slow, fast = (torch.sin(2 * torch.pi * turns * position) * rhythm[:, turns - 1, None] for turns in (1, 2))
+    position = (position + slow / 2 + fast / 4).clamp(0, 1)
     at = (position * lengths[:, None] - 0.5).clamp(min=0)
     at = torch.minimum(at, (lengths[:, None] - 1).float())
     below = at.floor().long()

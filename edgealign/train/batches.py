@@ -15,7 +15,7 @@ from torch import Tensor
 from edgealign.text import Tokenizer, normalize
 from edgealign.train.augment import Augmenter
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import Corpus
+from edgealign.train.corpus import STRETCHES, Corpus
 from edgealign.train.front_end import WINDOWS
 from edgealign.train.words import sound_of
 
@@ -60,9 +60,15 @@ class Batch:
     ipa: tuple[Tensor, Tensor]
 
 
+# How often a recorded word of a batch is of this source.
+RECORDED_SHARES = {
+    "arabic_sc": 0.3, "dspspeech20": 0.25, "wakewords_en": 0.2, "wakewords_community": 0.1, STRETCHES: 0.15
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Splice:
-    """A pseudo-word: parts of one or two recorded words, each (label row, from, to) in shares of the word's length.
+    """A pseudo-word: parts of up to three recorded words, each (label row, from, to) in shares of the word's length.
 
     People recorded few words, so parts of them are put together into thousands of others: whoever said both words
     also "said" the splice. Time runs alike enough in two people's takes for shares of the length to mark one sound.
@@ -86,38 +92,55 @@ class Batches:
         self.packs: dict[str, list[int]] = {}
         for label in self.recorded:
             self.packs.setdefault(corpus.labels[label].source.split(":")[0], []).append(label)
+        self.shares = [RECORDED_SHARES[source] for source in self.packs]
         self.by_start = sorted(self.synthetic, key=lambda i: sound[i])
         self.by_end = sorted(self.synthetic, key=lambda i: sound[i][::-1])
 
     def draw(self, step: int) -> Batch:
         config = self.config
         rng = random.Random(f"{config.seed} {step}")
-        rows = [
-            (label, clip, self.cut(clip, rng))
-            for label in self._words(rng, config.synthetic_words)
-            for clip in self._takes(rng, label, config.renders)
-        ]
+        words = self._words(rng, config.synthetic_words)
+        rows = [row for label in words for row in self._whole(rng, label, config.renders)]
         for slot in range(config.recorded_words if self.recorded else 0):
-            label = rng.choice(self.packs[rng.choice(sorted(self.packs))])
-            if rng.random() < config.whole_share:
-                rows += [(label, clip, self.cut(clip, rng)) for clip in self._takes(rng, label, config.takes)]
+            source = rng.choices(list(self.packs), self.shares)[0]
+            label = rng.choice(self.packs[source])
+            unnamed = len(self.corpus.labels) + slot
+            if source == STRETCHES:
+                rows += [(unnamed, *heard) for heard in self._window_takes(rng, label, config.takes)]
+            elif rng.random() < config.whole_share:
+                rows += self._whole(rng, label, config.takes)
             else:
-                splice = self._splice(rng, label)
-                unnamed = len(self.corpus.labels) + slot
+                splice = self._splice(rng, label, self.packs[source])
                 rows += [(unnamed, *said) for said in self._splice_takes(rng, splice, config.takes)]
         return self._batch(rows, rng, step)
 
-    def _splice(self, rng: random.Random, label: int) -> Splice:
-        """Mostly the beginning of one word and the end of another of the same pack, sometimes part of one."""
-        cut = rng.uniform(0.35, 0.65)
-        if rng.random() < 0.3:
-            return Splice(((label, 0.0, cut + 0.1) if rng.random() < 0.5 else (label, cut - 0.1, 1.0),))
-        pack = self.packs[self.corpus.labels[label].source.split(":")[0]]
-        ends_with = rng.uniform(0.35, 0.65)
-        return Splice(((label, 0.0, cut), (rng.choice(pack), ends_with, 1.0)))
+    def _whole(self, rng: random.Random, label: int, n: int) -> list[tuple[int, int, np.ndarray]]:
+        takes = self._takes(rng, label, n)
+        return [(label, int(self.corpus.clips["speaker"][clip]), self.cut(clip, rng)) for clip in takes]
+
+    def _splice(self, rng: random.Random, label: int, pack: list[int]) -> Splice:
+        """A quarter each: one part of a word, two or three in a row, the beginning of one and the end of another."""
+        kind = rng.randrange(4)
+        if kind == 0:
+            return Splice(((label, 0.0, rng.uniform(0.35, 0.65)), (rng.choice(pack), rng.uniform(0.35, 0.65), 1.0)))
+        parts = []
+        for part in [label, *rng.choices(pack, k=kind - 1)]:
+            width = rng.uniform(*((0.4, 0.75), (0.3, 0.6), (0.25, 0.45))[kind - 1])
+            first = rng.uniform(0, 1 - width)
+            parts.append((part, first, first + width))
+        return Splice(tuple(parts))
+
+    def _window_takes(self, rng: random.Random, label: int, n: int) -> list[tuple[int, np.ndarray]]:
+        """One window of a stretch of unknown words, n times: field conditions make them the takes of n voices."""
+        clip = rng.choice(self.corpus.clips_of[label].tolist())
+        row = self.corpus.clips[clip]
+        length = int(row["end"] - row["first"])
+        width = min(rng.randint(25, 90), length)
+        first = rng.randint(0, length - width)
+        return [(-1 - i, self._part(clip, first / length, (first + width) / length, rng)) for i in range(n)]
 
     def _splice_takes(self, rng: random.Random, splice: Splice, n: int) -> list[tuple[int, np.ndarray]]:
-        """n takes of a splice, by different speakers where there are: a clip that names the speaker, and the frames.
+        """n takes of a splice, by different speakers where there are: the speaker and the frames.
 
         Where nobody is known to have said all parts (recordings without speaker labels), voices are mixed.
         """
@@ -133,13 +156,15 @@ class Batches:
             frames = [
                 self._part(clip, first, end, rng) for clip, (_, first, end) in zip(chosen, splice.parts, strict=True)
             ]
-            takes.append((chosen[0], np.concatenate(frames)))
+            takes.append((int(self.corpus.clips["speaker"][chosen[0]]), np.concatenate(frames)))
         return takes
 
     def _part(self, clip: int, first: float, end: float, rng: random.Random) -> np.ndarray:
         row = self.corpus.clips[clip]
         length = row["end"] - row["first"]
-        first, end = (share + rng.uniform(-0.04, 0.04) if 0 < share < 1 else share for share in (first, end))
+        first, end = (
+            min(max(share + rng.uniform(-0.04, 0.04), 0), 1) if 0 < share < 1 else share for share in (first, end)
+        )
         begin = int(row["offset"] + row["first"] + first * length)
         return self.corpus.spectra[begin : max(begin + 4, int(row["offset"] + row["first"] + end * length))]
 
@@ -171,7 +196,7 @@ class Batches:
         return chosen + [rng.choice(chosen) for _ in range(n - len(chosen))]
 
     def _batch(self, rows: list[tuple[int, int, np.ndarray]], rng: random.Random, step: int) -> Batch:
-        """rows   label (past the end of the corpus for a splice), a clip by the same speaker, and the frames"""
+        """rows   label (past the end of the corpus for a splice), speaker, frames"""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         log_mels, mask = self.augmenter([frames for _, _, frames in rows], generator)
         # Sorted by length, so that `in_parts` can cut the batch where little is padded.
@@ -189,7 +214,7 @@ class Batches:
         spelled = [i for i, known_label in known.items() if known_label.text]
         return Batch(
             log_mels, mask, label,
-            torch.from_numpy(self.corpus.clips["speaker"][[clip for _, clip, _ in rows]].astype(np.int64)),
+            torch.tensor([speaker for _, speaker, _ in rows]),
             torch.nn.utils.rnn.pad_sequence(phones, batch_first=True).long(),
             torch.tensor([len(p) for p in phones]),
             torch.tensor(spelled),

@@ -33,6 +33,7 @@ from edgealign.errors import InvalidInput
 from edgealign.train import words as word_lists
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.train.synthesis import (
+    ACCENTS,
     FESTIVAL_VOICES,
     Espeak,
     Manner,
@@ -59,6 +60,8 @@ VALIDATION_VARIANTS = ("f4", "m7", "Andy", "linda", "klatt3", "antonio")
 EFFECT_VARIANTS = ("Demonic", "Tweaky", "croak", "Storm", "UniRobot", "Mr serious", "Nguyen", "fast", "rob")
 
 LONGEST_WORD_FRAMES = 180  # a recording labeled with one word whose sound is longer holds something else
+SHORTEST_STRETCH_FRAMES = 40
+STRETCHES = "stretches"  # source of the labels that are stretches of unknown words
 
 # The evaluation splits of the recorded packs: what training must not see.
 SPLITS = Path(__file__).parents[2] / "benchmarks" / "splits"
@@ -76,9 +79,12 @@ class CorpusConfig:
     seed: int = 0
     languages: tuple[str, ...] = ()  # espeak-ng voices; empty for all whose phonemes can be trusted
     words_per_language: int = 600
-    words_in_english: int = 2500
+    # Longer lists, as multiples: languages that recordings are in, or that voices cut from people speak.
+    longer_lists: tuple[tuple[str, int], ...] = (
+        ("en", 16), ("cmn", 3), ("es", 3), ("it", 4), ("ca", 4), ("fi", 3), ("hi", 3), ("mr", 3), ("te", 3), ("ru", 3),
+    )  # fmt: skip
     renders_per_word: int = 3
-    festival_words_per_voice: int = 2500
+    festival_words_per_voice: int = 6000
     clipped_share: float = 0.06
 
 
@@ -95,13 +101,6 @@ def encode_power(power: np.ndarray) -> np.ndarray:
     """Power spectra as bytes: decibels above DB_LOWEST in steps of DB_STEP."""
     db = 10 * np.log10(np.maximum(power, 10 ** (DB_LOWEST / 10)))
     return np.clip(np.rint((db - DB_LOWEST) / DB_STEP), 0, 255).astype(np.uint8)
-
-
-def power_table() -> np.ndarray:
-    """Power of each byte value: float32 [256]; the lowest is silence."""
-    table = 10 ** ((DB_LOWEST + DB_STEP * np.arange(256)) / 10)
-    table[0] = 0
-    return table.astype(np.float32)
 
 
 def power_spectrum(samples: np.ndarray) -> np.ndarray:
@@ -164,9 +163,15 @@ def _load_or_collect_words(folder: Path, config: CorpusConfig) -> list[Word]:
         if unknown:
             raise InvalidInput(f"espeak-ng has no voice '{unknown[0]}': expected names such as sw, pt or cmn")
         languages = list(config.languages) or word_lists.usable_languages(espeak)
-        words = word_lists.collect(espeak, [x for x in languages if x != "en"], config.words_per_language, config.seed)
-        if "en" in languages:
-            words += word_lists.collect(espeak, ["en"], config.words_in_english, config.seed)
+        longer = dict(config.longer_lists)
+        words = [
+            word
+            for language in languages
+            for word in word_lists.collect(
+                espeak, language, config.words_per_language * longer.get(language, 1), config.seed
+            )
+        ]
+        random.Random(config.seed).shuffle(words)
         if not words:
             raise InvalidInput(f"no word lists were found for {', '.join(languages)}: name languages that CLDR has")
         partial = path.with_suffix(".partial")
@@ -213,7 +218,8 @@ def _espeak_shard(start: int) -> Iterator[tuple]:
             variant = rng.choice(VALIDATION_VARIANTS if validation else voices)
             manner = Manner(variant, rng.randint(105, 230), rng.randint(10, 95), rng.randint(15, 95))
             clipping = rng.uniform(2, 8) if rng.random() < config.clipped_share else 1.0
-            if not espeak.set_voice(word.language, manner):
+            accent = rng.choice((word.language, *ACCENTS.get(word.language, ())))
+            if not espeak.set_voice(accent, manner):
                 continue
             samples = _trimmed(espeak.say(word.text))
             if len(samples) >= 0.08 * FRONT_END.sample_rate_hz:
@@ -256,6 +262,8 @@ def _pack_shard(_start: int) -> Iterator[tuple]:
         for row in _rows(data / pack / "manifest.tsv"):
             if row["label"] in _SPELLED[pack]:
                 yield from _recording(data / pack / row["file"], (pack, row["label"], "train"), f"{pack} {row['file']}")
+            elif row["label"].startswith("not-wake-words"):
+                yield from _stretches(data / pack / row["file"], row["file"])
     for name in ("arabic_sc", "dspspeech20"):
         for row in _rows(SPLITS / f"{name}.tsv"):
             if row["role"] != "test":
@@ -263,12 +271,19 @@ def _pack_shard(_start: int) -> Iterator[tuple]:
                 yield from _recording(data / row["pack"] / row["file"], label, f"{name} {row['speaker']}")
 
 
-def _recording(path: Path, label: tuple[str, str, str], speaker: str) -> Iterator[tuple]:
-    """The clearest word of a clip, found as on the device but unpadded; nothing where it is longer than a word."""
+def _stretches(path: Path, name: str) -> Iterator[tuple]:
+    """Speech between pauses whose words are not known, each stretch a label of its own that windows are cut from."""
     samples = _samples(path)
+    for i, (first, end, _) in enumerate(_sound_spans(samples)):
+        if end - first >= SHORTEST_STRETCH_FRAMES:
+            yield samples, (int(first), int(end)), ("pack", f"{STRETCHES}|{name} {i}|train"), f"{STRETCHES} {name}"
+
+
+def _sound_spans(samples: np.ndarray) -> np.ndarray:
+    """Where there is sound, as `edgealign.kernels.sound_spans` finds it, unpadded."""
     f, w = FRONT_END, WINDOWS
     log_mels = reference.log_mel(samples, mel_filters(), f.window_samples, f.hop_samples, f.energy_floor)
-    spans = reference.sound_spans(
+    return reference.sound_spans(
         log_mels,
         w.floor_quantile,
         w.above_floor_db,
@@ -278,6 +293,12 @@ def _recording(path: Path, label: tuple[str, str, str], speaker: str) -> Iterato
         0,
         w.max_frames,
     )
+
+
+def _recording(path: Path, label: tuple[str, str, str], speaker: str) -> Iterator[tuple]:
+    """The clearest word of a clip, found as on the device but unpadded; nothing where it is longer than a word."""
+    samples = _samples(path)
+    spans = _sound_spans(samples)
     if len(spans):
         first, end, _ = spans[np.argmax(spans[:, 2])]
         if end - first < LONGEST_WORD_FRAMES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -40,11 +39,11 @@ FRONT_END = FrontEnd()
 WINDOWS = Windows()
 
 
-@cache
-def mel_filters(warp: float = 1.0) -> np.ndarray:
+def mel_filters(warp: float | np.ndarray = 1.0) -> np.ndarray:
     """Triangular filters, evenly spaced on the HTK mel scale, height 1: float32 [n_mels, n_fft // 2 + 1].
 
-    warp   the spectrum is read at `warp` times each frequency, as if the vocal tract were shorter (> 1) or longer
+    warp   the spectrum is read at `warp` times each frequency, as if the vocal tract were shorter (> 1) or longer; an
+           array has a factor for each of the n_mels + 2 edges of the filters
     """
     f = FRONT_END
 

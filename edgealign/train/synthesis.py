@@ -30,6 +30,16 @@ _RATE, _PITCH, _RANGE = 1, 3, 4
 _PHONEMES_IPA = 0x02
 
 
+# Other voices for words of one language. A word keeps one label in all of its accents.
+ACCENTS = {
+    "en": ("en-us", "en-us-nyc", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"),
+    "es": ("es-419",),
+    "pt": ("pt-br",),
+    "fr": ("fr-be", "fr-ch"),
+    "ca": ("ca-ba", "ca-nw", "ca-va"),
+}
+
+
 @dataclass(frozen=True)
 class Manner:
     """How espeak-ng says a word."""

@@ -143,16 +143,30 @@ class Trainer:
         self.step, self.best, self.trained_s = state["step"], state["best"], state["trained_s"]
 
     def start_from(self, checkpoint: Path) -> None:
-        """Begin with the weights of another run, whose spellings and encoders must be those of this one."""
+        """Begin with the weights of another run; what it never saw of the vocabulary and the phonemes starts afresh."""
         state = load_state(checkpoint)
-        theirs, mine = state["config"]["encoders"], _plain(self.config)["encoders"]
-        if theirs != mine or any(state["vocabulary"][t] != self.vocabulary[t] for t in ("tokens", "kinds")):
-            raise InvalidInput(
-                f"'{checkpoint}' has other encoders or another text vocabulary than a run on this corpus: start from a "
-                f"checkpoint that was trained on the same words"
-            )
+        theirs, mine = ({**c["encoders"], "n_tokens": 0} for c in (state["config"], _plain(self.config)))
+        if theirs != mine:
+            raise InvalidInput(f"'{checkpoint}' has other encoders than this run: start from one of the same sizes")
+        weights, own = state["average"], self.model.state_dict()
+        rows = [(self.vocabulary[key], state["vocabulary"][key]) for key in ("pad", "unknown")]
+        for table in ("kinds", "languages", "tokens"):
+            known = state["vocabulary"][table]
+            rows += [(row, known[key]) for key, row in self.vocabulary[table].items() if key in known]
+        of_phone = {phone: row for row, phone in enumerate(state.get("phones", ""), 1)}
+        phones = [(0, 0)] + [
+            (row, of_phone[phone]) for phone, row in self.batches.phone_ids.items() if phone in of_phone
+        ]
+        for name, shared in (
+            ("text.embedding.weight", rows),
+            ("speech.phones.weight", phones),
+            ("speech.phones.bias", phones),
+        ):
+            here, there = (list(column) for column in zip(*shared, strict=True))
+            own[name][here] = weights[name][there].to(own[name].dtype)
+            weights[name] = own[name]
         for model in (self.model, self.average):
-            model.load_state_dict(state["average"])
+            model.load_state_dict(weights)
 
     def run(self, report: Callable[[str], None], minutes: float | None = None) -> None:
         """Train to config.steps, or for so many minutes; interrupted at any moment, a later call goes on."""

@@ -85,25 +85,20 @@ def usable_languages(espeak: Espeak, n_probes: int = 200) -> list[str]:
     return usable
 
 
-def collect(espeak: Espeak, languages: list[str], per_language: int, seed: int) -> list[Word]:
-    """Up to `per_language` words of each language, half of them short, none of them reserved, in a seeded order."""
-    reserved = reserved_sounds(espeak)
+def collect(espeak: Espeak, language: str, n: int, seed: int) -> list[Word]:
+    """Up to `n` words of a language, half of them short, none of them reserved; seeded."""
+    seen = set(reserved_sounds(espeak))
+    if not espeak.set_voice(language):
+        return []
+    candidates = _words_of(language)
+    random.Random(f"{seed} {language}").shuffle(candidates)
+    short = [word for word in candidates if len(word) <= 5][: n // 2]
     found = []
-    for language in languages:
-        if not espeak.set_voice(language):
-            continue
-        candidates = _words_of(language)
-        random.Random(f"{seed} {language}").shuffle(candidates)
-        short = [word for word in candidates if len(word) <= 5][: per_language // 2]
-        chosen = list(dict.fromkeys(short + candidates))[:per_language]
-        seen = set()
-        for text in chosen:
-            ipa = espeak.phonemes(text)
-            word = Word(text, language, ipa)
-            if _trusted(ipa, language) and 2 <= len(word.sound) <= 24 and word.sound not in reserved | seen:
-                seen.add(word.sound)
-                found.append(word)
-    random.Random(seed).shuffle(found)
+    for text in list(dict.fromkeys(short + candidates))[:n]:
+        word = Word(text, language, espeak.phonemes(text))
+        if _trusted(word.ipa, language) and 2 <= len(word.sound) <= 24 and word.sound not in seen:
+            seen.add(word.sound)
+            found.append(word)
     return found
 
 
