@@ -211,6 +211,12 @@ def test_a_rendered_corpus_is_not_rendered_again(spoken_corpus):
     assert Corpus(spoken_corpus.folder).sha256 == before
 
 
+@pytest.mark.parametrize("asked", [{"languages": ("sw",)}, {"words_per_language": 70}])
+def test_a_rendered_corpus_does_not_pretend_to_hold_other_words(spoken_corpus, asked):
+    with pytest.raises(InvalidInput, match=r"was rendered with .* asked for: name another corpus folder"):
+        build(spoken_corpus.folder, CorpusConfig(**asked), None, 1, silent)
+
+
 def test_worker_processes_render_what_was_asked_for(given_words, monkeypatch):
     """With real processes, which is how it runs outside of the tests."""
     monkeypatch.setattr(corpora, "festival_voices_installed", frozenset)

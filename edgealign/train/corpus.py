@@ -121,6 +121,7 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
     workers   processes; each has an espeak-ng of its own
     """
     if (folder / "manifest.json").exists():
+        _refuse_other_words(folder, config)
         return
     if data is not None:
         _check_packs(data)
@@ -144,6 +145,19 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
             left_s = (time.monotonic() - started) / done * (len(tasks) - done)
             report(f"rendered {future.result()}: {done} of {len(tasks)} shards, about {left_s / 60:.1f} min left")
     _join(folder, config, words)
+
+
+def _refuse_other_words(folder: Path, config: CorpusConfig) -> None:
+    """A rendered corpus keeps its words: an option that asks for others must not be passed over."""
+    rendered = json.loads((folder / "manifest.json").read_text())["config"]
+    for field, default in (("languages", ()), ("words_per_language", CorpusConfig.words_per_language)):
+        wanted, there = getattr(config, field), rendered[field]
+        there = tuple(there) if isinstance(there, list) else there
+        if wanted not in (default, there):
+            raise InvalidInput(
+                f"'{folder}' was rendered with {field} = {there or 'all'}, and {wanted} is asked for: name another "
+                f"corpus folder, or leave the option out"
+            )
 
 
 def _check_packs(data: Path) -> None:
