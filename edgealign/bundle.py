@@ -332,7 +332,8 @@ class Bundle:
         """float32 [n_bank, dim], unit rows that stand for "anything else"."""
         entry = self.manifest["bank"]
         rows = self._read_matrix(entry["file"], "<f2", (entry["rows"], self.dim))
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        # In float64, so that rounded to float32 it is the same in whatever order it is summed, here and in the core.
+        norms = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1, keepdims=True)).astype(np.float32)
         _expect(
             bool(np.all(np.abs(norms - 1) < 1e-2)), f"bundle '{self.path}': a row of the bank is not of unit length"
         )

@@ -149,6 +149,7 @@ def test_the_wheel_holds_what_it_should_and_is_small(wheel: Path) -> None:
         "edgealign/cli/app.py",
         "edgealign/train/ops.py",
         "edgealign/include/edgealign.h",
+        "edgealign/include/edgealign_rt.h",
         "edgealign/lib/libedgealign.so",
         "edgealign/lib/cmake/edgealign/edgealignConfig.cmake",
         "edgealign/lib/pkgconfig/edgealign.pc",
@@ -306,7 +307,8 @@ def test_the_library_shows_nothing_but_its_interface(installed: Environment) -> 
         pytest.skip("no nm")
     library = installed.site_packages / "edgealign" / "lib" / "libedgealign.so"
     shown = set(re.findall(r" [A-Za-z] (\w+)", run("nm", "-D", "--defined-only", library)))
-    declared = set(re.findall(r"EA_(?:API|KERNEL) [\w *]+?\b(ea_\w+)\(", HEADER.read_text()))
+    headers = "".join(header.read_text() for header in (HEADER, HEADER.with_name("edgealign_rt.h")))
+    declared = set(re.findall(r"EA_(?:API|KERNEL) [\w *]+?\b(ea_\w+)\(", headers))
     assert shown == declared
 
 

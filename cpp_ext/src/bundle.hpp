@@ -1,0 +1,42 @@
+// The bundle on disk: docs/formats.md, bundle format 1. The checks are those of edgealign/bundle.py.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "edgealign.h"
+#include "json.hpp"
+#include "ort.hpp"
+#include "sha256.hpp"
+
+namespace ea {
+
+struct LogMelPlanFree {
+    void operator()(ea_log_mel_plan *plan) const { ea_log_mel_plan_free(plan); }
+};
+
+// Everything of a bundle that turns sound into answers. Never changed once it is made: any thread may use it.
+struct Model {
+    std::string name, modality, variant;
+    size_t dim = 0;
+    Digest encoder_sha256 = {};
+    uint32_t sample_rate_hz = 0;
+    size_t hop_samples = 0, window_samples = 0, n_mels = 0;
+    double energy_floor = 0;
+    size_t min_frames = 0;
+    ea_span_options spans = {};
+    ea_calibration calibration = {};
+    float text_weight = 1;
+    std::vector<float> bank;  // [n_bank, dim]
+    size_t n_bank = 0;
+    std::unique_ptr<ea_log_mel_plan, LogMelPlanFree> log_mel;
+    std::unique_ptr<OrtSession> encoder;
+
+    double seconds(double frames) const { return frames * double(hop_samples) / double(sample_rate_hz); }
+
+    static std::shared_ptr<const Model> open(const std::string &folder, std::shared_ptr<const Ort> ort,
+                                             const char *variant);
+};
+
+}  // namespace ea
