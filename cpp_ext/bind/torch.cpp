@@ -7,23 +7,19 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "edgealign.h"
+#include "episodes.hpp"
+
+using namespace ea::bind;
 
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-void expect(bool holds, const std::string &message) {
-    if (!holds) throw std::runtime_error("edgealign: " + message);
-}
 
 void check(ea_status status) { expect(status == EA_OK, ea_status_text(status)); }
 
@@ -47,11 +43,6 @@ struct Matrix {
     const double *float64() const { return static_cast<const double *>(kept.const_data_ptr()); }
     Tensor made(int64_t n_rows, int64_t n_columns) const { return torch::stable::new_empty(kept, {n_rows, n_columns}); }
 };
-
-template <class T>
-T *data(const Tensor &tensor) {
-    return static_cast<T *>(tensor.mutable_data_ptr());
-}
 
 double norm(const double *row, int64_t dim) {
     double squares = 0;
@@ -166,6 +157,53 @@ Tensor prototypes(Tensor embeddings, Tensor labels, int64_t n_labels, std::optio
     return made;
 }
 
+// ---- the batched episodic step ----
+
+// Runs kernel(first, end) over the episodes in torch's threads; no exception may leave it.
+template <class Kernel>
+void over_episodes(int64_t n_episodes, const Kernel &kernel) {
+    std::atomic<int> worst{EA_OK};
+    torch::stable::parallel_for(0, n_episodes, 1, [&](int64_t first, int64_t end) {
+        const ea_status status = kernel(size_t(first), size_t(end));
+        if (status != EA_OK) worst = status;
+    });
+    expect(worst != EA_INVALID_ARGUMENT, "a target is not in [0, n_way), or the scale is negative or not finite");
+    check(ea_status(worst.load()));
+}
+
+template <class Real>
+void forward(const Episodes &episodes, const Outputs &made) {
+    const auto step = episodes.step<Real>(made, *data<Real>(episodes.scale));
+    over_episodes(episodes.n_episodes, [&](size_t a, size_t b) { return ea::episodic_step(step, a, b); });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> episodic_step(Tensor support, Tensor queries, Tensor targets, Tensor scale,
+                                                         int64_t metric) {
+    const Episodes episodes(support, queries, targets, scale, metric);
+    const Outputs made(episodes);
+    episodes.is_double() ? forward<double>(episodes, made) : forward<float>(episodes, made);
+    return made.all();
+}
+
+template <class Real>
+void backward(const Episodes &episodes, const Outputs &made, const Gradients &gradients) {
+    const auto step = episodes.step<Real>(made, *data<Real>(episodes.scale));
+    const auto g = gradients.pointers<Real>();
+    over_episodes(episodes.n_episodes, [&](size_t a, size_t b) { return ea::episodic_step_backward(step, g, a, b); });
+}
+
+std::tuple<Tensor, Tensor, Tensor> episodic_step_backward(OptionalTensor of_losses, OptionalTensor of_log_probabilities,
+                                                          OptionalTensor of_distances, OptionalTensor of_prototypes,
+                                                          Tensor support, Tensor queries, Tensor targets, Tensor scale,
+                                                          int64_t metric, Tensor log_probabilities, Tensor distances,
+                                                          Tensor prototypes) {
+    const Episodes episodes(support, queries, targets, scale, metric);
+    const Outputs made(episodes, log_probabilities, distances, prototypes);
+    const Gradients gradients(episodes, of_losses, of_log_probabilities, of_distances, of_prototypes);
+    episodes.is_double() ? backward<double>(episodes, made, gradients) : backward<float>(episodes, made, gradients);
+    return gradients.all();
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(edgealign, m) {
@@ -173,6 +211,11 @@ STABLE_TORCH_LIBRARY(edgealign, m) {
     m.def("cosine(Tensor queries, Tensor prototypes) -> Tensor");
     m.def("nearest(Tensor queries, Tensor prototypes, int k=1, int metric=0) -> (Tensor, Tensor)");
     m.def("prototypes(Tensor embeddings, Tensor labels, SymInt n_labels, Tensor? weights=None) -> Tensor");
+    m.def("episodic_step(Tensor support, Tensor queries, Tensor targets, Tensor scale, int metric=0) -> (Tensor, Tensor, "
+          "Tensor, Tensor)");
+    m.def("episodic_step_backward(Tensor? of_losses, Tensor? of_log_probabilities, Tensor? of_distances, Tensor? "
+          "of_prototypes, Tensor support, Tensor queries, Tensor targets, Tensor scale, int metric, Tensor "
+          "log_probabilities, Tensor distances, Tensor prototypes) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(edgealign, CPU, m) {
@@ -180,4 +223,6 @@ STABLE_TORCH_LIBRARY_IMPL(edgealign, CPU, m) {
     m.impl("cosine", TORCH_BOX(&cosine));
     m.impl("nearest", TORCH_BOX(&nearest));
     m.impl("prototypes", TORCH_BOX(&prototypes));
+    m.impl("episodic_step", TORCH_BOX(&episodic_step));
+    m.impl("episodic_step_backward", TORCH_BOX(&episodic_step_backward));
 }
