@@ -10,7 +10,8 @@
     │   ├── StoreUnreadable
     │   └── StoreUnwritable     read-only folder, full disk
     ├── InputUnreadable     4   no file of those named could be read
-    │   └── AudioUnreadable
+    │   ├── AudioUnreadable
+    │   └── AnnotationUnreadable   a table of annotations
     ├── SomeInputsFailed    5   the work is done, but not for every file
     └── EnrollmentRefused   6   no clip or text was good enough to learn from
 
@@ -66,6 +67,10 @@ class InputUnreadable(EdgealignError):
 
 
 class AudioUnreadable(InputUnreadable):
+    pass
+
+
+class AnnotationUnreadable(InputUnreadable):
     pass
 
 

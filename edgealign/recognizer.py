@@ -163,7 +163,7 @@ class Recognizer:
         """
         if top_k < 1:
             raise InvalidInput(f"top_k is {top_k}: expected at least 1")
-        matcher, labels = self._current_matcher()
+        matcher, labels = self.current_matcher()
         source = _open_source(audio, sample_rate_hz, channel)
         word = self._find_word(source)
         if word is None:
@@ -343,7 +343,8 @@ class Recognizer:
                         )
         return store, {label: (n_added[label], len(of_label) - n_added[label]) for label, of_label in by_label.items()}
 
-    def _current_matcher(self) -> tuple[Matcher, list[str]]:
+    def current_matcher(self) -> tuple[Matcher, list[str]]:
+        """What decides between the labels of the store as it was opened or last enrolled, and their names."""
         with self._lock:
             store = self.store
             if self._matcher is None:

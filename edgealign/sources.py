@@ -71,10 +71,10 @@ def audio_files(folder: str) -> list[str]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise InputUnreadable(f"'{folder}' cannot be read: {error.strerror}") from None
-    return [os.path.join(folder, name) for name in names if _is_audio_name(name) and _is_file(folder, name)]
+    return [os.path.join(folder, name) for name in names if is_audio_name(name) and _is_file(folder, name)]
 
 
-def _is_audio_name(name: str) -> bool:
+def is_audio_name(name: str) -> bool:
     # A leading dot also marks the "._name.wav" files that macOS leaves on memory cards; they hold no audio.
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 

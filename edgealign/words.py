@@ -43,7 +43,7 @@ def find_word(blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Window
     """
     best: tuple[float, np.ndarray, float, float] | None = None
     n_sounds = 0
-    for window_start_s, lowest_s, highest_s, samples in _search_windows(blocks, front_end):
+    for window_start_s, lowest_s, highest_s, samples in search_windows(blocks, front_end):
         log_mels = kernels.log_mel(
             samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
         )
@@ -53,7 +53,7 @@ def find_word(blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Window
                 continue
             n_sounds += 1
             if best is None or clearness > best[0]:
-                frames = _at_least(log_mels, int(first), int(end), windows.min_frames, front_end.energy_floor)
+                frames = at_least(log_mels, int(first), int(end), windows.min_frames, front_end.energy_floor)
                 start_s = window_start_s + front_end.seconds(first)
                 best = (clearness, frames, start_s, start_s + front_end.seconds(end - first))
     if best is None:
@@ -76,7 +76,7 @@ def sound_spans(log_mels: np.ndarray, windows: Windows) -> np.ndarray:
     )
 
 
-def _search_windows(
+def search_windows(
     blocks: Iterator[np.ndarray], front_end: FrontEnd
 ) -> Iterator[tuple[float, float, float, np.ndarray]]:
     """Start of each window in s, the middles of sounds that belong to it in s from its start, and its samples."""
@@ -102,11 +102,12 @@ def _search_windows(
             held = [samples[stride_samples:].copy()]
             n_held -= stride_samples
             start += stride_samples
-    lowest_s = SEARCH_OVERLAP_S / 2 if start else 0.0
-    yield start / front_end.sample_rate_hz, lowest_s, float("inf"), np.concatenate(held)
+    if held:
+        lowest_s = SEARCH_OVERLAP_S / 2 if start else 0.0
+        yield start / front_end.sample_rate_hz, lowest_s, float("inf"), np.concatenate(held)
 
 
-def _at_least(log_mels: np.ndarray, first: int, end: int, min_frames: int, energy_floor: float) -> np.ndarray:
+def at_least(log_mels: np.ndarray, first: int, end: int, min_frames: int, energy_floor: float) -> np.ndarray:
     """Frames first to end, widened evenly within the clip to min_frames; what the clip lacks is silence."""
     missing = min_frames - (end - first)
     if missing > 0:

@@ -1,0 +1,122 @@
+"""Annotations of recordings, in the formats of the tools that people annotate with.
+
+audacity   label track (.txt)                        raven      selection table (.txt, .selections.txt)
+eaf        ELAN (.eaf)                               textgrid   Praat (.TextGrid), long and short form
+csv        a table with times, any of , ; tab        (.csv, .tsv)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edgealign.errors import AnnotationUnreadable, InvalidInput
+
+MAX_TABLE_BYTES = 256 * 2**20
+FORMATS = ("audacity", "raven", "eaf", "textgrid", "csv")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A stretch of a recording and what is in it.
+
+    start_s, end_s   from the start of the recording
+    score            None where the format or its author gave none
+    low_hz, high_hz  None where it is about the whole band
+    channel          counts from 1; None is all of them
+    file             of the recording as the annotations name it; None where they name none
+    """
+
+    start_s: float
+    end_s: float
+    label: str
+    score: float | None = None
+    low_hz: float | None = None
+    high_hz: float | None = None
+    channel: int | None = None
+    file: str | None = None
+
+
+@dataclass
+class Table:
+    """What a file of annotations holds: the usable ones in its order, and one sentence on each row that is not."""
+
+    annotations: list[Annotation] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, where: str, annotation: Annotation) -> None:
+        """Takes an annotation, or notes why it cannot be one."""
+        start_s, end_s = annotation.start_s, annotation.end_s
+        if not annotation.label.strip():
+            return  # nothing is said of this stretch
+        if not (abs(start_s) < 1e9 and abs(end_s) < 1e9):
+            self.problems.append(f"{where}: times {start_s:g} and {end_s:g} are not usable")
+        elif start_s < 0:
+            self.problems.append(f"{where}: begins at {start_s:g} s, before the recording does")
+        elif end_s <= start_s:
+            self.problems.append(f"{where}: ends at {end_s:g} s but begins at {start_s:g} s")
+        else:
+            self.annotations.append(annotation)
+
+
+def read(path: str | os.PathLike, tier: str | None = None) -> Table:
+    """The annotations in a file; its format is told by its name and its first line.
+
+    tier     of an EAF or a TextGrid; needed where more than one holds annotations
+    raises   AnnotationUnreadable for what is none of these formats, InvalidInput for a tier that is not there
+    """
+    path = os.fspath(path)
+    from edgealign.annotations import eaf, tables, textgrid
+
+    data = _read_bytes(path)
+    suffix = os.path.splitext(path)[1].lower()
+    tiered: dict[str, Callable] = {".eaf": eaf.read, ".textgrid": textgrid.read}
+    if suffix in tiered:
+        return tiered[suffix](data, path, tier)
+    if tier is not None:
+        raise InvalidInput(f"'{path}' has no tiers: --tier is for EAF and TextGrid files")
+    return tables.read(decoded(data, path), path)
+
+
+def choose_tier(path: str, holding: dict[str, int], tier: str | None) -> str | None:
+    """The tier to read: the one asked for, else the only one that holds anything.
+
+    holding   name of each tier -> how many usable annotations it has
+    returns   None where no tier holds any
+    """
+    listed = ", ".join(f"'{name}' ({count})" for name, count in holding.items()) or "none"
+    if tier is not None:
+        if tier not in holding:
+            raise InvalidInput(f"'{path}' has no tier '{tier}': it has {listed}")
+        return tier
+    full = [name for name, count in holding.items() if count]
+    if len(full) > 1:
+        raise InvalidInput(f"'{path}' has several tiers with annotations: choose one with --tier from {listed}")
+    return full[0] if full else None
+
+
+def decoded(data: bytes, path: str) -> str:
+    """Text of a file in UTF-8 or UTF-16 (which a byte order mark tells), with plain line ends."""
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise AnnotationUnreadable(
+            f"'{path}' is not {encoding[:6].upper().rstrip('-')} text (line {line}): save it as UTF-8"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        if os.path.isdir(path):
+            raise AnnotationUnreadable(f"'{path}' is a folder: a file of annotations is expected")
+        with open(path, "rb") as file:
+            data = file.read(MAX_TABLE_BYTES + 1)
+    except OSError as error:
+        raise AnnotationUnreadable(f"'{path}' cannot be read: {error.strerror}") from None
+    if len(data) > MAX_TABLE_BYTES:
+        raise AnnotationUnreadable(f"'{path}' has more than {MAX_TABLE_BYTES >> 20} MiB: that is no table")
+    return data

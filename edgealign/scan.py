@@ -1,0 +1,391 @@
+"""Finds the enrolled labels in recordings of any length, in bounded memory.
+
+A recording is searched in windows of 60 s that overlap by 3 s. Where sounds stand out of the noise floor, three kinds
+of candidates are encoded, each alone, so that an embedding is the one that `classify` would give the same stretch:
+
+    the sound itself, as `classify` would cut it out of a clip
+    parts of a longer sound, between the places where its level dips: words that were said in one breath
+    windows of 1 s on a regular grid
+
+Candidates that overlap compete: the most probable one is the detection. Its boundaries are then drawn to the sound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgealign import kernels
+from edgealign.audio import AudioSource
+from edgealign.bundle import Bundle, FrontEnd
+from edgealign.errors import InputUnreadable, InvalidInput
+from edgealign.words import at_least, search_windows
+
+WINDOW_S = 1.0
+DEFAULT_OVERLAP_S = 0.75
+MAX_PART_S = 1.5  # parts of a sound longer than that are no words
+DIP_DB = 3.0  # a dip of the level that may part two words
+SMOOTHING_FRAMES = 5  # of the level in which dips are looked for
+MIN_SOUND_S = 0.2  # of a window of the grid must be sound, or most of a shorter sound
+EDGE_DB = 25.0  # below its loudest frame, a detection has not begun or is over
+MAX_SHARED = 0.3  # of the shorter of two detections may overlap
+BATCH = 16
+LENGTH_STEP = 4  # lengths of parts are rounded up to it, so that there are batches of equal length
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A label that a detection may be: `similarity` is 1 - cosine distance; threshold the least accepted one."""
+
+    label: str
+    similarity: float
+    threshold: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A label heard in a recording.
+
+    ranked     the likeliest labels first
+    margin     how much further away the second is in cosine distance; None with one label
+    accepted   whether the first is probable enough
+    """
+
+    start_s: float
+    end_s: float
+    ranked: tuple[Ranked, ...]
+    margin: float | None
+    accepted: bool
+
+    @property
+    def label(self) -> str:
+        return self.ranked[0].label
+
+    @property
+    def probability(self) -> float:
+        return self.ranked[0].probability
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What changes the detections, beside the store and the bundle.
+
+    overlap_s    of the windows of the grid, in [0, WINDOW_S)
+    merge        overlapping candidates compete; False keeps all that are probable enough
+    accept       from which probability on a label is accepted; a number, or one per label
+    min_probability   below which nothing is kept; None keeps what is accepted
+    low_hz, high_hz   where sounds are looked for, in the recording; None is the front end's own limit
+    audio_speed  the recording is heard this many times as fast; times and frequencies are given as recorded
+    top_k        labels to name per detection
+    """
+
+    overlap_s: float = DEFAULT_OVERLAP_S
+    merge: bool = True
+    accept: float | dict[str, float] = 0.5
+    min_probability: float | None = None
+    low_hz: float | None = None
+    high_hz: float | None = None
+    audio_speed: float = 1.0
+    top_k: int = 1
+
+    def check(self) -> None:
+        if not 0 <= self.overlap_s < WINDOW_S:
+            raise InvalidInput(f"overlap is {self.overlap_s:g} s: expected 0 to less than {WINDOW_S:g}, the window")
+        if self.min_probability is not None and not 0 <= self.min_probability <= 1:
+            raise InvalidInput(f"min-probability is {self.min_probability:g}: expected auto, or 0 to 1")
+        if not 0.01 <= self.audio_speed <= 100:
+            raise InvalidInput(f"audio-speed is {self.audio_speed:g}: expected 0.01 to 100")
+        if self.low_hz is not None and self.low_hz < 0:
+            raise InvalidInput(f"fmin is {self.low_hz:g} Hz: expected 0 or more")
+        if self.low_hz is not None and self.high_hz is not None and self.low_hz >= self.high_hz:
+            raise InvalidInput(f"fmin is {self.low_hz:g} Hz and fmax {self.high_hz:g} Hz: fmin must be the smaller")
+        if self.top_k < 1:
+            raise InvalidInput(f"top-k is {self.top_k}: expected at least 1")
+
+    def accepted_from(self, label: str) -> float:
+        return self.accept[label] if isinstance(self.accept, dict) else self.accept
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A candidate that is probable enough; frames count from the start of the recording."""
+
+    first: int
+    end: int
+    tight: bool  # its ends follow the sound, not the grid
+    edges: tuple[int, int]  # the first frame of its sound and one past the last
+    matches: list[kernels.Match]
+
+    @property
+    def probability(self) -> float:
+        return self.matches[0].probability
+
+    @property
+    def label(self) -> int:
+        return self.matches[0].label
+
+
+class Scanner:
+    """Finds the labels of a matcher in recordings. One thread at a time may use one."""
+
+    def __init__(self, bundle: Bundle, matcher: kernels.Matcher, labels: Sequence[str], options: ScanOptions):
+        options.check()
+        self.bundle, self.matcher, self.labels, self.options = bundle, matcher, list(labels), options
+        self._accept = [options.accepted_from(label) for label in self.labels]
+        self._least = self._accept if options.min_probability is None else [options.min_probability] * len(self.labels)
+        self._bands = _bands(bundle.front_end, options)
+        front_end = bundle.front_end
+        self._window = round(WINDOW_S * front_end.sample_rate_hz / front_end.hop_samples)
+        self._hop = max(1, self._window - round(options.overlap_s * front_end.sample_rate_hz / front_end.hop_samples))
+        self._max_part = round(MAX_PART_S * front_end.sample_rate_hz / front_end.hop_samples)
+        self._min_sound = round(MIN_SOUND_S * front_end.sample_rate_hz / front_end.hop_samples)
+        # A sound of any length is searched; what `classify` would cut it to does not apply.
+        self._sounds = replace(bundle.windows, max_frames=2**30)
+
+    def scan(self, source: AudioSource, heard: Callable[[float], None] | None = None) -> Iterator[Detection]:
+        """The detections of a recording in the order in which they begin.
+
+        heard   told the seconds that have been searched, as the scan goes on
+        raises  AudioUnreadable where the recording cannot be decoded further; what was yielded until then holds
+        """
+        front_end = self.bundle.front_end
+        frames_per_s = front_end.sample_rate_hz / front_end.hop_samples
+        waiting: list[_Found] = []
+        broken: list[InputUnreadable] = []
+
+        def blocks() -> Iterator[np.ndarray]:
+            """Ends where the recording breaks off, so that what precedes it is searched."""
+            try:
+                yield from source.blocks(front_end.sample_rate_hz)
+            except InputUnreadable as error:
+                broken.append(error)
+
+        for start_s, lowest_s, highest_s, samples in search_windows(blocks(), front_end):
+            waiting += self._search(round(start_s * frames_per_s), lowest_s, highest_s, samples)
+            if heard is not None:
+                heard((start_s + len(samples) / front_end.sample_rate_hz) * self.options.audio_speed)
+            # No candidate of a later window begins before this frame.
+            settled = math.inf
+            if highest_s < math.inf:
+                settled = round((start_s + highest_s) * frames_per_s) - self._longest // 2
+            done, waiting = self._settle(waiting, settled)
+            yield from done
+        if broken:
+            raise broken[0]
+
+    @property
+    def _longest(self) -> int:
+        """The longest candidate, in frames."""
+        return max(self.bundle.windows.max_frames, self._window, self._max_part) + LENGTH_STEP
+
+    def _search(self, offset: int, lowest_s: float, highest_s: float, samples: np.ndarray) -> list[_Found]:
+        """What is probable enough in one search window that begins at frame `offset`."""
+        front_end = self.bundle.front_end
+        log_mels = kernels.log_mel(
+            samples, self.bundle.filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
+        )
+        heard = log_mels[self._bands]
+        policy = self._sounds
+        spans = kernels.sound_spans(
+            heard, policy.floor_quantile, policy.above_floor_db, policy.below_peak_db, policy.merge_frames,
+            policy.min_span_frames, policy.pad_frames, policy.max_frames,
+        )[:, :2].astype(np.int64)  # fmt: skip
+        if not len(spans):
+            return []
+        levels = 10 * np.log10(np.exp(heard).mean(axis=0))
+        rank = int(policy.floor_quantile * (len(levels) - 1))
+        quiet_db = float(np.partition(levels, rank)[rank]) + policy.above_floor_db
+        candidates = self._candidates(levels, spans, offset)
+        middles = [front_end.seconds((first + end) / 2) for first, end in candidates]
+        mine = [span for span, middle_s in zip(candidates, middles, strict=True) if lowest_s <= middle_s < highest_s]
+        found = []
+        for first, end, embedding in self._encode(log_mels, mine):
+            matches = self.matcher.classify(embedding, max(2, self.options.top_k))
+            if matches[0].probability >= self._least[matches[0].label]:
+                edges = _sound_edges(levels, first, end, quiet_db)
+                found.append(
+                    _Found(
+                        offset + first,
+                        offset + end,
+                        candidates[first, end],
+                        (offset + edges[0], offset + edges[1]),
+                        matches,
+                    )
+                )
+        return found
+
+    def _candidates(self, levels: np.ndarray, spans: np.ndarray, offset: int) -> dict[tuple[int, int], bool]:
+        """(first frame, one past the last) -> whether its ends follow the sound."""
+        n_frames = len(levels)
+        shortest, longest = self.bundle.windows.min_frames, self.bundle.windows.max_frames
+        candidates: dict[tuple[int, int], bool] = {}
+        is_sound = np.zeros(n_frames + 1, dtype=np.int64)
+        for first, end in spans.tolist():
+            is_sound[first + 1 : end + 1] = 1
+            cuts = [first, *(first + cut for cut in dips(levels[first:end])), end]
+            for i, start in enumerate(cuts[:-1]):
+                for stop in cuts[i + 1 :]:
+                    if start == first and stop == end:
+                        if stop - start <= longest:
+                            candidates[start, stop] = True
+                    elif shortest <= stop - start <= self._max_part:
+                        candidates[start, min(n_frames, start + _rounded_up(stop - start))] = True
+        before = np.cumsum(is_sound)
+        start = -offset % self._hop
+        for first in range(start, n_frames - self._window + 1, self._hop):
+            n_sound = before[first + self._window] - before[first]
+            if n_sound >= self._min_sound:
+                candidates.setdefault((first, first + self._window), False)
+        return candidates
+
+    def _encode(self, log_mels: np.ndarray, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Each span with its embedding; spans of one length go through the encoder together."""
+        by_length: dict[int, list[tuple[int, int, np.ndarray]]] = {}
+        windows, floor = self.bundle.windows, self.bundle.front_end.energy_floor
+        for first, end in spans:
+            frames = at_least(log_mels, first, end, windows.min_frames, floor)
+            by_length.setdefault(frames.shape[1], []).append((first, end, frames))
+        for members in by_length.values():
+            for at in range(0, len(members), BATCH):
+                batch = members[at : at + BATCH]
+                embeddings = self.bundle.encode(np.stack([frames for _, _, frames in batch]))
+                for (first, end, _), embedding in zip(batch, embeddings, strict=True):
+                    yield first, end, embedding
+
+    def _settle(self, waiting: list[_Found], settled: float) -> tuple[list[Detection], list[_Found]]:
+        """Detections from groups of overlapping candidates that end before the frame `settled`, and the rest."""
+        waiting = sorted(waiting, key=lambda found: (found.first, found.end))
+        done: list[Detection] = []
+        group: list[_Found] = []
+        end = -1
+        for i, found in enumerate(waiting):
+            if found.first >= end and group:
+                done += self._detections(group)
+                group = []
+            end = max(end, found.end)
+            if end > settled:
+                group += waiting[i:]
+                break
+            group.append(found)
+        else:
+            done += self._detections(group)
+            group = []
+        return done, group
+
+    def _detections(self, group: list[_Found]) -> list[Detection]:
+        chosen = strongest(group) if self.options.merge else group
+        made = [self._detection(found, group) for found in chosen]
+        return sorted(made, key=lambda detection: (detection.start_s, detection.end_s))
+
+    def _detection(self, found: _Found, group: list[_Found]) -> Detection:
+        edges = found.edges
+        if self.options.merge and not found.tight:
+            # A window of the grid says that the label is in it, a part of the sound that says the same says where.
+            inside = [
+                other
+                for other in group
+                if other.tight
+                and other.label == found.label
+                and _shared(found, other) > 0.5 * (other.end - other.first)
+            ]
+            if inside:
+                edges = max(inside, key=lambda other: other.probability).edges
+        seconds, speed = self.bundle.front_end.seconds, self.options.audio_speed
+        overhang = self.bundle.front_end.window_samples / self.bundle.front_end.hop_samples - 1
+        ranked = tuple(
+            Ranked(
+                self.labels[match.label],
+                1 - match.distance,
+                1 - _threshold(match, self._accept[match.label], self.bundle.calibration.accept_logit),
+                match.probability,
+            )
+            for match in found.matches[: self.options.top_k]
+        )
+        best = found.matches[0]
+        margin = found.matches[1].distance - best.distance if len(found.matches) > 1 else None
+        accepted = best.probability >= self._accept[best.label]
+        return Detection(seconds(edges[0]) * speed, seconds(edges[1] + overhang) * speed, ranked, margin, accepted)
+
+
+def _threshold(match: kernels.Match, accept: float, accept_logit: float) -> float:
+    """The distance at which the probability is `accept`: the logit is linear in the distance, see kernels."""
+    if match.distance == match.threshold:
+        return match.threshold
+    slope = (accept_logit - match.logit) / (match.threshold - match.distance)
+    clipped = min(max(accept, 1e-6), 1 - 1e-6)
+    return match.distance + (math.log(clipped / (1 - clipped)) - match.logit) / slope
+
+
+def strongest(group: Sequence[_Found]) -> list[_Found]:
+    """The most probable of the candidates that overlap by more than MAX_SHARED of the shorter one."""
+    kept: list[_Found] = []
+    for found in sorted(group, key=lambda found: (-found.probability, found.first, found.end)):
+        if all(_shared(found, other) <= MAX_SHARED * min(_frames(found), _frames(other)) for other in kept):
+            kept.append(found)
+    return kept
+
+
+def dips(levels_db: np.ndarray) -> list[int]:
+    """Frames at which a sound dips by DIP_DB or more from both sides: where one word may end and another begin."""
+    if len(levels_db) < SMOOTHING_FRAMES:
+        return []
+    padded = np.pad(levels_db, SMOOTHING_FRAMES // 2, mode="edge")
+    smooth = np.convolve(padded, np.ones(SMOOTHING_FRAMES) / SMOOTHING_FRAMES, "valid")
+    found: list[int] = []
+    highest = lowest = float(smooth[0])
+    falling, at = False, 0
+    for frame, level in enumerate(smooth.tolist()):
+        if not falling:
+            highest = max(highest, level)
+            if level < highest - DIP_DB:
+                falling, lowest, at = True, level, frame
+        elif level < lowest:
+            lowest, at = level, frame
+        elif level > lowest + DIP_DB:
+            found.append(at)
+            falling, highest = False, level
+    return found
+
+
+def _sound_edges(levels_db: np.ndarray, first: int, end: int, quiet_db: float) -> tuple[int, int]:
+    """Where, within frames first to end, the sound begins and is over."""
+    inside = levels_db[first:end]
+    on = np.flatnonzero(inside > max(quiet_db, float(inside.max()) - EDGE_DB))
+    if not len(on):
+        return first, end
+    return first + int(on[0]), first + int(on[-1]) + 1
+
+
+def _shared(a: _Found, b: _Found) -> int:
+    return min(a.end, b.end) - max(a.first, b.first)
+
+
+def _frames(found: _Found) -> int:
+    return found.end - found.first
+
+
+def _rounded_up(n_frames: int) -> int:
+    return -(-n_frames // LENGTH_STEP) * LENGTH_STEP
+
+
+def _bands(front_end: FrontEnd, options: ScanOptions) -> slice:
+    """The mel bands, by their centers, in which sounds are looked for."""
+
+    def mel(hz: float) -> float:
+        return math.log1p(hz / 700)
+
+    low, high = mel(front_end.low_hz), mel(front_end.high_hz)
+    centers = np.linspace(low, high, front_end.n_mels + 2)[1:-1]
+    wanted_low = -math.inf if options.low_hz is None else mel(options.low_hz * options.audio_speed)
+    wanted_high = math.inf if options.high_hz is None else mel(options.high_hz * options.audio_speed)
+    inside = np.flatnonzero((centers >= wanted_low) & (centers <= wanted_high))
+    if not len(inside):
+        raise InvalidInput(
+            f"no frequency that the encoder hears lies between fmin and fmax: it hears "
+            f"{front_end.low_hz / options.audio_speed:g} to {front_end.high_hz / options.audio_speed:g} Hz"
+        )
+    return slice(int(inside[0]), int(inside[-1]) + 1)

@@ -1,0 +1,275 @@
+"""From which probability on a label is accepted in recordings like the user's, and what that can promise.
+
+`calibrate` searches recordings in which it is known where the labels are, or that they are nowhere, and raises each
+label's probability until its false alarms are rare enough. The result lies beside the store, as
+<store>.thresholds.json; docs/formats.md specifies it. Counts are few, so rates are given as intervals:
+
+    false alarms per hour   exact Poisson interval (Garwood 1936) on the count, divided by the hours
+    share of clips heard    exact binomial interval (Clopper and Pearson 1934)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from edgealign import kernels
+from edgealign.annotations import Annotation
+from edgealign.bundle import Bundle
+from edgealign.errors import InvalidInput, StoreUnreadable
+from edgealign.store import RECORDING, Store
+from edgealign.writing import replace_file
+
+FORMAT, FORMAT_VERSION = "edgealign-thresholds", 1
+CONFIDENCE = 0.95
+LEAST_LISTENED = 0.02  # probability from which on detections are looked at when thresholds are made
+DEFAULT_PER_HOUR = 1.0
+MIN_HIT = 0.5  # of the shorter of annotation and detection must be shared, for one to be the other
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A rate or share, and between which values it lies with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LabelThreshold:
+    """What one label is accepted from.
+
+    probability    the least that is accepted
+    false_alarms   per hour, at this probability, in the recordings that it was made with
+    own_clips      share of the label's enrolled recordings that would be accepted if each were left out in turn; None
+                   with fewer than two
+    heard          share of the annotated occurrences that are found; None without annotations
+    """
+
+    label: str
+    probability: float
+    false_alarms: Interval
+    own_clips: Interval | None
+    heard: Interval | None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a scan of one recording with everything above LEAST_LISTENED found.
+
+    detections   (start_s, end_s, label, probability)
+    truth        where the labels are; empty for a recording that holds none
+    """
+
+    duration_s: float
+    detections: Sequence[tuple[float, float, str, float]]
+    truth: Sequence[Annotation] = ()
+
+
+def rate_interval(count: int, hours: float) -> Interval:
+    """Events per hour after `count` of them in `hours`."""
+    if hours <= 0:
+        raise InvalidInput("no sound was searched: nothing can be said about false alarms per hour")
+    tail = (1 - CONFIDENCE) / 2
+    low = 0.0 if count == 0 else _gamma_quantile(count, tail)
+    # Without a single event only the upper end is open, so all of the 5 % is there.
+    high = _gamma_quantile(count + 1, 1 - (2 * tail if count == 0 else tail))
+    return Interval(count / hours, low / hours, high / hours)
+
+
+def share_interval(count: int, total: int) -> Interval:
+    """A share after `count` of `total`, total ≥ 1; one-sided where all or none were counted."""
+    tail = (1 - CONFIDENCE) / 2
+    low = (
+        0.0
+        if count == 0
+        else _solve(lambda p: _binomial_cdf(count - 1, total, p), 1 - (tail if count < total else 2 * tail))
+    )
+    high = 1.0 if count == total else _solve(lambda p: _binomial_cdf(count, total, p), tail if count else 2 * tail)
+    return Interval(count / total, low, high)
+
+
+def _binomial_cdf(count: int, total: int, p: float) -> float:
+    if p <= 0 or p >= 1:
+        return 1.0 if p <= 0 or count >= total else 0.0
+    log_terms = (
+        math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) + k * math.log(p)
+        + (total - k) * math.log1p(-p)
+        for k in range(count + 1)
+    )  # fmt: skip
+    return min(1.0, math.fsum(map(math.exp, log_terms)))
+
+
+def _solve(decreasing: Callable[[float], float], target: float) -> float:
+    """Where a function on [0, 1] that falls reaches the target."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if decreasing(middle) > target else (low, middle)
+    return (low + high) / 2
+
+
+def _gamma_quantile(shape: int, share: float) -> float:
+    """The mean at which a Poisson count is below `shape` with the probability 1 - share."""
+
+    def poisson_below(mean: float) -> float:
+        if mean <= 0:
+            return 1.0
+        return math.fsum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(shape))
+
+    high = shape + 10 * math.sqrt(shape) + 20
+    return high * _solve(lambda x: poisson_below(x * high), 1 - share)
+
+
+def sort_out(heard: Iterable[Heard]) -> tuple[dict[str, list[float]], dict[str, list[float]], float]:
+    """What was a false alarm, and what an occurrence.
+
+    returns   per label the probabilities of its false alarms; per label that of each annotated occurrence, 0 where it
+              was not found; the hours searched. A detection is an occurrence where it shares MIN_HIT with an annotation
+              of its label that no more probable one has taken.
+    """
+    false: dict[str, list[float]] = {}
+    hits: dict[str, list[float]] = {}
+    seconds = 0.0
+    for recording in heard:
+        seconds += recording.duration_s
+        free = dict(enumerate(recording.truth))
+        for start_s, end_s, label, probability in sorted(recording.detections, key=lambda found: -found[3]):
+            match = next(
+                (
+                    i
+                    for i, found in free.items()
+                    if found.label == label
+                    and min(end_s, found.end_s) - max(start_s, found.start_s)
+                    >= MIN_HIT * min(end_s - start_s, found.end_s - found.start_s)
+                ),
+                None,
+            )
+            if match is None:
+                false.setdefault(label, []).append(probability)
+            else:
+                del free[match]
+                hits.setdefault(label, []).append(probability)
+        for found in free.values():
+            hits.setdefault(found.label, []).append(0.0)
+    return false, hits, seconds / 3600
+
+
+def calibrate(
+    heard: Iterable[Heard],
+    labels: Sequence[str],
+    own_clips: Mapping[str, Sequence[float]],
+    accept: float,
+    per_hour: float,
+) -> tuple[list[LabelThreshold], float]:
+    """For each label the least probability, `accept` or more, with at most `per_hour` false alarms per hour.
+
+    own_clips   per label the probabilities of its own recordings, see leave_one_out_probabilities
+    accept      what the bundle accepts from: calibration makes labels stricter, never laxer
+    returns     the thresholds, and the hours that they rest on
+    """
+    if per_hour < 0:
+        raise InvalidInput(f"per-hour is {per_hour:g}: expected 0 or more")
+    false, hits, hours = sort_out(heard)
+    made = []
+    for label in labels:
+        alarms = sorted(false.get(label, ()), reverse=True)
+        allowed = int(per_hour * hours)
+        strictest = alarms[allowed] if allowed < len(alarms) else 0.0
+        probability = max(accept, math.nextafter(strictest, 2.0))
+        made.append(measure(label, probability, alarms, hits.get(label, ()), own_clips.get(label, ()), hours))
+    return made, hours
+
+
+def measure(
+    label: str, probability: float, alarms: Sequence[float], hits: Sequence[float], own: Sequence[float], hours: float
+) -> LabelThreshold:
+    """How a label does at a probability."""
+
+    def accepted(values: Sequence[float]) -> int:
+        return sum(value >= probability for value in values)
+
+    return LabelThreshold(
+        label,
+        probability,
+        rate_interval(accepted(alarms), hours),
+        share_interval(accepted(own), len(own)) if own else None,
+        share_interval(accepted(hits), len(hits)) if hits else None,
+    )
+
+
+def leave_one_out_probabilities(store: Store, bundle: Bundle) -> dict[str, list[float]]:
+    """Per label with two recordings or more: how probable each would be, had the label been learned without it.
+
+    The probability is that of its own label; it is 0 where another label is closer.
+    """
+    rows, embeddings = store.rows(), store.embeddings()
+    labels = store.labels()
+    is_recording = rows["kind"] == RECORDING
+    found: dict[str, list[float]] = {}
+    for i, label in enumerate(labels):
+        own = np.flatnonzero((rows["label"] == i) & is_recording)
+        if len(own) < 2:
+            continue
+        for row in own:
+            kept = np.arange(len(rows)) != row
+            matcher = kernels.Matcher(
+                embeddings[kept], rows["label"][kept], rows["kind"][kept], len(labels), bundle.bank,
+                bundle.calibration, bundle.text_weight,
+            )  # fmt: skip
+            best = matcher.classify(embeddings[row])[0]
+            found.setdefault(label, []).append(best.probability if best.label == i else 0.0)
+    return found
+
+
+def path_of(store_path: str) -> str:
+    return store_path + ".thresholds.json"
+
+
+def save(store: Store, store_path: str, thresholds: Sequence[LabelThreshold], hours: float, per_hour: float) -> None:
+    """Puts the thresholds beside the store, for as long as its labels stay as they are."""
+    document = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "store_sha256": store.sha256,
+        "encoder_sha256": store.encoder_sha256,
+        "hours": hours,
+        "per_hour": per_hour,
+        "confidence": CONFIDENCE,
+        "labels": {found.label: {k: v for k, v in asdict(found).items() if k != "label"} for found in thresholds},
+    }
+    with replace_file(path_of(store_path)) as file:
+        file.write(json.dumps(document, ensure_ascii=False, indent=1).encode("utf-8") + b"\n")
+
+
+def load(store: Store, store_path: str) -> dict[str, float] | None:
+    """Label -> least accepted probability; None where there are no thresholds.
+
+    StoreUnreadable for a file that cannot be used, and for one that was made before the store was changed.
+    """
+    path = path_of(store_path)
+    try:
+        with open(path, "rb") as file:
+            document: Any = json.loads(file.read(64 * 2**20))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreUnreadable(f"'{path}' cannot be read ({error}): calibrate again, or delete it") from None
+    try:
+        found = document["format"], document["format_version"]
+        if found != (FORMAT, FORMAT_VERSION):
+            raise StoreUnreadable(f"'{path}' has the format {found}, expected {FORMAT_VERSION}: calibrate again")
+        if document["store_sha256"] != store.sha256:
+            raise StoreUnreadable(f"'{path}' was made before '{store_path}' was changed: calibrate again, or delete it")
+        thresholds = {label: float(entry["probability"]) for label, entry in document["labels"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreUnreadable(f"'{path}' is not usable ({error!r}): calibrate again, or delete it") from None
+    if set(thresholds) != set(store.labels()) or not all(0 <= value <= 2 for value in thresholds.values()):
+        raise StoreUnreadable(f"'{path}' does not fit the labels of the store: calibrate again, or delete it")
+    return thresholds

@@ -1,0 +1,140 @@
+"""Thresholds fitted to recordings of the user's, and what counts can promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from scipy import stats
+from test_scan import RATE_HZ, tape
+
+from edgealign import Bundle, Recognizer, thresholds
+from edgealign.annotations import Annotation
+from edgealign.errors import InvalidInput, StoreUnreadable
+from edgealign.thresholds import Heard
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 40, 300])
+def test_rates_have_the_exact_poisson_interval(count: int) -> None:
+    found = thresholds.rate_interval(count, 2.5)
+    tail = 0.05 if count == 0 else 0.025
+    assert found.value == count / 2.5
+    assert found.high == pytest.approx(stats.gamma.ppf(1 - tail, count + 1) / 2.5, rel=1e-6)
+    assert found.low == pytest.approx(0 if count == 0 else stats.gamma.ppf(tail, count) / 2.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 5), (5, 5), (3, 5), (1, 2), (90, 100), (1, 1)])
+def test_shares_have_the_exact_binomial_interval(count: int, total: int) -> None:
+    found = thresholds.share_interval(count, total)
+    tail = 0.05 if count in (0, total) else 0.025
+    assert found.low == pytest.approx(0 if count == 0 else stats.beta.ppf(tail, count, total - count + 1), abs=1e-9)
+    assert found.high == pytest.approx(
+        1 if count == total else stats.beta.ppf(1 - tail, count + 1, total - count), abs=1e-9
+    )
+
+
+def test_five_clips_that_are_all_kept_promise_little() -> None:
+    assert thresholds.share_interval(5, 5).low == pytest.approx(0.05 ** (1 / 5))
+
+
+def test_each_annotation_is_found_once_and_the_rest_are_false_alarms() -> None:
+    truth = [Annotation(1.0, 2.0, "a"), Annotation(5.0, 6.0, "a"), Annotation(8.0, 9.0, "b")]
+    detections = [(1.1, 2.1, "a", 0.9), (1.0, 1.9, "a", 0.6), (5.0, 5.9, "b", 0.8), (8.05, 9.0, "b", 0.7)]
+    false, hits, hours = thresholds.sort_out([Heard(1800, detections, truth), Heard(1800, [(0, 1, "a", 0.3)])])
+    assert hours == 1.0
+    assert false == {"a": [0.6, 0.3], "b": [0.8]}
+    assert hits == {"a": [0.9, 0.0], "b": [0.7]}
+
+
+@pytest.mark.parametrize("per_hour", [0, 1, 3])
+def test_calibration_leaves_no_more_false_alarms_than_were_asked_for(per_hour: int) -> None:
+    rng = np.random.default_rng(5)
+    detections = [(i, i + 0.5, "ab"[i % 2], float(p)) for i, p in enumerate(rng.uniform(0.02, 1, 400))]
+    made, hours = thresholds.calibrate([Heard(7200, detections)], ["a", "b", "c"], {}, 0.5, per_hour)
+    assert hours == 2
+    for found in made[:2]:
+        left = sum(label == found.label and p >= found.probability for _, _, label, p in detections)
+        assert left == per_hour * 2
+        assert found.false_alarms.low <= per_hour <= found.false_alarms.high
+    assert made[2].probability == 0.5  # nothing was heard: not laxer than the bundle
+
+
+@pytest.fixture
+def noisy_place(tmp_path: Path, samples_folder: Path, edgealign) -> Path:
+    """noise/ with words that are like the enrolled ones, and labels in the default store."""
+    edgealign("enroll", samples_folder)
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise" / "yard.wav", tape(list(range(40, 70)) + [None] * 4)[0], RATE_HZ)
+    return tmp_path / "noise"
+
+
+def test_calibrated_thresholds_hold_for_the_scan_until_the_store_changes(
+    noisy_place: Path, tmp_path: Path, samples_folder: Path, edgealign
+) -> None:
+    before = edgealign("simulate", noisy_place)
+    assert before.code == 0 and "false alarms per hour" in before.out
+    ran = edgealign("calibrate", noisy_place, "--per-hour", 0)
+    assert ran.code == 0, ran.err
+    assert "too short to promise" in ran.err
+    after = edgealign("simulate", noisy_place)
+    assert after.out.startswith("0.00 false alarms per hour")
+    assert not before.out.startswith("0.00")
+    document = json.loads((tmp_path / "stores" / "speech.store.thresholds.json").read_text(encoding="utf-8"))
+    assert document["format"] == "edgealign-thresholds" and set(document["labels"]) == {"maji", "moto", "ndege"}
+    assert edgealign("scan", noisy_place, "-o", tmp_path / "out", "-q").code == 0
+    assert len((tmp_path / "out" / "detections.csv").read_bytes().splitlines()) == 1
+    edgealign("enroll", samples_folder / "maji", "--label", "maji2")
+    stale = edgealign("scan", noisy_place, "-o", tmp_path / "out2")
+    assert stale.code == 3 and "calibrate again" in stale.err
+
+
+def test_a_table_tells_where_the_labels_are(tmp_path: Path, samples_folder: Path, edgealign) -> None:
+    edgealign("enroll", samples_folder)
+    samples, truth = tape([0, 30, 1, None, 2, 0])
+    soundfile.write(tmp_path / "tape.wav", samples, RATE_HZ)
+    labels = {0: "maji", 1: "moto", 2: "ndege"}
+    lines = [f"{start:.3f}\t{end:.3f}\t{labels[word]}\n" for start, end, word in truth if word in labels]
+    (tmp_path / "tape.txt").write_text("".join(lines))
+    ran = edgealign("simulate", tmp_path / "tape.wav", "--table", tmp_path / "tape.txt")
+    assert ran.code == 0, ran.err
+    rows = {
+        line.split()[0]: line
+        for line in ran.out.splitlines()
+        if line.split()[:1] and line.split()[0] in labels.values()
+    }
+    assert all("100%" in row for row in rows.values()) and len(rows) == 3
+    other = edgealign("simulate", tmp_path / "tape.wav", "--table", samples_folder / "nothing.txt")
+    assert other.code == 4
+
+
+def test_own_clips_are_judged_by_the_others(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+    recognizer = Recognizer(toy_bundle, tmp_path / "words.store")
+    recognizer.enroll([samples_folder])
+    found = thresholds.leave_one_out_probabilities(recognizer.store, toy_bundle)
+    assert {label: len(values) for label, values in found.items()} == {"maji": 5, "moto": 5, "ndege": 5}
+    for row, path in enumerate(sorted((samples_folder / "maji").glob("*.wav"))):
+        without = Recognizer(toy_bundle, tmp_path / f"without{row}.store")
+        without.enroll([p for p in samples_folder.rglob("*.wav") if p != path])
+        answer = without.classify(path)
+        assert found["maji"][row] == pytest.approx(
+            answer.probability if answer.top[0].label == "maji" else 0.0, abs=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": "other"}', '{"format": "edgealign-thresholds", "format_version": 2}']
+)
+def test_unusable_thresholds_are_refused(text: str, toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+    recognizer = Recognizer(toy_bundle, tmp_path / "words.store")
+    recognizer.enroll([samples_folder])
+    Path(thresholds.path_of(recognizer.store_path)).write_text(text)
+    with pytest.raises(StoreUnreadable, match="again"):
+        thresholds.load(recognizer.store, recognizer.store_path)
+
+
+def test_nothing_searched_promises_nothing() -> None:
+    with pytest.raises(InvalidInput):
+        thresholds.rate_interval(0, 0.0)
