@@ -29,7 +29,7 @@ class Windows:
     floor_quantile: float = 0.05
     above_floor_db: float = 6.0
     below_peak_db: float = 32.0
-    merge_frames: int = 20
+    merge_frames: int = 30  # a closure inside a word lasts up to 0.3 s
     min_span_frames: int = 6
     pad_frames: int = 10
     max_frames: int = 300
