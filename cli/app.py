@@ -103,6 +103,14 @@ def enroll(
         str | None,
         typer.Option("--language", help="Language of --text or --ipa as a BCP 47 tag, such as sw."),
     ] = None,
+    tables: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--table",
+            help="Annotations of recordings (Audacity, Raven, EAF, TextGrid, CSV with times): each is a clip.",
+        ),
+    ] = None,
+    tier: Annotated[str | None, typer.Option("--tier", help="Which tier of an EAF or TextGrid.")] = None,
     modality: ModalityOption = Modality.SPEECH,
     store: StoreOption = None,
     bundle: BundleOption = None,
@@ -117,7 +125,14 @@ def enroll(
 
     recognizer = _open_recognizer(store, bundle, modality, device)
     report = recognizer.enroll(
-        samples or (), label=label, text=text, ipa=ipa, language=language, channel=parse_channel(channel)
+        samples or (),
+        label=label,
+        text=text,
+        ipa=ipa,
+        language=language,
+        channel=parse_channel(channel),
+        tables=tables or (),
+        tier=tier,
     )
     for warning in report.warnings:
         warn(warning)

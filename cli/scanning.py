@@ -297,23 +297,17 @@ def _listen(
 ) -> tuple[list[Heard], list[str]]:
     """Everything that might be a label in the recordings, with what their tables say is in them."""
     from edgealign import annotations, thresholds
+    from edgealign.excerpts import collect_excerpts
     from edgealign.scan import ScanOptions
     from edgealign.scan_runs import find_recordings, make_scanner, scan_recording
 
     found = find_recordings(recordings)
     failures = [f"'{path}' {reason}" for path, reason in found.failures]
     truth: dict[str, list[annotations.Annotation]] = {}
-    for path in tables:
-        read = annotations.read(path, tier)
-        failures += read.problems
-        by_name = {Path(recording.path).name: recording.path for recording in found.recordings}
-        by_stem = {Path(recording.path).stem: recording.path for recording in found.recordings}
-        for entry in read.annotations:
-            named = by_name.get(Path(entry.file).name) if entry.file else None
-            recording = named or by_stem.get(path.name.split(".")[0])
-            if recording is None:
-                raise InvalidInput(f"'{path}' is about none of the recordings: name the recording that it annotates")
-            truth.setdefault(recording, []).append(entry)
+    excerpts, problems = collect_excerpts(tables, [recording.path for recording in found.recordings], tier, None)
+    failures += map(str, problems)
+    for entry in excerpts:
+        truth.setdefault(entry.path, []).append(annotations.Annotation(entry.start_s, entry.end_s, entry.label))
     options = ScanOptions(min_probability=thresholds.LEAST_LISTENED, low_hz=fmin, high_hz=fmax, audio_speed=audio_speed)
     scanner = make_scanner(recognizer, options)
     heard = []

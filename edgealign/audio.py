@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -135,19 +136,44 @@ class AudioFile(AudioSource):
                 f"OGG, MP3 or AIFF is expected"
             ) from None
         self.n_expected = self._file.frames
+        self._n_wanted = sys.maxsize
         super().__init__(self.path, self._file.samplerate * speed, self._file.channels, channel)
 
     def _native_blocks(self) -> Iterator[np.ndarray]:
         block_samples = max(1, BLOCK_VALUES // self.n_channels)
         with self._file as file:
-            while True:
+            while self.n_samples < self._n_wanted:
+                n_wanted = min(block_samples, self._n_wanted - self.n_samples)
                 try:
-                    block = file.read(block_samples, dtype="float32", always_2d=True)
+                    block = file.read(n_wanted, dtype="float32", always_2d=True)
                 except self._decoding_errors as error:
                     raise AudioUnreadable(f"'{self.path}' breaks off at {self.duration_s:.1f} s: {error}") from None
                 if not len(block):
                     return
                 yield block
+
+
+class AudioExcerpt(AudioFile):
+    """A stretch of a file, which is not decoded from its start on.
+
+    start_s, end_s   in the file; AudioUnreadable where it ends before end_s
+    pad_s            of what surrounds it is heard too, as far as the file goes
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, start_s: float, end_s: float, channel: int | None = None, pad_s: float = 0.0
+    ):
+        super().__init__(path, channel)
+        rate_hz, lasts_s = self.sample_rate_hz, self.n_expected / self.sample_rate_hz
+        if end_s > lasts_s + MIN_DURATION_S:
+            raise AudioUnreadable(f"'{self.path}' lasts {lasts_s:.3f} s: {start_s:.3f} to {end_s:.3f} s are not in it")
+        first = max(0, round((start_s - pad_s) * rate_hz))
+        self._n_wanted = min(self.n_expected, round((end_s + pad_s) * rate_hz)) - first
+        try:
+            self._file.seek(first)
+        except self._decoding_errors as error:
+            raise AudioUnreadable(f"'{self.path}' cannot be read from {start_s:.3f} s on: {error}") from None
+        self.name = f"{self.path} at {start_s:.3f}-{end_s:.3f} s"
 
 
 class AudioArray(AudioSource):

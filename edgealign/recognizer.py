@@ -25,7 +25,7 @@ from edgealign.errors import (
     StoreUnwritable,
 )
 from edgealign.store import RECORDING, TEXT, Matcher, Store
-from edgealign.words import SEARCH_WINDOW_S, Word, find_word
+from edgealign.words import SEARCH_WINDOW_S, Word, find_word, whole_sound
 
 if TYPE_CHECKING:
     from edgealign.quality import LabelReport
@@ -227,10 +227,14 @@ class Recognizer:
         language: str | None = None,
         sample_rate_hz: float | None = None,
         channel: int | None = None,
+        tables: Iterable[str | os.PathLike] = (),
+        tier: str | None = None,
     ) -> EnrollReport:
         """Adds recordings, a text, or both, as one operation that one undo takes back.
 
-        sources   files, folders (see `sources.collect_clips`), or arrays with their sample_rate_hz and a label
+        sources   files, folders (see `sources.collect_clips`), or arrays with their sample_rate_hz and a label; with
+                  tables, the recordings that these are about (see `excerpts.collect_excerpts`)
+        tables, tier   files of annotations, and which tier of EAF and TextGrid: every annotation is a clip
         label     for all of them; without it the folder names are the labels, or the text is
         text, ipa   the word as it is written, or as it is pronounced
         language  BCP 47 tag of text or ipa, such as "sw"; optional
@@ -248,7 +252,11 @@ class Recognizer:
         label = None if label is None else checked_label(label)
         warnings: list[str] = []
         failures: list[EdgealignError] = []
-        samples = list(self._learn_recordings(sources, label, sample_rate_hz, channel, warnings, failures))
+        tables = list(tables)
+        if tables:
+            samples = list(self._learn_excerpts(sources, tables, tier, label, channel, failures))
+        else:
+            samples = list(self._learn_recordings(sources, label, sample_rate_hz, channel, warnings, failures))
         if typed is not None and label is not None:
             kind = "grapheme" if text is not None else "ipa"
             samples.append(self._learn_text(typed, kind, language, label, warnings))
@@ -301,6 +309,41 @@ class Recognizer:
             embedding = self.bundle.encode(word.log_mels[None])[0]
             name = os.path.basename(source.name)
             yield _Sample(clip_label, RECORDING, embedding, bytes.fromhex(source.sha256), name)
+
+    def _learn_excerpts(
+        self,
+        sources: AudioLike | Iterable[AudioLike],
+        tables: Sequence[str | os.PathLike],
+        tier: str | None,
+        label: str | None,
+        channel: int | None,
+        failures: list[EdgealignError],
+    ) -> Iterable[_Sample]:
+        from edgealign.audio import AudioExcerpt
+        from edgealign.excerpts import collect_excerpts
+
+        recordings = [sources] if isinstance(sources, (str, os.PathLike, np.ndarray)) else list(sources)
+        if any(isinstance(recording, np.ndarray) for recording in recordings):
+            raise InvalidInput("samples and a table were given: a table is about files")
+        excerpts, problems = collect_excerpts(tables, [os.fspath(path) for path in recordings], tier, label)
+        failures += problems
+        bundle = self.bundle
+        pad_s = bundle.front_end.seconds(bundle.windows.pad_frames)
+        for excerpt in excerpts:
+            try:
+                heard_channel = excerpt.channel if channel is None else channel
+                source = AudioExcerpt(excerpt.path, excerpt.start_s, excerpt.end_s, heard_channel, pad_s)
+                blocks = source.blocks(bundle.front_end.sample_rate_hz)
+                frames = whole_sound(blocks, bundle.front_end, bundle.windows, bundle.filters)
+            except InputUnreadable as error:
+                failures.append(error)
+                continue
+            if frames is None:
+                failures.append(EnrollmentRefused(f"no sound stands out of '{source.name}'"))
+                continue
+            name = f"{os.path.basename(excerpt.path)} {excerpt.start_s:.3f}-{excerpt.end_s:.3f} s"
+            embedding = bundle.encode(frames[None])[0]
+            yield _Sample(excerpt.label, RECORDING, embedding, bytes.fromhex(source.sha256), name)
 
     def _learn_text(self, text: str, kind: str, language: str | None, label: str, warnings: list[str]) -> _Sample:
         tokens = self.bundle.tokenizer.encode(text, kind, language)

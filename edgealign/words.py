@@ -62,6 +62,25 @@ def find_word(blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Window
     return Word(frames, start_s, end_s, clearness, n_sounds)
 
 
+def whole_sound(
+    blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Windows, filters: np.ndarray
+) -> np.ndarray | None:
+    """What the encoder sees of a stretch whose ends somebody has set: all of it, or its word where it is too long.
+
+    returns   float32 [n_mels, n_frames]; None where a stretch that is too long has no sound that stands out
+    """
+    held = list(blocks)
+    samples = np.concatenate(held)
+    log_mels = kernels.log_mel(
+        samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
+    )
+    n_frames = log_mels.shape[1]
+    if n_frames <= windows.max_frames:
+        return at_least(log_mels, 0, n_frames, windows.min_frames, front_end.energy_floor)
+    word = find_word(iter(held), front_end, windows, filters)
+    return None if word is None else word.log_mels
+
+
 def sound_spans(log_mels: np.ndarray, windows: Windows) -> np.ndarray:
     """`kernels.sound_spans` with the window policy of a bundle: float64 [n_spans, 3]."""
     return kernels.sound_spans(

@@ -107,7 +107,7 @@ def test_a_table_tells_where_the_labels_are(tmp_path: Path, samples_folder: Path
     }
     assert all("100%" in row for row in rows.values()) and len(rows) == 3
     other = edgealign("simulate", tmp_path / "tape.wav", "--table", samples_folder / "nothing.txt")
-    assert other.code == 4
+    assert other.code == 5 and "nothing.txt" in other.err
 
 
 def test_own_clips_are_judged_by_the_others(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:

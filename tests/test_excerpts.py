@@ -1,0 +1,100 @@
+"""Enrolling from annotated recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import soundfile
+from test_scan import LABELS, RATE_HZ, tape
+
+from edgealign import Store
+from edgealign.annotations import Annotation, eaf, tables, textgrid
+from edgealign.audio import AudioExcerpt
+from edgealign.errors import AudioUnreadable
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> tuple[Path, list[Annotation]]:
+    """A recording of three words, five times each, with a name that needs quoting, and where the words are."""
+    samples, truth = tape([0, 1, 2] * 5, gap_s=0.4)
+    path = tmp_path / 'tape 1, "é".wav'
+    soundfile.write(path, samples, RATE_HZ)
+    return path, [Annotation(start_s, end_s, LABELS[word]) for start_s, end_s, word in truth]
+
+
+def write(kind: str, path: Path, found: list[Annotation]) -> Path:
+    """The annotations beside the recording, in one of the formats."""
+    stem = path.with_suffix("")
+    if kind == "raven":
+        target = Path(f"{stem}.Table.1.selections.txt")
+        target.write_text(tables.write_raven(found, path.name, str(path), (0.0, 8000.0)), encoding="utf-8")
+    elif kind == "audacity":
+        target = Path(f"{stem}.txt")
+        target.write_text(tables.write_audacity(found), encoding="utf-8")
+    elif kind == "eaf":
+        target = Path(f"{stem}.eaf")
+        target.write_bytes(eaf.new({"words": found, "other": [Annotation(0, 1, "x")]}, str(path)))
+    elif kind == "textgrid":
+        target = Path(f"{stem}.TextGrid")
+        target.write_text(textgrid.write({"words": found, "other": [Annotation(0, 1, "x")]}, 60), encoding="utf-8")
+    else:
+        target = path.with_name("table of mine.csv")
+        name = path.name.replace('"', '""')
+        rows = "".join(f'"{name}",{a.start_s},{a.end_s},{a.label}\r\n' for a in found)
+        target.write_text("file,start_s,end_s,label\r\n" + rows, encoding="utf-8")
+    return target
+
+
+@pytest.mark.parametrize("kind", ["raven", "audacity", "eaf", "textgrid", "csv"])
+def test_words_are_learned_from_tables_of_every_format(kind: str, annotated: tuple, tmp_path: Path, edgealign) -> None:
+    path, found = annotated
+    tier = ("--tier", "words") if kind in ("eaf", "textgrid") else ()
+    ran = edgealign("enroll", "--table", write(kind, path, found), *tier)
+    assert ran.code == 0, ran.err
+    store = Store.load(tmp_path / "stores" / "speech.store")
+    assert store.labels() == list(LABELS) and len(store.rows()) == 15
+    assert edgealign("scan", path, "-o", tmp_path / "out", "-q").code == 0
+    lines = (tmp_path / "out" / "detections.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert len(lines) >= 13  # of the 15 words that it was taught with
+
+
+def test_an_excerpt_is_the_sound_that_a_clip_of_it_would_be(annotated: tuple, tmp_path: Path) -> None:
+    path, found = annotated
+    samples, _ = soundfile.read(path)
+    first, end = round(found[3].start_s * RATE_HZ), round(found[3].end_s * RATE_HZ)
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, samples[first:end], RATE_HZ)
+    excerpt = AudioExcerpt(path, found[3].start_s, found[3].end_s)
+    whole = AudioExcerpt(clip, 0, (end - first) / RATE_HZ)
+    (a,), (b,) = list(excerpt.blocks(RATE_HZ)), list(whole.blocks(RATE_HZ))
+    assert (a == b).all() and excerpt.sha256 == whole.sha256
+    with pytest.raises(AudioUnreadable, match="are not in it"):
+        AudioExcerpt(path, 1.0, 1000.0)
+
+
+def test_the_recording_is_the_one_given_or_one_beside_the_table(annotated: tuple, tmp_path: Path, edgealign) -> None:
+    path, found = annotated
+    table = tmp_path / "elsewhere" / "labels.txt"
+    table.parent.mkdir()
+    table.write_text(tables.write_audacity(found), encoding="utf-8")
+    lost = edgealign("enroll", "--table", table)
+    assert lost.code == 4 and "is not beside it" in lost.err
+    assert edgealign("enroll", path, "--table", table, "--label", "word").code == 0
+    assert Store.load(tmp_path / "stores" / "speech.store").labels() == ["word"]
+
+
+def test_rows_that_cannot_be_used_are_listed_and_the_others_are_learned(
+    annotated: tuple, tmp_path: Path, edgealign
+) -> None:
+    path, found = annotated
+    table = tmp_path / "bad.txt"
+    rows = "5.0\t4.0\tback\n-1\t1\tearly\n1e5\t2e5\tlate\n" + tables.write_audacity(found[:2])
+    table.write_text(rows, encoding="utf-8")
+    ran = edgealign("enroll", path, "--table", table)
+    assert ran.code == 5
+    assert ran.err.count("not learned") == 3 and "are not in it" in ran.err and "before the recording" in ran.err
+    assert set(Store.load(tmp_path / "stores" / "speech.store").labels()) == {"maji", "moto"}
+    unknown = edgealign("enroll", "--table", write("eaf", path, found), "--tier", "phones")
+    assert unknown.code == 2 and "'words' (15)" in unknown.err
+    assert edgealign("enroll", path, "--table", tmp_path / "missing.txt").code == 4
