@@ -9,6 +9,9 @@ Distances, between rows q and p of equal width; smaller is closer
     sq_l2       sum((q - p)^2), no square root                                       [0, 4] for unit vectors
     cosine      1 - q.p / (|q| |p|); to a zero vector it is 1, between two zero vectors 0             [0, 2]
     nearest     the k closest rows, closest first; of equals, the lowest row first
+    inner_product   q.p; larger is closer, so it is no distance
+    int8        where prototypes were packed so: every row is round(row * (127 / largest absolute value)) in float32,
+                ties to even, times (largest / 127); so is every query; then the formulas above, of the rounded rows
 
 Labels
     prototype   each row of the label scaled to unit length; their mean, weighted; scaled back to unit length.
@@ -18,6 +21,11 @@ Labels
                 other row of the label weighs anything, or what they leave has no direction
     cohort      the `top` rows of the background bank that are closest to a row: mean and standard deviation
                 (population, at least 1e-4) of their cosine distances
+
+Windows of a sequence of frames, one every hop_frames while they fit
+    window_stats    mean and standard deviation (population) of every channel over the frames of a window. The weight of
+                a frame is weights[frame, group] * profile[group, place in the window]; channels come in groups of
+                neighbors. Both are 0 where no frame weighs anything
 
 Decision, for a query with cosine distances d[l] to the prototypes; the candidate is the closest label
     z           (cohort mean of prototype l - d[l]) / cohort deviation of prototype l     0 without a bank
@@ -65,20 +73,25 @@ __all__ = [
     "Calibration",
     "Match",
     "Matcher",
+    "Packed",
     "backend",
     "cohort_stats",
     "cosine",
+    "inner_product",
     "instruction_set",
     "leave_one_out",
     "log_mel",
     "nearest",
+    "pack",
     "prototypes",
     "sound_spans",
     "sq_l2",
+    "window_stats",
 ]
 
 MAX_SAMPLE = 1e6  # louder than that is not audio; EA_MAX_SAMPLE in edgealign.h
 METRICS = ("cosine", "sq_l2")  # in the order of ea_metric
+STORAGES = ("float32", "int8")  # in the order of ea_storage
 RECORDING, TEXT, PICTURE = KINDS = (1, 2, 3)  # ea_kind: what an embedding was made from
 
 
@@ -88,15 +101,21 @@ def backend() -> str:
 
 
 def instruction_set() -> str | None:
-    """The processor's instructions that the core uses: "avx512", "avx2" or "baseline"; None without the core."""
+    """The processor's instructions that the core uses; None without the core.
+
+    "avx512vnni", "avx512", "avx2" or "baseline" on x86-64, "neon" on arm64: the widest that is there, or the one that
+    the environment variable EDGEALIGN_INSTRUCTION_SET names at import, which is a ValueError where it is not there.
+    """
     return _core.instruction_set if _core else None
 
 
 def _float32(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
-    if getattr(values, "dtype", None) != np.float32:
+    values = np.asarray(values)
+    if values.dtype != np.float32:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            values = np.asarray(values).astype(np.float32)
-    values = np.ascontiguousarray(values)
+            values = values.astype(np.float32)
+    if not values.flags.c_contiguous:
+        values = np.ascontiguousarray(values)
     if values.ndim != ndim:
         raise ValueError(f"{name} has {values.ndim} dimensions, expected {ndim}")
     if ndim == 2 and values.shape[1] == 0:
@@ -137,27 +156,108 @@ def _weights(weights: np.ndarray | None, n_rows: int) -> np.ndarray | None:
     return weights
 
 
-def sq_l2(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+class Packed:
+    """Prototypes arranged for speed by `pack`; never changes, and any thread may use it.
+
+    shape    (number of prototypes, elements a row)
+    storage  "float32" or "int8"
+    """
+
+    __slots__ = ("_native", "_rows", "shape", "storage")
+
+    def __init__(self, prototypes: np.ndarray, storage: str) -> None:
+        self.shape, self.storage = prototypes.shape, storage
+        self._native = self._rows = None
+        if _core is None:
+            self._rows = prototypes.copy() if storage == "float32" else reference.rounded_to_int8(prototypes)
+        else:
+            self._native = _core.pack(prototypes, STORAGES.index(storage))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<Packed: {self.shape[0]} prototypes of {self.shape[1]} elements, {self.storage}>"
+
+
+def pack(prototypes: np.ndarray, storage: str = "float32") -> Packed:
+    """Prototypes [p, d] for many queries: made once, taken by `sq_l2`, `cosine` and `inner_product` in their place.
+
+    storage   "float32", or "int8" for a quarter of the memory, with queries rounded in the same way
+    """
+    if storage not in STORAGES:
+        raise ValueError(f"unknown storage '{storage}', expected one of {', '.join(STORAGES)}")
+    return Packed(_float32(prototypes, 2, "prototypes"), storage)
+
+
+def _packed_distances(op: str, queries: np.ndarray, packed: Packed, out: np.ndarray | None, threads: int) -> np.ndarray:
+    queries = _float32(queries, 2, "queries")
+    if queries.shape[1] != packed.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} elements a row, prototypes {packed.shape[1]}")
+    if not 1 <= threads <= 256:
+        raise ValueError(f"threads is {threads}, expected 1 to 256")
+    out = _output(out, (len(queries), packed.shape[0]))
+    if _core is None:
+        if packed.storage == "int8":
+            queries = reference.rounded_to_int8(queries)
+        out[...] = getattr(reference, op)(queries, packed._rows)
+    else:
+        getattr(_core, f"packed_{op}")(packed._native, queries, out, threads)
+    return out
+
+
+def _output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    if out is None:
+        return np.empty(shape, np.float32)
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
+        found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out is {found}, expected a float32 array of the shape {shape}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError("out must be C-contiguous and writeable")
+    return out
+
+
+def _distances(
+    op: str, queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None, threads: int
+) -> np.ndarray:
+    if isinstance(prototypes, Packed):
+        return _packed_distances(op, queries, prototypes, out, threads)
+    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
+    if threads != 1:
+        raise ValueError("threads can be given with packed prototypes only")
+    out = _output(out, (len(queries), len(prototypes)))
+    if _core is None:
+        out[...] = getattr(reference, op)(queries, prototypes)
+    else:
+        getattr(_core, op)(queries, prototypes, out)
+    return out
+
+
+def sq_l2(
+    queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
     """Squared Euclidean distances, float32 [q, p], of queries [q, d] to prototypes [p, d].
+
+    out       float32 [q, p], C-contiguous, to be filled and returned
+    threads   up to so many, which end with the call; only with packed prototypes
 
     A distance beyond the range of float32 is infinite.
     """
-    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
-    if _core is None:
-        return reference.sq_l2(queries, prototypes)
-    distances = np.empty((len(queries), len(prototypes)), np.float32)
-    _core.sq_l2(queries, prototypes, distances)
-    return distances
+    return _distances("sq_l2", queries, prototypes, out, threads)
 
 
-def cosine(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
-    """Cosine distances, float32 [q, p] in [0, 2], of queries [q, d] to prototypes [p, d]."""
-    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
-    if _core is None:
-        return reference.cosine(queries, prototypes)
-    distances = np.empty((len(queries), len(prototypes)), np.float32)
-    _core.cosine(queries, prototypes, distances)
-    return distances
+def cosine(
+    queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
+    """Cosine distances, float32 [q, p] in [0, 2]; arguments as for `sq_l2`."""
+    return _distances("cosine", queries, prototypes, out, threads)
+
+
+def inner_product(
+    queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
+    """Inner products, float32 [q, p], larger is closer; arguments as for `sq_l2`. Infinite beyond float32's range."""
+    return _distances("inner_product", queries, prototypes, out, threads)
 
 
 def nearest(
@@ -228,6 +328,50 @@ def cohort_stats(rows: np.ndarray, bank: np.ndarray, top: int) -> np.ndarray:
         return reference.cohort_stats(rows, bank, top)
     stats = np.empty((len(rows), 2), np.float32)
     _core.cohort_stats(rows, bank, top, stats)
+    return stats
+
+
+def window_stats(
+    frames: np.ndarray,
+    window_frames: int,
+    hop_frames: int,
+    weights: np.ndarray | None = None,
+    profile: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mean and standard deviation over sliding windows: float32 [n_windows, 2 d], the d means first.
+
+    frames    float32 [n_frames, d]; n_windows is 1 + (n_frames - window_frames) // hop_frames, or 0
+    weights   float32 [n_frames, n_groups] >= 0, or None for equal ones; d is a multiple of n_groups, and group g has
+              the channels from g d / n_groups on
+    profile   float32 [n_groups, window_frames] >= 0, a second factor that moves with the window, or None
+
+    Without a profile it is prefix sums (float64): the overlap of the windows costs nothing, and a window whose frames
+    weigh next to nothing beside what went before is off by as much.
+    """
+    frames = _float32(frames, 2, "frames")
+    if window_frames < 1 or hop_frames < 1:
+        raise ValueError(f"windows of {window_frames} frames every {hop_frames}: both must be at least 1")
+    n_groups = 1
+    for name, given, n_rows, axis in (("weights", weights, len(frames), 1), ("profile", profile, window_frames, 0)):
+        if given is None:
+            continue
+        n_groups = np.shape(given)[axis] if np.ndim(given) == 2 else 0
+        if n_groups < 1 or frames.shape[1] % n_groups or np.shape(given)[1 - axis] != n_rows:
+            raise ValueError(f"{name} have the shape {np.shape(given)}, which does not fit frames {frames.shape}")
+    weights = None if weights is None else _float32(weights, 2, "weights")
+    profile = None if profile is None else _float32(profile, 2, "profile")
+    if weights is not None and profile is not None and weights.shape[1] != len(profile):
+        raise ValueError(f"weights are for {weights.shape[1]} groups, the profile is for {len(profile)}")
+    for name, given in (("weights", weights), ("profile", profile)):
+        if given is not None and not np.isfinite(given).all():
+            raise ValueError(f"NaN or infinity in {name}")
+        if given is not None and (given < 0).any():
+            raise ValueError(f"{name} must be numbers, none of them negative")
+    if _core is None:
+        return reference.window_stats(frames, window_frames, hop_frames, weights, profile)
+    n_windows = _core.n_windows(len(frames), window_frames, hop_frames)
+    stats = np.empty((n_windows, 2 * frames.shape[1]), np.float32)
+    _core.window_stats(frames, weights, profile, window_frames, hop_frames, stats)
     return stats
 
 

@@ -116,6 +116,21 @@ def cosine(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
     return np.where(both_zero, 0, distances).astype(np.float32)
 
 
+def inner_product(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return (queries.astype(np.float64) @ prototypes.T.astype(np.float64)).astype(np.float32)
+
+
+def rounded_to_int8(rows: np.ndarray) -> np.ndarray:
+    """Rows [n, d] rounded to 255 steps each, float64; the scales are float32, as in the core."""
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    # Tiny rows are scaled by a power of two first, so that no scale is out of float32's range.
+    before = np.where(largest < 1e-30, np.float32(2.0**100), np.float32(1))
+    scaled, largest = rows * before, largest * before
+    scales = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return np.rint(scaled * scales) * (largest / np.float32(127) / before).astype(np.float64)
+
+
 def nearest(queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
     distances = (cosine if metric == "cosine" else sq_l2)(queries, prototypes)
     indices = distances.argsort(axis=1, kind="stable")[:, :k]
@@ -162,6 +177,24 @@ def leave_one_out(
 def cohort_stats(rows: np.ndarray, bank: np.ndarray, top: int) -> np.ndarray:
     closest = np.sort(cosine(rows, bank).astype(np.float64), axis=1)[:, :top]
     return np.stack([closest.mean(axis=1), closest.std(axis=1).clip(SMALLEST_SD)], axis=1).astype(np.float32)
+
+
+def window_stats(
+    frames: np.ndarray, window_frames: int, hop_frames: int, weights: np.ndarray | None, profile: np.ndarray | None
+) -> np.ndarray:
+    dim, n_windows = frames.shape[1], max(0, 1 + (len(frames) - window_frames) // hop_frames)
+    stats = np.zeros((n_windows, 2 * dim), np.float32)
+    for i in range(n_windows):
+        window = slice(i * hop_frames, i * hop_frames + window_frames)
+        factor = np.ones((window_frames, 1)) if weights is None else weights[window].astype(np.float64)
+        if profile is not None:
+            factor = factor * profile.T
+        factor = np.repeat(factor, dim // factor.shape[1], axis=1)
+        total = factor.sum(axis=0)
+        share = np.divide(factor, total, out=np.zeros_like(factor), where=total > 0)
+        mean = (share * frames[window]).sum(axis=0)
+        stats[i] = np.concatenate([mean, np.sqrt((share * (frames[window] - mean) ** 2).sum(axis=0))])
+    return stats
 
 
 class Matcher:

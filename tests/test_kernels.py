@@ -6,7 +6,10 @@ backend "numpy" here. Run: python -m pytest tests/test_kernels.py
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +23,8 @@ from edgealign import kernels, reference
 from edgealign.kernels import RECORDING, TEXT, Calibration
 from edgealign.train import ops
 
-HEADER = Path(__file__).parents[1] / "cpp_ext" / "include" / "edgealign.h"
+ROOT = Path(__file__).parents[1]
+HEADER = ROOT / "cpp_ext" / "include" / "edgealign.h"
 ULP = 2.0**-24  # half a unit in the last place of float32 at 1
 BACKENDS = ("native", "numpy", "torch_cpu")
 DTYPES = ("float16", "float32", "float64")
@@ -52,6 +56,54 @@ def oracle_cosine(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
             if not q.any() or not p.any():
                 distances[i, j] = float(bool(q.any() or p.any()))
     return distances
+
+
+def oracle_inner_product(queries: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
+    return (queries.astype(np.float64)[:, None] * prototypes.astype(np.float64)).sum(axis=2)
+
+
+def in_steps(rows: np.ndarray) -> np.ndarray:
+    """Rows rounded to int8 and back, as the docstring of `edgealign.kernels` says."""
+    out = np.zeros(rows.shape)
+    for row, target in zip(rows.astype(np.float32), out, strict=True):
+        largest = np.abs(row).max()
+        if largest == 0:
+            continue
+        power = 2.0**100 if largest < 1e-30 else 1.0  # a scale must not be beyond float32
+        row, largest = row * np.float32(power), largest * np.float32(power)
+        target[:] = np.rint(row * (np.float32(127) / largest)) * float(largest / np.float32(127) / np.float32(power))
+    return out
+
+
+def oracle_packed_distances(
+    queries: np.ndarray, prototypes: np.ndarray, metric: str, storage: str, _threads: int
+) -> np.ndarray:
+    if storage == "int8":
+        queries, prototypes = in_steps(queries), in_steps(prototypes)
+    return {"sq_l2": oracle_sq_l2, "cosine": oracle_cosine, "inner_product": oracle_inner_product}[metric](
+        queries, prototypes
+    )
+
+
+def oracle_window_stats(
+    frames: np.ndarray, window: int, hop: int, weights: np.ndarray | None, profile: np.ndarray | None
+) -> np.ndarray:
+    frames = frames.astype(np.float64)
+    n_groups = weights.shape[1] if weights is not None else profile.shape[0] if profile is not None else 1
+    out = []
+    for first in range(0, len(frames) - window + 1, hop):
+        means, deviations = [], []
+        for c in range(frames.shape[1]):
+            g = c // (frames.shape[1] // n_groups)
+            factor = np.ones(window) if weights is None else weights[first : first + window, g].astype(np.float64)
+            factor = factor if profile is None else factor * profile[g]
+            values = frames[first : first + window, c]
+            seen = factor.sum() > 0
+            mean = np.average(values, weights=factor) if seen else 0.0
+            means.append(mean)
+            deviations.append(np.sqrt(np.average((values - mean) ** 2, weights=factor)) if seen else 0.0)
+        out.append(means + deviations)
+    return np.array(out).reshape(-1, 2 * frames.shape[1])
 
 
 def oracle_nearest(queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str) -> np.ndarray:
@@ -154,6 +206,41 @@ def close_cosine(have: np.ndarray, want: np.ndarray, queries: np.ndarray, *_: ob
     np.testing.assert_allclose(have, want, rtol=0, atol=(queries.shape[1] / 8 + 16) * ULP)
 
 
+def close_inner_product(have: np.ndarray, want: np.ndarray, queries: np.ndarray, prototypes: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        want = want.astype(np.float64 if have.dtype == np.float64 else np.float32)
+    infinite = np.isinf(want)
+    assert np.array_equal(have[infinite], want[infinite])
+    # Products are added in some order: what is left over may be less than any of them.
+    lengths = np.linalg.norm(queries.astype(float), axis=1)[:, None] * np.linalg.norm(prototypes.astype(float), axis=1)
+    allowed = (queries.shape[1] / 2 + 8) * ULP * lengths + 1e-44
+    assert (np.abs(have[~infinite] - want[~infinite]) <= allowed[~infinite]).all()
+
+
+def close_packed_distances(
+    have: np.ndarray, want: np.ndarray, queries: np.ndarray, prototypes: np.ndarray, metric: str, *_: object
+) -> None:
+    assert have.dtype == np.float32
+    error = (queries.shape[1] / 2 + 8) * ULP
+    if metric == "inner_product":
+        return close_inner_product(have, want, queries, prototypes)
+    if metric == "cosine":
+        assert have.min(initial=0) >= 0 and have.max(initial=0) <= 2
+        return np.testing.assert_allclose(have, want, rtol=0, atol=error)
+    with np.errstate(over="ignore"):
+        want = want.astype(np.float32)
+    assert np.array_equal(np.isinf(have), np.isinf(want))
+    finite = np.isfinite(want)
+    squares = (queries.astype(float) ** 2).sum(axis=1)[:, None] + (prototypes.astype(float) ** 2).sum(axis=1)
+    assert (np.abs(have[finite] - want[finite]) <= 1.01 * error * squares[finite] + 1e-44).all()
+
+
+def close_window_stats(have: np.ndarray, want: np.ndarray, frames: np.ndarray, *_: object) -> None:
+    assert have.shape == want.shape and have.dtype == np.float32
+    largest = np.abs(frames).max(initial=0)
+    np.testing.assert_allclose(have, want, rtol=4 * ULP, atol=1e-6 * largest + 1e-44)
+
+
 def close_nearest(
     have: tuple, want: np.ndarray, queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str
 ) -> None:
@@ -238,6 +325,36 @@ def pairs() -> Iterator[Case]:
     yield Case("denormals", (rows * 1e-40, rows[::-1] * 1e-40), ("float32", "float64"))
     yield Case("huge values", (rows * 5e37, rows[::-1] * 5e37), ("float32", "float64"))
     yield Case("huge against tiny", (rows * 5e37, rows[::-1] * 1e-38), ("float32", "float64"))
+
+
+def packed_cases() -> Iterator[Case]:
+    many = rng("many").normal(size=(230, 48))
+    for case in (*pairs(), Case("many of both", (many, many[:150][::-1])), Case("no prototype", (many, many[:0]))):
+        for metric in ("sq_l2", "cosine", "inner_product"):
+            for storage in kernels.STORAGES:
+                for threads in (1, 3) if "many" in case.name else (1,):
+                    name = f"{case.name}, {metric}, {storage}, {threads} threads"
+                    dtypes = tuple(dtype for dtype in case.dtypes if dtype != "float64")
+                    yield Case(name, (*case.arguments, metric, storage, threads), dtypes)
+
+
+def window_cases() -> Iterator[Case]:
+    generator = rng("windows")
+    frames, weights = generator.normal(size=(41, 12)), generator.random(size=(41, 3))
+    yield Case("sliding", (frames, 10, 3, None, None))
+    yield Case("one frame", (frames, 1, 1, None, None))
+    yield Case("all frames", (frames, 41, 5, None, None))
+    yield Case("too few frames", (frames, 42, 5, None, None))
+    yield Case("hop beyond the window", (frames, 4, 9, None, None))
+    yield Case("one channel", (frames[:, :1], 6, 2, None, None))
+    yield Case("weights", (frames, 10, 3, weights, None))
+    yield Case("profile", (frames, 10, 3, None, generator.random(size=(4, 10))))
+    yield Case("weights and profile", (frames, 10, 3, weights, generator.random(size=(3, 10))))
+    yield Case("frames that weigh nothing", (frames, 5, 5, weights * (np.arange(41) > 20)[:, None], None))
+    yield Case("constant", (np.full((20, 2), 3.0), 7, 2, None, None))
+    yield Case("far from zero", (frames + 1e3, 10, 3, None, None), DTYPES[1:])
+    yield Case("huge values", (frames * 5e37, 10, 3, None, None), DTYPES[1:])
+    yield Case("denormals", (frames * 1e-40, 10, 3, None, None), DTYPES[1:])
 
 
 def nearest_cases() -> Iterator[Case]:
@@ -376,6 +493,9 @@ class Op:
 TABLE = {
     "sq_l2": Op(pairs, oracle_sq_l2, close_sq_l2),
     "cosine": Op(pairs, oracle_cosine, close_cosine),
+    "inner_product": Op(pairs, oracle_inner_product, close_inner_product),
+    "packed_distances": Op(packed_cases, oracle_packed_distances, close_packed_distances),
+    "window_stats": Op(window_cases, oracle_window_stats, close_window_stats),
     "nearest": Op(nearest_cases, oracle_nearest, close_nearest),
     "prototypes": Op(labeled, oracle_prototypes, close_rows),
     "leave_one_out": Op(labeled, oracle_leave_one_out, close_leave_one_out),
@@ -407,6 +527,9 @@ def compute(op: str, backend: str, arguments: tuple) -> object:
     if op == "classify":
         *made_of, query = arguments
         return kernels.Matcher(*made_of).classify(query, top_k=100)
+    if op == "packed_distances":
+        queries, prototypes, metric, storage, threads = arguments
+        return getattr(kernels, metric)(queries, kernels.pack(prototypes, storage), threads=threads)
     if backend != "torch_cpu":
         return getattr(kernels, op)(*arguments)
     tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments]
@@ -437,10 +560,56 @@ def test_every_declared_op_is_in_the_table() -> None:
     assert {schema.partition("(")[0] for schema in ops.SCHEMAS} == TORCH_OPS | EPISODIC_OPS
 
 
+SIZES = {f"dim {dim}" for dim in (1, 7, 127, 128, 129, 1024)}
+NEEDED = {
+    ("sq_l2", "cosine", "inner_product", "packed_distances", "nearest"): SIZES
+    | {"one row", "zero vectors", "denormals", "huge values", "no query"},
+    ("nearest",): {"ties"},
+    ("prototypes", "leave_one_out"): {"uneven shots and a label without rows", "one row", "denormals", "huge values"},
+}
+
+
+@pytest.mark.parametrize("ops_needing", NEEDED)
+def test_no_case_is_missing(ops_needing: tuple[str, ...]) -> None:
+    for op in ops_needing:
+        have = {case.name for case in TABLE[op].cases()}
+        for name in NEEDED[ops_needing]:
+            assert any(case == name or case.startswith(f"{name}, ") for case in have), f"{op} has no case '{name}'"
+
+
 def test_the_table_was_computed_by_the_core() -> None:
     assert kernels.backend() == "native"
-    assert kernels.instruction_set() in ("avx512", "avx2", "baseline")
+    assert kernels.instruction_set() in ("avx512vnni", "avx512", "avx2", "baseline", "neon")
     assert ops.backend() == "native"
+
+
+INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512vnni", "neon")
+ASK = "from edgealign import kernels; print(kernels.instruction_set())"
+
+
+def python(*words: str, instruction_set: str) -> subprocess.CompletedProcess:
+    environ = os.environ | {"EDGEALIGN_INSTRUCTION_SET": instruction_set}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env=environ, cwd=ROOT)
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+def test_every_instruction_set_passes_the_table(instruction_set: str) -> None:
+    """The library picks the widest set when it is loaded; the others are forced, each in a process of its own."""
+    if instruction_set == kernels.instruction_set():
+        return  # the table above was its
+    asked = python("-c", ASK, instruction_set=instruction_set)
+    if "does not have" in asked.stderr:
+        pytest.skip(f"this processor or this build has no {instruction_set}")
+    assert asked.stdout == f"{instruction_set}\n", asked.stderr
+    words = ("tests/test_kernels.py", "-q", "-k", "agrees_with_oracle and native and float32", "-p", "no:cacheprovider")
+    done = python("-m", "pytest", *words, instruction_set=instruction_set)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout
+
+
+def test_an_instruction_set_that_is_not_there_is_an_error() -> None:
+    asked = python("-c", ASK, instruction_set="sse9")
+    assert asked.returncode == 1
+    assert "EDGEALIGN_INSTRUCTION_SET asks for 'sse9'" in asked.stderr and "the widest is" in asked.stderr
 
 
 def test_without_the_core_numpy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,6 +635,18 @@ POISONED = {
     "cosine": lambda rows: kernels.cosine(rows, np.ones((2, 20))),
     "cosine prototypes": lambda rows: kernels.cosine(np.ones((2, 20)), rows),
     "cosine no prototype": lambda rows: kernels.cosine(rows, np.ones((0, 20))),
+    "inner_product": lambda rows: kernels.inner_product(rows, np.ones((2, 20))),
+    "inner_product prototypes": lambda rows: kernels.inner_product(np.ones((2, 20)), rows),
+    "packed_distances": lambda rows: kernels.sq_l2(rows, kernels.pack(np.ones((2, 20)))),
+    "packed_distances cosine": lambda rows: kernels.cosine(rows, kernels.pack(np.ones((2, 20)))),
+    "packed_distances inner": lambda rows: kernels.inner_product(rows, kernels.pack(np.ones((2, 20)))),
+    "packed_distances int8": lambda rows: kernels.cosine(rows, kernels.pack(np.ones((2, 20)), "int8")),
+    "packed_distances no prototype": lambda rows: kernels.cosine(rows, kernels.pack(np.ones((0, 20)))),
+    "packed_distances prototypes": lambda rows: kernels.pack(rows),
+    "packed_distances int8 prototypes": lambda rows: kernels.pack(rows, "int8"),
+    "window_stats": lambda rows: kernels.window_stats(rows, 3, 2),
+    "window_stats weights": lambda rows: kernels.window_stats(np.ones((9, 40)), 3, 2, rows),
+    "window_stats profile": lambda rows: kernels.window_stats(np.ones((50, 18)), 20, 2, None, rows),
     "nearest": lambda rows: kernels.nearest(rows, np.ones((2, 20))),
     "nearest sq_l2": lambda rows: kernels.nearest(np.ones((2, 20)), rows, metric="sq_l2"),
     "prototypes": lambda rows: kernels.prototypes(rows, np.zeros(9, int), 1),

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgealign import kernels
 from edgealign.store import RECORDING, Store
 
 ROOT = Path(__file__).parents[1]
@@ -255,10 +254,10 @@ def cmake(source: Path, build: Path, *settings: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The core as cmake alone installs it, for the oldest processor of its kind. Returns the prefix."""
-    folder = tmp_path_factory.mktemp("baseline")
-    cmake(ROOT / "cpp_ext", folder / "build", "-DEDGEALIGN_CLONES=OFF")
+def by_cmake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core as cmake alone installs it. Returns the prefix."""
+    folder = tmp_path_factory.mktemp("by_cmake")
+    cmake(ROOT / "cpp_ext", folder / "build")
     run("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
     return folder / "prefix"
 
@@ -270,7 +269,7 @@ def test_the_library_is_found_by_cmake(
     if built_by == "wheel":
         prefix = request.getfixturevalue("installed").site_packages / "edgealign"
     else:
-        prefix = request.getfixturevalue("baseline")
+        prefix = request.getfixturevalue("by_cmake")
     shutil.copy(c_program, tmp_path / "program.c")
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.22)\n"
@@ -281,25 +280,6 @@ def test_the_library_is_found_by_cmake(
     )
     cmake(tmp_path, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
     check_program(tmp_path / "build" / "program", c_store)
-
-
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2"])
-def test_every_instruction_set_passes_the_kernel_table(
-    instruction_set: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """The library of this process picks the widest set; the others take its place in a process of their own."""
-    if instruction_set == "baseline":
-        library = next(request.getfixturevalue("baseline").glob("lib*/libedgealign.so")).parent
-    elif kernels.instruction_set() not in ("avx2", "avx512"):
-        pytest.skip("this processor has no AVX2")
-    else:
-        library = tmp_path
-        cmake(ROOT / "cpp_ext", library, "-DEDGEALIGN_CLONES=OFF", "-DCMAKE_CXX_FLAGS=-march=x86-64-v3")
-    environ = os.environ | {"LD_LIBRARY_PATH": str(library)}
-    program = "from edgealign import kernels; print(kernels.instruction_set())"
-    assert run(sys.executable, "-c", program, env=environ) == f"{instruction_set}\n"
-    table = ("tests/test_kernels.py", "-q", "-k", "agrees_with_oracle and native", "-p", "no:cacheprovider")
-    assert " passed" in run(sys.executable, "-m", "pytest", *table, cwd=ROOT, env=environ)
 
 
 def test_the_library_shows_nothing_but_its_interface(installed: Environment) -> None:

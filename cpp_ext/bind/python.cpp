@@ -57,7 +57,7 @@ public:
     }
     template <class T>
     const T *optional_in(int index, size_t length) {
-        if (items_[index] == &_Py_NoneStruct) return nullptr;
+        if (is_none(index)) return nullptr;
         return in_of_length<T>(index, length);
     }
     template <class T>
@@ -113,6 +113,7 @@ public:
         if (PyBytes_AsStringAndSize(items_[index], &value, &length)) throw Failed{};
         return std::string(value, size_t(length));
     }
+    bool is_none(int index) const { return items_[index] == &_Py_NoneStruct; }
     PyObject *object(int index) const { return items_[index]; }
     template <class T>
     T *handle(int index, const char *name) const {
@@ -222,6 +223,72 @@ PyObject *nearest(PyObject *const *items, Py_ssize_t count) {
     {
         Unlocked unlocked(size_t(q[0] * p[0] * p[1]) > WORTHWHILE);
         status = ea_nearest(queries, q[0], prototypes, p[0], p[1], k, metric, scratch.get(), distances, indices);
+    }
+    check(status);
+    return none();
+}
+
+constexpr char PACKED[] = "edgealign.packed";
+
+PyObject *pack(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 2);
+    const Py_ssize_t *p;
+    const float *prototypes = arguments.in<float>(0, 2, &p);
+    char message[EA_MESSAGE_BYTES] = "";
+    ea_packed *packed = nullptr;
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_pack(prototypes, p[0], p[1], int32_t(arguments.size(1)), &packed, message);
+    }
+    check(status, message);
+    return PyCapsule_New(packed, PACKED, [](PyObject *capsule) {
+        ea_packed_free(static_cast<ea_packed *>(PyCapsule_GetPointer(capsule, PACKED)));
+    });
+}
+
+template <int32_t metric>
+PyObject *packed_distances(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 4);
+    const Py_ssize_t *q;
+    const auto *packed = arguments.handle<ea_packed>(0, PACKED);
+    const size_t n_prototypes = ea_packed_n_prototypes(packed), dim = ea_packed_dim(packed);
+    const float *queries = arguments.in<float>(1, 2, &q);
+    arguments.expect(size_t(q[1]) == dim, 1);
+    float *out = arguments.out<float>(2, q[0], n_prototypes);
+    const size_t n_threads = arguments.size(3);
+    ea_status status;
+    {
+        Unlocked unlocked(size_t(q[0]) * n_prototypes * dim > WORTHWHILE);
+        status = ea_packed_distances(packed, queries, q[0], metric, n_threads, out);
+    }
+    check(status);
+    return none();
+}
+
+PyObject *n_windows(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 3);
+    return PyLong_FromSize_t(ea_n_windows(arguments.size(0), arguments.size(1), arguments.size(2)));
+}
+
+// weights [n_frames, n_groups] or None, profile [n_groups, window_frames] or None
+PyObject *window_stats(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 6);
+    const Py_ssize_t *f, *w = nullptr, *p = nullptr;
+    const float *frames = arguments.in<float>(0, 2, &f);
+    const float *weights = arguments.is_none(1) ? nullptr : arguments.in<float>(1, 2, &w);
+    const float *profile = arguments.is_none(2) ? nullptr : arguments.in<float>(2, 2, &p);
+    const size_t window_frames = arguments.size(3), hop_frames = arguments.size(4);
+    const size_t n_groups = w ? w[1] : p ? p[0] : 1;
+    arguments.expect(!w || w[0] == f[0], 1);
+    arguments.expect(!p || (size_t(p[0]) == n_groups && size_t(p[1]) == window_frames), 2);
+    float *stats = arguments.out<float>(5, ea_n_windows(f[0], window_frames, hop_frames), 2 * f[1]);
+    const auto scratch = scratch_of<double>(ea_window_scratch_doubles(f[0], f[1], n_groups, profile != nullptr));
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_window_stats(frames, f[0], f[1], weights, n_groups, profile, window_frames, hop_frames,
+                                 scratch.get(), stats);
     }
     check(status);
     return none();
@@ -566,7 +633,14 @@ PyObject *store_sha256(PyObject *const *items, Py_ssize_t count) {
 PyMethodDef functions[] = {
     FUNCTION("sq_l2", distances<ea_sq_l2>),
     FUNCTION("cosine", distances<ea_cosine>),
+    FUNCTION("inner_product", distances<ea_inner_product>),
     FUNCTION("nearest", nearest),
+    FUNCTION("pack", pack),
+    FUNCTION("packed_cosine", packed_distances<EA_COSINE>),
+    FUNCTION("packed_sq_l2", packed_distances<EA_SQ_L2>),
+    FUNCTION("packed_inner_product", packed_distances<EA_INNER_PRODUCT>),
+    FUNCTION("n_windows", n_windows),
+    FUNCTION("window_stats", window_stats),
     FUNCTION("prototypes", prototypes),
     FUNCTION("leave_one_out", leave_one_out),
     FUNCTION("cohort_stats", cohort_stats),
@@ -619,6 +693,8 @@ bool add_constants(PyObject *module) {
 }  // namespace
 
 extern "C" EA_API PyObject *PyInit__core() {
+    char message[EA_MESSAGE_BYTES] = "";
+    if (ea_instruction_set_check(message) != EA_OK) return PyErr_Format(PyExc_ValueError, "%s", message);
     PyObject *module = PyModule_Create2(&module_def, PYTHON_ABI_VERSION);
     if (!module) return nullptr;
     core_error = PyErr_NewExceptionWithDoc("edgealign._core.Error", "args = (status, message)", nullptr, nullptr);

@@ -43,9 +43,9 @@
    Rules that hold for every function
    - Matrices are float32, row after row, without gaps. Sizes count elements. The formulas are in edgealign/kernels.py.
    - A NaN or an infinity in an input is refused with EA_NOT_FINITE; outputs then hold nothing of use.
-   - Kernels (EA_KERNEL) allocate nothing, keep nothing and may run in any number of threads. `scratch` is the caller's
+   - Kernels (EA_KERNEL) with at most one thread allocate nothing, keep nothing and may run in any number of threads. `scratch` is the caller's
      memory, at least as large as its comment says; nothing needs to be set in it, and it must not be shared by threads.
-   - No function throws, prints, exits, starts a thread or keeps global state.
+   - No function throws, prints, exits or keeps global state; threads are started only where one takes n_threads.
    - `message`, where present, is a buffer of EA_MESSAGE_BYTES or NULL; a failing call leaves one sentence in it.
    - What a *_create or *_load function returned, the caller gives back with the *_free function of the same name; NULL
      may be freed. A matcher may be used by many threads at once, and so may a store where its pointer is const; while
@@ -98,12 +98,19 @@ EA_API const char *ea_status_text(ea_status status);
 /* The version of the library that is loaded, such as "0.1.0". */
 EA_API const char *ea_version(void);
 
-/* The instruction set that the kernels use on this processor: "avx512", "avx2" or "baseline". */
+/* The instruction set that the kernels use: "avx512vnni", "avx512", "avx2" or "baseline" on x86-64, "neon" on arm64. It
+   is the widest that this processor and this build of the library have, or the one that the environment variable
+   EDGEALIGN_INSTRUCTION_SET names when the library is loaded. */
 EA_API const char *ea_instruction_set(void);
+
+/* EA_INVALID_ARGUMENT, and a sentence, where EDGEALIGN_INSTRUCTION_SET named a set that is not there: the widest is in
+   use then. */
+EA_API ea_status ea_instruction_set_check(char *message);
 
 /* ---- Level 0: kernels ------------------------------------------------------------------------------------------- */
 
-typedef enum ea_metric { EA_COSINE = 0, EA_SQ_L2 = 1 } ea_metric;
+/* EA_INNER_PRODUCT is no distance, larger is closer: only ea_packed_distances takes it. */
+typedef enum ea_metric { EA_COSINE = 0, EA_SQ_L2 = 1, EA_INNER_PRODUCT = 2 } ea_metric;
 
 /* distances [n_queries, n_prototypes] = squared Euclidean distance, in [0, 4] for unit vectors.
    float32 in 16 lanes: relative error at most (dim / 16 + 6) * 2^-24. */
@@ -115,11 +122,35 @@ EA_KERNEL ea_status ea_sq_l2(const float *queries, size_t n_queries, const float
 EA_KERNEL ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
                               size_t dim, float *distances);
 
+/* products [n_queries, n_prototypes] = inner products, infinite beyond the range of float32; larger is closer.
+   float32 in 16 lanes: absolute error at most (dim / 16 + 6) * 2^-24 |q| |p|. */
+EA_KERNEL ea_status ea_inner_product(const float *queries, size_t n_queries, const float *prototypes,
+                                     size_t n_prototypes, size_t dim, float *products);
+
 /* The k closest prototypes of each query, closest first; of equals, the lowest row first. 1 <= k <= n_prototypes;
    metric is an ea_metric; scratch float [2 * n_prototypes]; distances and indices [n_queries, k]. */
 EA_KERNEL ea_status ea_nearest(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
                                size_t dim, size_t k, int32_t metric, float *scratch, float *distances,
                                int32_t *indices);
+
+/* Prototypes that are used many times, rearranged for that. They are copied; nothing changes them, so that any number of
+   threads may use them. EA_FLOAT32 keeps the values. EA_INT8 keeps a quarter of the bytes: of every row
+   round(value * 127 / largest absolute value), ties to even; queries are rounded in the same way when they come, and the
+   distance is that of the two rounded rows. dim is at most 32768 for EA_INT8. */
+typedef enum ea_storage { EA_FLOAT32 = 0, EA_INT8 = 1 } ea_storage;
+typedef struct ea_packed ea_packed;
+
+EA_API ea_status ea_pack(const float *prototypes, size_t n_prototypes, size_t dim, int32_t storage, ea_packed **packed,
+                         char *message);
+EA_API void ea_packed_free(ea_packed *packed);
+EA_API size_t ea_packed_n_prototypes(const ea_packed *packed);
+EA_API size_t ea_packed_dim(const ea_packed *packed);
+
+/* distances [n_queries, n_prototypes] for any ea_metric. n_threads: up to so many threads, which end with the call; 0 and
+   1 start none. EA_FLOAT32: the error is at most (dim / 2 + 8) * 2^-24 times 1 for cosine, |q|^2 + |p|^2 for sq_l2,
+   |q| |p| for the inner product, and never more than (dim + 600) * 2^-20 of a squared distance itself. */
+EA_KERNEL ea_status ea_packed_distances(const ea_packed *packed, const float *queries, size_t n_queries, int32_t metric,
+                                        size_t n_threads, float *distances);
 
 /* prototypes [n_labels, dim], from embeddings [n_rows, dim] with labels [n_rows] in [0, n_labels) and weights [n_rows],
    finite and >= 0, or NULL for equal ones. scratch float [n_labels]. */
@@ -137,6 +168,20 @@ EA_KERNEL ea_status ea_leave_one_out(const float *embeddings, const int32_t *lab
    the bank [n_bank, dim]; top is cut to n_bank; both must be at least 1. scratch float [5 * n_bank]. */
 EA_KERNEL ea_status ea_cohort_stats(const float *rows, size_t n_rows, const float *bank, size_t n_bank, size_t dim,
                                     size_t top, float *scratch, float *stats);
+
+/* How many windows of window_frames, one every hop_frames, lie in n_frames; a last part that is shorter does not count. */
+EA_API size_t ea_n_windows(size_t n_frames, size_t window_frames, size_t hop_frames);
+EA_API size_t ea_window_scratch_doubles(size_t n_frames, size_t dim, size_t n_groups, int32_t has_profile);
+
+/* stats [ea_n_windows, 2 * dim] = weighted mean of every channel over the frames [n_frames, dim] of a window, then the
+   standard deviations. Channels come in n_groups groups of dim / n_groups neighbors that share weights
+   [n_frames, n_groups], finite and >= 0, or NULL for equal ones. profile [n_groups, window_frames], or NULL, is a second
+   factor that goes with the place in the window. Both are 0 where no frame of a window weighs anything.
+   Float64 inside. Without a profile: prefix sums, one pass whatever the overlap, so that a window that weighs next to
+   nothing beside what went before it is off by that much. scratch double [ea_window_scratch_doubles]. */
+EA_KERNEL ea_status ea_window_stats(const float *frames, size_t n_frames, size_t dim, const float *weights,
+                                    size_t n_groups, const float *profile, size_t window_frames, size_t hop_frames,
+                                    double *scratch, float *stats);
 
 typedef struct ea_log_mel_options {
     size_t struct_size;

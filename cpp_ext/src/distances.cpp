@@ -5,91 +5,11 @@
 #include <cmath>
 
 #include "edgealign.h"
-#include "lanes.hpp"
+#include "kernels.hpp"
 
 namespace ea {
-namespace {
 
-struct Product {
-    static EA_INLINE void add(Lanes &total, const Lanes &a, const Lanes &b) { total += a * b; }
-};
-struct Square {  // of the row alone
-    static EA_INLINE void add(Lanes &total, const Lanes &, const Lanes &b) { total += b * b; }
-};
-struct SquaredDifference {
-    static EA_INLINE void add(Lanes &total, const Lanes &a, const Lanes &b) {
-        const Lanes difference = a - b;
-        total += difference * difference;
-    }
-};
-
-// out[i][j] = sum over k of Term(queries[i][k], rows[j][k]) for a tile small enough to stay in registers.
-template <class Term, size_t N_QUERIES, size_t N_ROWS>
-EA_INLINE void tile(const float *queries, const float *rows, size_t dim, float *out, size_t out_stride) {
-    const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
-    Lanes sums[N_QUERIES][N_ROWS], of_rows[N_ROWS];
-    for (size_t i = 0; i < N_QUERIES; i++)
-        for (size_t j = 0; j < N_ROWS; j++) sums[i][j] = Lanes{};
-    for (size_t k = 0; k < whole; k += N_LANES) {
-        for (size_t j = 0; j < N_ROWS; j++) of_rows[j] = load(rows + j * dim + k);
-        for (size_t i = 0; i < N_QUERIES; i++) {
-            const Lanes query = load(queries + i * dim + k);
-            for (size_t j = 0; j < N_ROWS; j++) Term::add(sums[i][j], query, of_rows[j]);
-        }
-    }
-    if (rest) {
-        for (size_t j = 0; j < N_ROWS; j++) of_rows[j] = load_some(rows + j * dim + whole, rest);
-        for (size_t i = 0; i < N_QUERIES; i++) {
-            const Lanes query = load_some(queries + i * dim + whole, rest);
-            for (size_t j = 0; j < N_ROWS; j++) Term::add(sums[i][j], query, of_rows[j]);
-        }
-    }
-    for (size_t i = 0; i < N_QUERIES; i++)
-        for (size_t j = 0; j < N_ROWS; j++) out[i * out_stride + j] = sum(sums[i][j]);
-}
-
-// The same for whole matrices. A pair is summed in the same order whatever tile it falls into, so its distance does not
-// depend on its neighbors.
-template <class Term>
-EA_INLINE void matrix(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim, float *out,
-                      size_t out_stride) {
-    size_t i = 0;
-    for (; i + 4 <= n_queries; i += 4) {
-        size_t j = 0;
-        for (; j + 2 <= n_rows; j += 2)
-            tile<Term, 4, 2>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
-        if (j < n_rows) tile<Term, 4, 1>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
-    }
-    for (; i < n_queries; i++) {
-        size_t j = 0;
-        for (; j + 4 <= n_rows; j += 4)
-            tile<Term, 1, 4>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
-        for (; j < n_rows; j++)
-            tile<Term, 1, 1>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
-    }
-}
-
-}  // namespace
-
-EA_CLONES void dots(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim, float *out,
-                    size_t out_stride) {
-    matrix<Product>(queries, n_queries, rows, n_rows, dim, out, out_stride);
-}
-
-EA_CLONES void squares(const float *rows, size_t n_rows, size_t dim, float *out) {
-    matrix<Square>(rows, 1, rows, n_rows, dim, out, n_rows);
-}
-
-EA_CLONES void sq_differences(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim,
-                              float *out, size_t out_stride) {
-    matrix<SquaredDifference>(queries, n_queries, rows, n_rows, dim, out, out_stride);
-}
-
-EA_CLONES bool all_within(const float *values, size_t count, float bound) {
-    int bad = 0;
-    for (size_t i = 0; i < count; i++) bad |= !(std::fabs(values[i]) <= bound);
-    return !bad;
-}
+bool all_within(const float *values, size_t count, float bound) { return kernels().all_within(values, count, bound); }
 
 bool all_finite(const float *values, size_t count) { return all_within(values, count, FLT_MAX); }
 
@@ -100,7 +20,7 @@ double row_norm_exact(const float *row, size_t dim) {
 }
 
 bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms) {
-    squares(rows, n_rows, dim, norms);
+    kernels().squares(rows, n_rows, dim, norms);
     for (size_t j = 0; j < n_rows; j++) {
         if (norms[j] > SAFE_SQUARES_MIN && norms[j] < SAFE_SQUARES_MAX) {
             norms[j] = std::sqrt(norms[j]);
@@ -113,25 +33,15 @@ bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms) {
     return true;
 }
 
-// Dot products of a query to cosine distances, where all norms are ordinary; false, and nothing done, where one is not.
-EA_CLONES bool cosine_from_dots(float *dots, float query_norm, const float *norms, size_t n_rows) {
-    bool ordinary = query_norm > 0;
-    for (size_t j = 0; j < n_rows; j++) ordinary &= norms[j] > 0;
-    if (!ordinary) return false;
-    for (size_t j = 0; j < n_rows; j++)
-        dots[j] = std::min(std::max(1.0f - dots[j] / (query_norm * norms[j]), 0.0f), 2.0f);
-    return true;
-}
-
 void cosine_distances(const float *queries, const float *query_norms, size_t n_queries, const float *rows,
                       const float *norms, size_t n_rows, size_t dim, float *out, size_t out_stride) {
-    dots(queries, n_queries, rows, n_rows, dim, out, out_stride);
+    kernels().dots(queries, n_queries, rows, n_rows, dim, out, out_stride);
     for (size_t i = 0; i < n_queries; i++) {
         const float *query = queries + i * dim;
         float *of_query = out + i * out_stride;
-        if (cosine_from_dots(of_query, query_norms[i], norms, n_rows)) continue;
+        if (kernels().cosine_from_dots(of_query, query_norms[i], norms, n_rows)) continue;
         for (size_t j = 0; j < n_rows; j++) {
-            if (cosine_from_dots(of_query + j, query_norms[i], norms + j, 1)) continue;
+            if (kernels().cosine_from_dots(of_query + j, query_norms[i], norms + j, 1)) continue;
             if (query_norms[i] == 0 || norms[j] == 0) {
                 of_query[j] = query_norms[i] == norms[j] ? 0.0f : 1.0f;
                 continue;
@@ -166,11 +76,13 @@ using namespace ea;
 
 ea_status ea_sq_l2(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes, size_t dim,
                    float *distances) {
-    if (dim == 0) return EA_INVALID_ARGUMENT;
+    if (!is_matrix(queries, n_queries, dim) || !is_matrix(prototypes, n_prototypes, dim)
+        || !is_matrix(distances, n_queries, n_prototypes, true))
+        return EA_INVALID_ARGUMENT;
     // In blocks of rows that stay in the cache while all queries pass.
     constexpr size_t BLOCK = 64;
     for (size_t first = 0; first < n_prototypes; first += BLOCK)
-        sq_differences(queries, n_queries, prototypes + first * dim, std::min(BLOCK, n_prototypes - first), dim,
+        kernels().sq_differences(queries, n_queries, prototypes + first * dim, std::min(BLOCK, n_prototypes - first), dim,
                        distances + first, n_prototypes);
     const bool finite = n_queries > 0 && n_prototypes > 0 && all_finite(distances, n_queries * n_prototypes);
     // A distance that is not finite comes from an input that is not, or from one beyond float32's range.
@@ -180,7 +92,9 @@ ea_status ea_sq_l2(const float *queries, size_t n_queries, const float *prototyp
 
 ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes, size_t dim,
                     float *distances) {
-    if (dim == 0) return EA_INVALID_ARGUMENT;
+    if (!is_matrix(queries, n_queries, dim) || !is_matrix(prototypes, n_prototypes, dim)
+        || !is_matrix(distances, n_queries, n_prototypes, true))
+        return EA_INVALID_ARGUMENT;
     if (n_prototypes == 0 && !all_finite(queries, n_queries * dim)) return EA_NOT_FINITE;
     // In blocks that stay in the cache, and whose norms fit on the stack.
     constexpr size_t BLOCK = 64;
@@ -199,9 +113,34 @@ ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototy
     return EA_OK;
 }
 
+ea_status ea_inner_product(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
+                           size_t dim, float *products) {
+    if (!is_matrix(queries, n_queries, dim) || !is_matrix(prototypes, n_prototypes, dim)
+        || !is_matrix(products, n_queries, n_prototypes, true))
+        return EA_INVALID_ARGUMENT;
+    constexpr size_t BLOCK = 64;
+    for (size_t first = 0; first < n_prototypes; first += BLOCK)
+        kernels().dots(queries, n_queries, prototypes + first * dim, std::min(BLOCK, n_prototypes - first), dim,
+                       products + first, n_prototypes);
+    const size_t count = n_queries * n_prototypes;
+    if (count > 0 && all_finite(products, count)) return EA_OK;
+    if (!all_finite(queries, n_queries * dim) || !all_finite(prototypes, n_prototypes * dim)) return EA_NOT_FINITE;
+    for (size_t i = 0; i < count; i++) {
+        if (std::isfinite(products[i])) continue;
+        const float *query = queries + i / n_prototypes * dim, *row = prototypes + i % n_prototypes * dim;
+        double dot = 0;
+        for (size_t k = 0; k < dim; k++) dot += double(query[k]) * row[k];
+        products[i] = float(dot);
+    }
+    return EA_OK;
+}
+
 ea_status ea_nearest(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes, size_t dim,
                      size_t k, int32_t metric, float *scratch, float *distances, int32_t *indices) {
-    if (dim == 0 || k < 1 || k > n_prototypes || n_prototypes > INT32_MAX) return EA_INVALID_ARGUMENT;
+    if (!is_matrix(queries, n_queries, dim) || !is_matrix(prototypes, n_prototypes, dim) || k < 1 || k > n_prototypes
+        || n_prototypes > INT32_MAX || !scratch || !is_matrix(distances, n_queries, k)
+        || !is_matrix(indices, n_queries, k))
+        return EA_INVALID_ARGUMENT;
     float *row = scratch, *norms = scratch + n_prototypes;
     switch (metric) {
         case EA_COSINE:

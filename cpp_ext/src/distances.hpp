@@ -2,8 +2,16 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace ea {
+
+// Whether `n_rows` rows of `dim` numbers can lie at that address. An output may have rows of no length.
+template <class T>
+bool is_matrix(const T *values, size_t n_rows, size_t dim, bool may_be_empty = false) {
+    if (dim == 0) return may_be_empty;
+    return n_rows <= PTRDIFF_MAX / sizeof(T) / dim && (values || n_rows == 0);
+}
 
 // A sum of squares outside these bounds is not trusted to float32: the row is then marked NORM_EXTREME.
 constexpr float SAFE_SQUARES_MIN = 1e-20f, SAFE_SQUARES_MAX = 1e30f;

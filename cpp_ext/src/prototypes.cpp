@@ -3,17 +3,13 @@
 
 #include "distances.hpp"
 #include "edgealign.h"
-#include "lanes.hpp"
+#include "kernels.hpp"
 
 namespace ea {
 namespace {
 
 // A mean this much shorter than the rows that made it is rounding error: it has no direction.
 constexpr double NO_DIRECTION = 1e-6;
-
-EA_CLONES void add_scaled(float *total, const float *row, float scale, size_t dim) {
-    for (size_t i = 0; i < dim; i++) total[i] += scale * row[i];
-}
 
 // Refuses what the two functions below cannot work with; largest_weight is what the weights are relative to.
 ea_status check(const int32_t *labels, size_t n_rows, size_t n_labels, size_t dim, const float *weights,
@@ -52,7 +48,7 @@ ea_status ea_prototypes(const float *embeddings, const int32_t *labels, size_t n
         if (!row_norms(row, 1, dim, &norm)) return EA_NOT_FINITE;
         total_weights[labels[i]] += float(weight);
         if (norm > 0) {
-            add_scaled(total, row, float(weight / norm), dim);
+            kernels().add_scaled(total, row, float(weight / norm), dim);
         } else if (norm == NORM_EXTREME) {
             const double exact = row_norm_exact(row, dim);
             for (size_t j = 0; j < dim; j++) total[j] += float(weight * row[j] / exact);

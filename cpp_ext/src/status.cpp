@@ -36,18 +36,3 @@ const char *ea_status_text(ea_status status) {
 }
 
 const char *ea_version(void) { return EA_VERSION; }
-
-const char *ea_instruction_set(void) {
-#if EA_HAVE_CLONES
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("x86-64-v4")) return "avx512";
-    if (__builtin_cpu_supports("x86-64-v3")) return "avx2";
-    return "baseline";
-#elif defined(__AVX512F__)
-    return "avx512";
-#elif defined(__AVX2__)
-    return "avx2";
-#else
-    return "baseline";
-#endif
-}
