@@ -5,10 +5,12 @@ Run: python -m pytest tests/test_torch_ops.py
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor
 from edgealign import kernels
 from edgealign.train import ops
 
+CPP_EXT = Path(__file__).parents[1] / "cpp_ext"
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 LABELS = torch.tensor([0, 2, 0, 2, 2, 1])
 DISTANCES = [ops.sq_l2, ops.cosine]
 
@@ -40,6 +44,10 @@ def episodes(
     targets = torch.randint(n_way, (n_episodes, n_query), generator=generator)
     given = support, queries, targets, torch.tensor(3.0, dtype=torch.float64)
     return tuple(t.to(device, dtype).requires_grad_() if t.is_floating_point() else t.to(device) for t in given)
+
+
+def cotangents_of(step: tuple[Tensor, ...]) -> list[Tensor]:
+    return [torch.randn(t.shape, generator=torch.Generator().manual_seed(i)).to(t) for i, t in enumerate(step)]
 
 
 def strided(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -173,7 +181,7 @@ def test_the_episodic_step_and_its_gradients_are_what_the_formulas_say(
     exact = [t.detach().double().requires_grad_() if t.is_floating_point() else t for t in given]
     have = STEPS[backend](*given, ops.METRICS[metric])
     want = reference_step(*exact, metric)
-    cotangents = [torch.randn(t.shape, generator=torch.Generator().manual_seed(i)) for i, t in enumerate(want)]
+    cotangents = cotangents_of(want)
     differentiable = [i for i, t in enumerate(given) if t.is_floating_point()]
     for used in [(0,), (1,), (2,), (3,), (0, 1, 2, 3)]:
         gradients = []
@@ -368,6 +376,95 @@ def test_the_backward_operator_checks_what_it_is_given() -> None:
     arguments[0] = arguments[0][:1]
     with pytest.raises(RuntimeError, match=r"of_losses must be \[2\], not \[1\]"):
         torch.ops.edgealign.episodic_step_backward(*arguments)
+
+
+@pytest.fixture(scope="module")
+def cuda_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CUDA kernels, compiled for the processor."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    source, made = Path(__file__).with_name("cuda_on_cpu.cpp"), tmp_path_factory.mktemp("cuda") / "cuda_on_cpu"
+    options = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{CPP_EXT / 'include'}"]
+    subprocess.run(["g++", *options, source, "-o", made], check=True)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", ops.METRICS.values())
+@pytest.mark.parametrize("trouble", [0, 1, 2])
+def test_the_cuda_kernels_compute_the_episodic_step(
+    cuda_on_cpu: Path, metric: int, dtype: torch.dtype, trouble: int
+) -> None:
+    """What a GPU would run, on threads of the processor: no GPU is needed, and no speed is shown."""
+    shape = (2, 3, 2, 5, 37)
+    given = episodes(*shape, dtype=dtype)
+    with torch.no_grad():
+        given[0][0, 0, 0] = 0
+        given[0][0, 1, 1] = -given[0][0, 1, 0]  # no direction
+        given[1][0, 3] = 0
+    want = torch.ops.edgealign.episodic_step(*given, metric)
+    cotangents = cotangents_of(want)
+    of_inputs = torch.autograd.grad(want, (given[0], given[1]), cotangents, retain_graph=True)
+    arrays = [t.detach().clone() for t in (*given, *cotangents)]
+    if trouble == 1:
+        arrays[1].view(-1)[-1] = torch.nan
+    elif trouble == 2:
+        arrays[2].view(-1)[-1] = shape[1]
+    done = subprocess.run(
+        [cuda_on_cpu, {torch.float32: "f32", torch.float64: "f64"}[dtype], *map(str, (*shape, metric))],
+        input=b"".join(t.numpy().tobytes() for t in arrays),
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert int.from_bytes(done[:4], sys.byteorder) == trouble
+    if trouble:
+        return
+    made = torch.frombuffer(bytearray(done[4:]), dtype=dtype)
+    tolerance = {torch.float32: 2e-5, torch.float64: 1e-12}[dtype]
+    for part in (*want, *of_inputs):
+        have, made = made[: part.numel()].view(part.shape), made[part.numel() :]
+        torch.testing.assert_close(have, part.detach(), rtol=tolerance, atol=tolerance)
+    of_scale = torch.autograd.grad(want, given[3], cotangents)[0]
+    torch.testing.assert_close(made.sum(), of_scale, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@needs_gpu
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("metric", ops.METRICS.values())
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+def test_cuda_and_cpu_agree(shape: tuple, metric: int, dtype: torch.dtype, tolerance: float) -> None:
+    made = []
+    for device in ("cpu", "cuda"):
+        given = episodes(*shape, dtype=dtype, device=device)
+        step = torch.ops.edgealign.episodic_step(*given, metric)
+        wrt = [t for t in given if t.requires_grad]
+        cotangents = [t.to(device) for t in cotangents_of([t.cpu() for t in step])]
+        made.append([t.cpu() for t in (*step, *torch.autograd.grad(step, wrt, cotangents))])
+    for cpu, cuda in zip(*made, strict=True):
+        torch.testing.assert_close(cuda, cpu, rtol=tolerance, atol=tolerance)
+
+
+@needs_gpu
+@pytest.mark.parametrize("metric", ops.METRICS.values())
+def test_cuda_repeats_to_the_bit_and_is_registered(metric: int) -> None:
+    assert ops.backend("cuda") == "native"
+    given = episodes(37, 5, 5, 15, 65, dtype=torch.float32, device="cuda")
+    first, again = gradients(given, metric), gradients(given, metric)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    torch.library.opcheck(torch.ops.edgealign.episodic_step.default, (*episodes(device="cuda"), metric))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", BAD_EPISODES)
+def test_cuda_refuses_values_that_make_no_sense(name: str, dtype: torch.dtype) -> None:
+    spoil, message = BAD_EPISODES[name]
+    given = [t.detach() for t in episodes(dtype=dtype)]
+    spoil(given)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.edgealign.episodic_step(*(t.cuda() for t in given))
+    with pytest.raises(RuntimeError, match="queries must be on the device of support"):
+        torch.ops.edgealign.episodic_step(given[0].cuda(), *given[1:])
 
 
 def test_a_prototype_loss_compiles_without_graph_breaks() -> None:

@@ -145,4 +145,32 @@ struct Gradients {
     std::tuple<Tensor, Tensor, Tensor> all() const { return {support, queries, scale}; }
 };
 
+constexpr const char *BAD_TARGET_OR_SCALE =
+    "a target is not in [0, n_way), or the scale is negative or not finite";
+
+using Forward = void(const Episodes &, const Outputs &);
+using Backward = void(const Episodes &, const Outputs &, const Gradients &);
+
+template <Forward of_float, Forward of_double>
+std::tuple<Tensor, Tensor, Tensor, Tensor> episodic_step(Tensor support, Tensor queries, Tensor targets, Tensor scale,
+                                                         int64_t metric) {
+    const Episodes episodes(support, queries, targets, scale, metric);
+    const Outputs made(episodes);
+    (episodes.is_double() ? of_double : of_float)(episodes, made);
+    return made.all();
+}
+
+template <Backward of_float, Backward of_double>
+std::tuple<Tensor, Tensor, Tensor> episodic_step_backward(OptionalTensor of_losses, OptionalTensor of_log_probabilities,
+                                                          OptionalTensor of_distances, OptionalTensor of_prototypes,
+                                                          Tensor support, Tensor queries, Tensor targets, Tensor scale,
+                                                          int64_t metric, Tensor log_probabilities, Tensor distances,
+                                                          Tensor prototypes) {
+    const Episodes episodes(support, queries, targets, scale, metric);
+    const Outputs made(episodes, log_probabilities, distances, prototypes);
+    const Gradients gradients(episodes, of_losses, of_log_probabilities, of_distances, of_prototypes);
+    (episodes.is_double() ? of_double : of_float)(episodes, made, gradients);
+    return gradients.all();
+}
+
 }  // namespace ea::bind

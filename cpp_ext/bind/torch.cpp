@@ -167,7 +167,7 @@ void over_episodes(int64_t n_episodes, const Kernel &kernel) {
         const ea_status status = kernel(size_t(first), size_t(end));
         if (status != EA_OK) worst = status;
     });
-    expect(worst != EA_INVALID_ARGUMENT, "a target is not in [0, n_way), or the scale is negative or not finite");
+    expect(worst != EA_INVALID_ARGUMENT, BAD_TARGET_OR_SCALE);
     check(ea_status(worst.load()));
 }
 
@@ -177,31 +177,11 @@ void forward(const Episodes &episodes, const Outputs &made) {
     over_episodes(episodes.n_episodes, [&](size_t a, size_t b) { return ea::episodic_step(step, a, b); });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> episodic_step(Tensor support, Tensor queries, Tensor targets, Tensor scale,
-                                                         int64_t metric) {
-    const Episodes episodes(support, queries, targets, scale, metric);
-    const Outputs made(episodes);
-    episodes.is_double() ? forward<double>(episodes, made) : forward<float>(episodes, made);
-    return made.all();
-}
-
 template <class Real>
 void backward(const Episodes &episodes, const Outputs &made, const Gradients &gradients) {
     const auto step = episodes.step<Real>(made, *data<Real>(episodes.scale));
     const auto g = gradients.pointers<Real>();
     over_episodes(episodes.n_episodes, [&](size_t a, size_t b) { return ea::episodic_step_backward(step, g, a, b); });
-}
-
-std::tuple<Tensor, Tensor, Tensor> episodic_step_backward(OptionalTensor of_losses, OptionalTensor of_log_probabilities,
-                                                          OptionalTensor of_distances, OptionalTensor of_prototypes,
-                                                          Tensor support, Tensor queries, Tensor targets, Tensor scale,
-                                                          int64_t metric, Tensor log_probabilities, Tensor distances,
-                                                          Tensor prototypes) {
-    const Episodes episodes(support, queries, targets, scale, metric);
-    const Outputs made(episodes, log_probabilities, distances, prototypes);
-    const Gradients gradients(episodes, of_losses, of_log_probabilities, of_distances, of_prototypes);
-    episodes.is_double() ? backward<double>(episodes, made, gradients) : backward<float>(episodes, made, gradients);
-    return gradients.all();
 }
 
 }  // namespace
@@ -223,6 +203,6 @@ STABLE_TORCH_LIBRARY_IMPL(edgealign, CPU, m) {
     m.impl("cosine", TORCH_BOX(&cosine));
     m.impl("nearest", TORCH_BOX(&nearest));
     m.impl("prototypes", TORCH_BOX(&prototypes));
-    m.impl("episodic_step", TORCH_BOX(&episodic_step));
-    m.impl("episodic_step_backward", TORCH_BOX(&episodic_step_backward));
+    m.impl("episodic_step", TORCH_BOX((&episodic_step<forward<float>, forward<double>>)));
+    m.impl("episodic_step_backward", TORCH_BOX((&episodic_step_backward<backward<float>, backward<double>>)));
 }

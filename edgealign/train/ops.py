@@ -1,9 +1,9 @@
 """The formulas of `edgealign.kernels` as torch operators: torch.ops.edgealign.sq_l2, cosine, nearest and prototypes,
 and the batched episodic step made of them.
 
-On the CPU they run in the compiled core, so that training computes what the device will. Where the compiled operators
-are missing, and for tensors on other devices, plain torch formulas take their place: same results within rounding, more
-memory and time. `backend()` says which.
+On the CPU they run in the compiled core, so that training computes what the device will; the episodic step has CUDA
+kernels of its own, built where a CUDA toolkit is. Where the compiled operators are missing, and for the others on CUDA,
+plain torch formulas take their place: same results within rounding, more memory and time. `backend()` says which.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = ["EpisodicStep", "backend", "cosine", "episodic_step", "nearest", "prototypes", "sq_l2"]
 
 LIBRARY = Path(__file__).parents[1] / "_torch_ops.so"
+CUDA_LIBRARY = LIBRARY.with_name("_torch_ops_cuda.so")  # there only where it was built with a CUDA toolkit
 METRICS = {"cosine": 0, "sq_l2": 1}
 NO_DIRECTION = 1e-6
 SCHEMAS = (
@@ -33,9 +34,9 @@ SCHEMAS = (
 )
 
 
-def backend() -> str:
-    """What computes on the CPU: "native" (the compiled core) or "torch" (formulas out of torch's own operators)."""
-    return "native" if _native else "torch"
+def backend(device: str = "cpu") -> str:
+    """What computes: "native" (compiled operators; on "cuda", of the episodic step) or "torch" (torch's own)."""
+    return "native" if _native[device] else "torch"
 
 
 def sq_l2(queries: Tensor, prototypes: Tensor) -> Tensor:
@@ -324,15 +325,21 @@ def _fake_prototypes(embeddings: Tensor, labels: Tensor, n_labels: int, weights:
     return embeddings.new_empty(n_labels, embeddings.shape[1])
 
 
-def _load() -> bool:
+def _loaded(library: Path) -> tuple[bool, str]:
+    """Whether a library of operators could be loaded, and why not."""
+    if not library.is_file():
+        return False, "are missing"
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        return False, f"do not fit torch {torch.__version__} ({error})"
+    return True, ""
+
+
+def _load() -> dict[str, bool]:
     """Loads the compiled operators, or else declares them; either way completes them from this file."""
-    native, reason = False, "are missing"
-    if LIBRARY.is_file():
-        try:
-            torch.ops.load_library(LIBRARY)
-            native = True
-        except OSError as error:
-            reason = f"do not fit torch {torch.__version__} ({error})"
+    native, reason = _loaded(LIBRARY)
+    native_cuda = native and torch.version.cuda is not None and _loaded(CUDA_LIBRARY)[0]
     if not native:
         warnings.warn(
             f"the compiled torch operators of edgealign {reason}, so training computes with torch's own: slower, and "
@@ -354,7 +361,8 @@ def _load() -> bool:
         if not native:
             torch.library.define(f"edgealign::{name}", schema.removeprefix(name))
             torch.library.impl(f"edgealign::{name}", "cpu", formulas[name])
-        torch.library.impl(f"edgealign::{name}", "cuda", formulas[name])
+        if not (native_cuda and name.startswith("episodic_step")):
+            torch.library.impl(f"edgealign::{name}", "cuda", formulas[name])
     for name, fake in (
         ("sq_l2", _fake_distances),
         ("cosine", _fake_distances),
@@ -368,7 +376,7 @@ def _load() -> bool:
     torch.library.register_autograd("edgealign::cosine", _cosine_backward, setup_context=_keep_pair)
     torch.library.register_autograd("edgealign::prototypes", _prototypes_backward, setup_context=_keep_labels)
     torch.library.register_autograd("edgealign::episodic_step", _episodic_step_backward, setup_context=_keep_episodes)
-    return native
+    return {"cpu": native, "cuda": native_cuda}
 
 
 _native = _load()
