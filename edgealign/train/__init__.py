@@ -8,4 +8,14 @@ encoders    the two encoders and the classifier that they share
 losses      alignment and classification losses
 meta        source tasks, alignment tasks, Reptile
 text_to_speech   the command that trains the shipped bundle
+
+The method as research, on four small tasks:
+
+packs, published, pairs_table   loaders; listing, features, paired   what they become
+networks    small encoders of text, pictures and sounds
+methods     CroMA, its baselines and ablations as lists of stages
+tasks       source tasks, alignment tasks, and those of the baselines
+loop        runs the stages of a method; processes   several of them
+evaluation  episodes on new labels, label noise, retrieval
+research, research_commands   tasks, tables and commands
 """

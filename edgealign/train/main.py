@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from edgealign.errors import InvalidInput
+from edgealign.train.research_commands import COMMANDS
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -18,6 +19,10 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.callback()
 def train() -> None:
     """Meta-align encoders of two modalities. `edgealign export` makes a bundle of the checkpoint."""
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 
 
 @app.command("text-to-speech")
@@ -49,7 +54,7 @@ def text_to_speech(
     chosen = tuple(name.strip() for name in languages.split(",") if name.strip())
     corpus_config = CorpusConfig(seed=seed, languages=chosen, words_per_language=words)
     build(corpus, corpus_config, data, workers=os.cpu_count() or 1, report=_report)
-    config = replace(TrainConfig(recipe=recipe, seed=seed, steps=steps), **_settings(settings, TrainConfig))
+    config = replace(TrainConfig(recipe=recipe, seed=seed, steps=steps), **chosen_settings(settings, TrainConfig))
     trainer = Trainer(Corpus(corpus), config, run)
     if start_from is not None and trainer.step == 0:
         trainer.start_from(start_from)
@@ -58,7 +63,7 @@ def text_to_speech(
         print(run / "best.pt")
 
 
-def _settings(text: str, config: type) -> dict[str, float | int]:
+def chosen_settings(text: str, config: type) -> dict[str, float | int]:
     """name=number,... as keyword arguments of a config; InvalidInput names the fields that may be set."""
     defaults = {f.name: f.default for f in fields(config) if type(f.default) in (int, float)}
     chosen = {}

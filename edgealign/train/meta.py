@@ -27,18 +27,26 @@ def adapted(model: nn.Module, losses: list[Loss], learning_rate: float) -> nn.Mo
     return clone
 
 
+def pseudo_gradient(model: nn.Module, losses: list[Loss], learning_rate: float) -> tuple[list[Tensor], nn.Module]:
+    """Per parameter, itself minus its adapted copy (Nichol et al. 2018), and the copy."""
+    clone = adapted(model, losses, learning_rate)
+    with torch.no_grad():
+        moves = [mine - theirs for mine, theirs in zip(model.parameters(), clone.parameters(), strict=True)]
+    return moves, clone
+
+
 def reptile_step(model: nn.Module, outer: torch.optim.Optimizer, losses: list[Loss], learning_rate: float) -> float:
-    """One Reptile update (Nichol et al. 2018): the pseudo-gradient of a parameter is itself minus its adapted copy.
+    """One Reptile update.
 
     Running statistics of normalization are no parameters: they are taken over from the copy. Returns the norm of the
     pseudo-gradient.
     """
-    clone = adapted(model, losses, learning_rate)
+    moves, clone = pseudo_gradient(model, losses, learning_rate)
     square = 0.0
     with torch.no_grad():
-        for parameter, moved in zip(model.parameters(), clone.parameters(), strict=True):
-            parameter.grad = parameter - moved
-            square += float(parameter.grad.square().sum())
+        for parameter, move in zip(model.parameters(), moves, strict=True):
+            parameter.grad = move
+            square += float(move.square().sum())
         for buffer, moved in zip(model.buffers(), clone.buffers(), strict=True):
             buffer.copy_(moved)
     outer.step()

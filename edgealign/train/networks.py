@@ -1,0 +1,136 @@
+"""The networks of the research tasks: small encoders of text, pictures and sounds to one space.
+
+    e_s, e_t  stem of the modality -> trunk         the trunk may be one for both
+    A         linear map on the target side only
+    phi       ReLU, Linear(dim, n_way): slots are assigned at random in every episode
+
+Normalization is by groups of channels: an embedding does not depend on the batch it is computed in, and a copy that was
+adapted to five samples has no running statistics of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    dim: int = 128  # of the embedding
+    hidden: int = 256
+    text_channels: int = 64
+    widths: tuple[int, ...] = (32, 64, 128)  # channels of the convolutions, each at half the resolution
+    n_way: int = 5  # slots of phi
+    shared: bool = False  # one trunk for both modalities
+
+
+class TextStem(nn.Module):
+    """Mean of the embeddings of the tokens; token 0 is padding."""
+
+    def __init__(self, n_buckets: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_buckets, config.text_channels, padding_idx=0)
+        self.out = nn.Linear(config.text_channels, config.hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [n, n_tokens] -> float32 [n, hidden]."""
+        there = (tokens != 0).sum(dim=1, keepdim=True).clamp(min=1)
+        # Unit variance, whatever the number of tokens: the mean alone would be small for long texts.
+        return self.out(self.embedding(tokens).sum(dim=1) / there.sqrt())
+
+
+class ConvolutionStem(nn.Module):
+    """Strided convolutions, then mean and standard deviation over positions. Pictures and log-mels."""
+
+    def __init__(self, channels: int, config: NetworkConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in config.widths:
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
+            channels = width
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(8, channels), nn.ReLU()]
+        self.body = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.out = nn.Linear(2 * channels, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [n, channels, height, width] -> [n, hidden]."""
+        x = self.body(x.contiguous(memory_format=torch.channels_last)).flatten(2)
+        mean = x.mean(dim=2)
+        deviation = ((x - mean[..., None]).square().mean(dim=2) + 1e-4).sqrt()
+        return self.out(torch.cat([mean, deviation], dim=1))
+
+
+class Encoder(nn.Module):
+    def __init__(self, stem: nn.Module, trunk: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.trunk = stem, trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk(self.stem(x))
+
+
+class PairedEncoders(nn.Module):
+    """All meta-parameters, and the heads that some methods train beside them.
+
+    kinds      of source and target, as in `paired.KINDS`
+    n_joint    labels of the plain classifier
+    n_outputs  of the decoders of source and target (`decoded`)
+    """
+
+    def __init__(
+        self, config: NetworkConfig, kinds: tuple[str, str], n_buckets: int, n_joint: int, n_outputs: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        self.config, self.kinds = config, kinds
+        stems = [
+            TextStem(n_buckets, config) if kind == "text" else ConvolutionStem(3 if kind == "image" else 1, config)
+            for kind in kinds
+        ]
+        trunks = [_trunk(config)]
+        trunks.append(trunks[0] if config.shared else _trunk(config))
+        self.source, self.target = (Encoder(*parts) for parts in zip(stems, trunks, strict=True))
+        self.alignment = nn.Linear(config.dim, config.dim)
+        nn.init.eye_(self.alignment.weight)
+        nn.init.zeros_(self.alignment.bias)
+        self.phi = nn.Sequential(nn.ReLU(), nn.Linear(config.dim, config.n_way))
+        self.log_scale = nn.Parameter(torch.tensor(2.7))  # of the contrastive losses: 1 / temperature
+        self.joint = nn.Linear(config.dim, max(n_joint, 1))
+        self.discriminator = nn.Sequential(nn.Linear(config.dim, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.decoders = nn.ModuleList(nn.Linear(config.dim, n) for n in n_outputs)
+
+    def embed_source(self, x: Tensor) -> Tensor:
+        """Unit embeddings [n, dim] of source samples, as `Batcher.source` gives them."""
+        return F.normalize(self.source(x), dim=1)
+
+    def embed_target(self, x: Tensor) -> Tensor:
+        """Unit embeddings [n, dim] of target samples, as `Batcher.target` gives them."""
+        return F.normalize(self.alignment(self.target(x)), dim=1)
+
+    def spread(self, embeddings: Tensor) -> Tensor:
+        """Unit embeddings scaled to unit variance: what phi and the other heads read, alike for both modalities."""
+        return embeddings * self.config.dim**0.5
+
+    def slots(self, embeddings: Tensor) -> Tensor:
+        """Logits of phi, [n, n_way]."""
+        return self.phi(self.spread(embeddings))
+
+
+def _trunk(config: NetworkConfig) -> nn.Module:
+    return nn.Sequential(
+        nn.ReLU(), nn.Linear(config.hidden, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.dim)
+    )
+
+
+class GradientReversal(torch.autograd.Function):
+    """Identity whose gradient changes sign (Ganin & Lempitsky 2015)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return -grad
