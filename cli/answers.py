@@ -42,13 +42,13 @@ class AnswerPrinter:
 
     def show(self, answer: Answer) -> None:
         if self.output_format is Format.TEXT:
-            print(self._as_text(answer))
+            print(self.as_text(answer))
         elif self.output_format is Format.JSON:
-            print(json_line(self._as_dict(answer)))
+            print(json_line(self.as_dict(answer)))
         else:
             sys.stdout.write(csv_row(self._as_row(answer)))
 
-    def _as_text(self, answer: Answer) -> str:
+    def as_text(self, answer: Answer) -> str:
         file = printable(answer.file)
         if answer.distance is None:
             return f"{file}: (unknown), no sound stands out"
@@ -66,7 +66,7 @@ class AnswerPrinter:
                 line += f"\n    {sure:>4}  {candidate.distance:.3f}  {printable(candidate.label)}"
         return line
 
-    def _as_dict(self, answer: Answer) -> dict[str, Any]:
+    def as_dict(self, answer: Answer) -> dict[str, Any]:
         runner_up = answer.runner_up
         return {
             "file": answer.file,
@@ -85,7 +85,7 @@ class AnswerPrinter:
         }
 
     def _as_row(self, answer: Answer) -> list[Any]:
-        values = self._as_dict(answer)
+        values = self.as_dict(answer)
         runner_up = values["runner_up"] or {"label": None, "distance": None}
         top = [entry[field] for entry in values["top"] for field in CSV_TOP]
         top += [None] * (len(CSV_TOP) * self.n_listed - len(top))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgealign import __version__
-from edgealign.cli import artifacts, scanning
+from edgealign.cli import artifacts, listening, scanning
 from edgealign.cli.options import (
     BundleOption,
     ChannelOption,
@@ -50,6 +50,7 @@ app = typer.Typer(
 app.add_typer(artifacts.store_app, name="store")
 app.add_typer(artifacts.bundle_app, name="bundle")
 scanning.register(app)
+app.command()(listening.listen)
 
 
 def main() -> None:

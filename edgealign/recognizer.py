@@ -163,7 +163,7 @@ class Recognizer:
         """
         if top_k < 1:
             raise InvalidInput(f"top_k is {top_k}: expected at least 1")
-        matcher, labels = self.current_matcher()
+        self.current_matcher()
         source = _open_source(audio, sample_rate_hz, channel)
         word = self._find_word(source)
         if word is None:
@@ -181,6 +181,11 @@ class Recognizer:
                 _no_sound(source),
                 (),
             )
+        return self.name_word(source.name, word, top_k, tuple(_word_warnings(source, word)))
+
+    def name_word(self, file: str, word: Word, top_k: int = 5, warnings: tuple[str, ...] = ()) -> Answer:
+        """The label of a word that was found in `file`, or unknown; StoreUnreadable without labels."""
+        matcher, labels = self.current_matcher()
         embedding = self.bundle.encode(word.log_mels[None])[0]
         matches = matcher.classify(embedding, max(top_k, 2))
         candidates = tuple(Candidate(labels[m.label], m.distance, m.probability) for m in matches)
@@ -192,7 +197,7 @@ class Recognizer:
                 f"{best.threshold:.3f}"
             )
         return Answer(
-            source.name,
+            file,
             candidates[0].label if best.accepted else None,
             best.probability,
             best.distance,
@@ -203,7 +208,7 @@ class Recognizer:
             word.start_s,
             word.end_s,
             reason,
-            tuple(_word_warnings(source, word)),
+            warnings,
         )
 
     def embed(self, audio: AudioLike, sample_rate_hz: float | None = None, *, channel: int | None = None) -> np.ndarray:

@@ -127,7 +127,11 @@ def search_windows(
 
 
 def at_least(log_mels: np.ndarray, first: int, end: int, min_frames: int, energy_floor: float) -> np.ndarray:
-    """Frames first to end, widened evenly within the clip to min_frames; what the clip lacks is silence."""
+    """Frames first to end, widened evenly within the clip to min_frames; what the clip lacks is silence.
+
+    log_mels  float32 [n_mels, n_frames]
+    returns   float32 [n_mels, max(min_frames, end - first)]
+    """
     missing = min_frames - (end - first)
     if missing > 0:
         n_frames = log_mels.shape[1]

@@ -1,0 +1,213 @@
+"""Names words in sound without an end: a microphone, a pipe, a file.
+
+The rule, which the core's ea_stream computes too. Every 5 frames (50 ms) the sounds in the last 2 max_frames
+frames (6 s with the shipped bundle) are looked for as in a clip, by `kernels.sound_spans`. A sound has ended
+once merge_frames, at most 20 (0.2 s), have passed since its last frame that was on; it is then answered if its
+middle lies after the end of the sound that was answered last, and it ended no more than 50 frames ago (what
+becomes audible later, when something loud leaves the window, is no news). So an answer comes about 0.2 s after
+a word. Words that follow each other with gaps shorter than that are one sound, and a word with a longer pause
+in it is answered twice: up to the pause, and whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from edgealign import kernels
+from edgealign.audio import AudioFile, AudioSource
+from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput, MissingExtra
+from edgealign.words import Word, at_least, sound_spans
+
+if TYPE_CHECKING:
+    from edgealign.recognizer import Answer, Recognizer
+
+STEP_FRAMES = 5
+LATEST_FRAMES = 50
+LONGEST_WAIT_FRAMES = 20
+BLOCK_S = 0.02  # what is read of a microphone or a pipe at once
+CLIP_MARGIN_S = 0.25
+SAMPLE_FORMATS = {"s16": "<i2", "f32": "<f4"}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One sound that ended.
+
+    answer    what it was taken for, with its place in the stream
+    heard_s   how much of the stream had been read when it was answered
+    samples   float32 [n] at the encoder's rate: the sound and 0.25 s around it, as far as heard
+    """
+
+    answer: Answer
+    heard_s: float
+    samples: np.ndarray
+
+
+def listen(recognizer: Recognizer, source: AudioSource, *, debounce_s: float = 0.0, top_k: int = 5) -> Iterator[Heard]:
+    """The words of a source, each soon after it ended.
+
+    source       a Microphone, RawPcm or PacedFile; any AudioSource
+    debounce_s   the label of the last answer is not answered again so soon after its end
+    raises       AudioUnreadable where the source breaks off; what was answered before stands
+    """
+    if not 0 <= debounce_s < np.inf:
+        raise InvalidInput(f"debounce_s is {debounce_s:g}: at least 0 is expected")
+    recognizer.store  # noqa: B018  says what is missing before the microphone is opened
+    last_label, last_end_s = None, 0.0
+    for word, samples in _words(recognizer, source):
+        answer = recognizer.name_word(source.name, word, top_k)
+        again = answer.label is not None and answer.label == last_label and word.start_s - last_end_s < debounce_s
+        last_label, last_end_s = answer.label, word.end_s
+        if not again:
+            yield Heard(answer, source.duration_s, samples)
+
+
+def _words(recognizer: Recognizer, source: AudioSource) -> Iterator[tuple[Word, np.ndarray]]:
+    """Each sound that ended, and its samples."""
+    bundle = recognizer.bundle
+    front_end, windows = bundle.front_end, bundle.windows
+    hop = front_end.hop_samples
+    step_samples = front_end.window_samples + (STEP_FRAMES - 1) * hop
+    context_frames = -(-2 * windows.max_frames // STEP_FRAMES) * STEP_FRAMES
+    wait_frames = max(1, min(windows.merge_frames, LONGEST_WAIT_FRAMES) - windows.pad_frames)
+    kept_samples = context_frames * hop + front_end.window_samples
+    log_mels = np.empty((front_end.n_mels, 0), np.float32)
+    total_frames = answered_until = 0
+    pending = recent = np.empty(0, np.float32)  # samples that are no frames yet; the latest that are
+
+    def advance(n_samples: int) -> None:
+        nonlocal log_mels, pending, recent, total_frames
+        numbers = front_end.window_samples, hop, front_end.energy_floor
+        new = kernels.log_mel(pending[:n_samples], bundle.filters, *numbers)
+        n_new = new.shape[1]
+        log_mels = np.concatenate([log_mels[:, max(0, log_mels.shape[1] + n_new - context_frames) :], new], axis=1)
+        recent = np.concatenate([recent, pending[: n_new * hop]])[-kept_samples:]
+        pending = pending[n_new * hop :]
+        total_frames += n_new
+
+    def ended(wait_frames: int) -> Iterator[tuple[Word, np.ndarray]]:
+        nonlocal answered_until
+        n_frames = log_mels.shape[1]
+        context_start = total_frames - n_frames
+        for first, end, clearness in sound_spans(log_mels, windows).tolist():
+            if not wait_frames <= n_frames - end <= LATEST_FRAMES:
+                continue
+            if 2 * context_start + first + end <= 2 * answered_until:
+                continue
+            answered_until = context_start + int(end)
+            frames = at_least(log_mels, int(first), int(end), windows.min_frames, front_end.energy_floor)
+            start_s, end_s = front_end.seconds(context_start + first), front_end.seconds(context_start + end)
+            yield Word(frames, start_s, end_s, clearness, 1), cut(start_s, end_s)
+            return  # one at a time: another one is found in the next step
+
+    def cut(start_s: float, end_s: float) -> np.ndarray:
+        heard = np.concatenate([recent, pending])
+        offset = total_frames * hop - len(recent)
+        first, end = ((t * front_end.sample_rate_hz - offset) for t in (start_s - CLIP_MARGIN_S, end_s + CLIP_MARGIN_S))
+        return heard[max(0, int(first)) : max(0, int(end))].copy()
+
+    for block in source.blocks(front_end.sample_rate_hz):
+        pending = np.concatenate([pending, block])
+        while len(pending) >= step_samples:
+            advance(step_samples)
+            yield from ended(wait_frames)
+    if len(pending) >= front_end.window_samples:
+        advance(len(pending))
+    if total_frames:
+        yield from ended(0)
+
+
+class RawPcm(AudioSource):
+    """A pipe of PCM without a header.
+
+    sample_format   "s16" or "f32", little-endian; the channels of a frame lie beside each other
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        sample_rate_hz: float,
+        n_channels: int = 1,
+        sample_format: str = "s16",
+        channel: int | None = None,
+        name: str = "-",
+    ):
+        if sample_format not in SAMPLE_FORMATS:
+            raise InvalidInput(f"the sample format is '{sample_format}': expected {' or '.join(SAMPLE_FORMATS)}")
+        if not 1 <= n_channels <= 1024:
+            raise InvalidInput(f"{n_channels} channels: 1 to 1024 are expected")
+        super().__init__(name, sample_rate_hz, n_channels, channel)
+        self._stream = stream
+        self._dtype = np.dtype(SAMPLE_FORMATS[sample_format])
+
+    def _native_blocks(self) -> Iterator[np.ndarray]:
+        frame_bytes = self.n_channels * self._dtype.itemsize
+        block_bytes = max(1, int(BLOCK_S * self.sample_rate_hz)) * frame_bytes
+        rest = b""
+        # read1 gives what there is: waiting for a full block would delay answers.
+        while data := self._stream.read1(block_bytes):
+            data = rest + data
+            n_bytes = len(data) // frame_bytes * frame_bytes
+            rest = data[n_bytes:]
+            block = np.frombuffer(data[:n_bytes], self._dtype).reshape(-1, self.n_channels).astype(np.float32)
+            if self._dtype.kind == "i":
+                block /= 32768
+            if len(block):
+                yield block
+
+
+class PacedFile(AudioFile):
+    """A recording, no faster than it was recorded."""
+
+    def _native_blocks(self) -> Iterator[np.ndarray]:
+        block_samples = max(1, int(BLOCK_S * self.sample_rate_hz))
+        started, n_read = time.monotonic(), 0
+        for block in super()._native_blocks():
+            for start in range(0, len(block), block_samples):
+                part = block[start : start + block_samples]
+                n_read += len(part)
+                time.sleep(max(0.0, started + n_read / self.sample_rate_hz - time.monotonic()))
+                yield part
+
+
+class Microphone(AudioSource):
+    """An input device of this machine, through PortAudio; needs the extra `listen`.
+
+    device       name or number as sounddevice knows it; the system's default where None
+    n_overflows  how often sound was lost because the program was too slow
+    """
+
+    def __init__(self, device: str | int | None = None, channel: int | None = None):
+        try:
+            import sounddevice
+        except (ImportError, OSError) as error:  # OSError: the package is there but PortAudio is not
+            raise MissingExtra(
+                f"a microphone needs sounddevice and PortAudio ({error}): pip install 'edgealign[listen]', and the "
+                f"system's package libportaudio2 on Linux; or pipe raw PCM into `edgealign listen -`"
+            ) from None
+        self._sounddevice: Any = sounddevice
+        self._device = device
+        name = "microphone" if device is None else f"microphone {device}"
+        try:
+            about = sounddevice.query_devices(device, "input")
+        except (sounddevice.PortAudioError, ValueError) as error:
+            raise InputUnreadable(f"there is no {name} to listen to: {error}") from None
+        self.n_overflows = 0
+        super().__init__(name, about["default_samplerate"], 1 if channel is None else channel, channel)
+
+    def _native_blocks(self) -> Iterator[np.ndarray]:
+        try:
+            with self._sounddevice.InputStream(
+                samplerate=self.sample_rate_hz, channels=self.n_channels, dtype="float32", device=self._device
+            ) as stream:
+                while True:
+                    block, overflowed = stream.read(max(1, int(BLOCK_S * self.sample_rate_hz)))
+                    self.n_overflows += bool(overflowed)
+                    yield block
+        except self._sounddevice.PortAudioError as error:
+            raise AudioUnreadable(f"the {self.name} stopped after {self.duration_s:.1f} s: {error}") from None

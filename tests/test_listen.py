@@ -1,0 +1,290 @@
+"""Words in sound without an end. Run: python -m pytest tests/test_listen.py"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import level2
+import numpy as np
+import pytest
+import soundfile
+from toy_bundle import word_clip
+
+from edgealign import Bundle, Recognizer
+from edgealign.audio import AudioArray, AudioSource
+from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput, MissingExtra, StoreUnreadable
+from edgealign.listen import CLIP_MARGIN_S, Microphone, PacedFile, RawPcm, listen
+
+RATE = 16_000
+WORDS = ("maji", "moto", "ndege")
+
+
+@pytest.fixture(scope="module")
+def recognizer(toy_bundle: Bundle, samples_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
+    made = Recognizer(toy_bundle, tmp_path_factory.mktemp("listen") / "speech.store")
+    made.enroll(samples_folder)
+    return made
+
+
+@pytest.fixture(scope="module")
+def speech() -> tuple[np.ndarray, list[tuple[str, float, float]]]:
+    """Twelve seconds with a word every 2.1 s: samples, and the label, start and end of each word in s."""
+    samples = 1e-4 * np.random.default_rng(5).normal(size=12 * RATE).astype(np.float32)
+    truth = []
+    for i, at_s in enumerate(np.arange(1.0, 11.0, 2.1)):
+        sound = word_clip(i % 3, 10 + i, silence_s=0)
+        start = int(at_s * RATE)
+        samples[start : start + len(sound)] += sound
+        truth.append((WORDS[i % 3], float(at_s), float(at_s) + len(sound) / RATE))
+    return samples, truth
+
+
+class InBlocks(AudioArray):
+    """Samples that come in blocks of 20 ms."""
+
+    def _native_blocks(self) -> Iterator[np.ndarray]:
+        for block in super()._native_blocks():
+            yield from np.split(block, range(320, len(block), 320))
+
+
+def test_each_word_is_answered_soon_after_its_end(recognizer: Recognizer, speech: tuple) -> None:
+    samples, truth = speech
+    heard = list(listen(recognizer, InBlocks(samples, RATE)))
+    assert [event.answer.label for event in heard] == [label for label, *_ in truth]
+    for event, (_, start_s, end_s) in zip(heard, truth, strict=True):
+        assert abs(event.answer.start_s - start_s) < 0.2
+        assert 0 < event.heard_s - end_s <= 0.3
+
+
+def test_the_samples_of_a_word_are_those_around_it(recognizer: Recognizer, speech: tuple) -> None:
+    samples, _ = speech
+    for event in listen(recognizer, InBlocks(samples, RATE)):
+        first = round((event.answer.start_s - CLIP_MARGIN_S) * RATE)
+        assert np.array_equal(event.samples, samples[first : first + len(event.samples)])
+        assert len(event.samples) >= (event.answer.end_s - event.answer.start_s + CLIP_MARGIN_S) * RATE
+
+
+@pytest.mark.skipif(level2.ONNXRUNTIME is None, reason="this onnxruntime has no shared library")
+def test_python_hears_what_the_c_library_hears(recognizer: Recognizer, speech: tuple) -> None:
+    generator = np.random.default_rng(1)
+    noisy = speech[0] + generator.normal(size=len(speech[0])) * np.repeat(generator.uniform(0, 0.02, 48), RATE // 4)
+    for samples in (speech[0], noisy.astype(np.float32), np.tile(speech[0], 3)[: 31 * RATE + 77]):
+        model = level2.open_model(level2.open_runtime(), recognizer.bundle.path)
+        stream = level2.CStream(level2.CRecognizer(model, recognizer.store_path), RATE, ring_s=40)
+        assert stream.push(samples) == 0
+        stream.end()
+        fields = ("label", "start_s", "end_s", "distance")
+        expected = [tuple(event[field] for field in fields) for event in stream.poll_all()]
+        answers = [event.answer for event in listen(recognizer, AudioArray(samples, RATE))]
+        assert [tuple(getattr(answer, field) for field in fields) for answer in answers] == expected
+        assert expected
+
+
+def test_a_word_at_the_very_end_is_answered_too(recognizer: Recognizer, speech: tuple) -> None:
+    samples, truth = speech
+    cut = samples[: int(truth[2][2] * RATE)]
+    assert len(list(listen(recognizer, AudioArray(cut, RATE)))) == 3
+
+
+def test_a_label_is_not_repeated_within_the_debounce_time(recognizer: Recognizer) -> None:
+    samples = np.concatenate([word_clip(0, 1), np.zeros(3000, np.float32), word_clip(0, 1)])
+    samples += 1e-4 * np.random.default_rng(0).normal(size=len(samples)).astype(np.float32)
+    assert len(list(listen(recognizer, AudioArray(samples, RATE)))) == 2
+    assert len(list(listen(recognizer, AudioArray(samples, RATE), debounce_s=2))) == 1
+    with pytest.raises(InvalidInput, match="debounce_s is -1"):
+        next(listen(recognizer, AudioArray(samples, RATE), debounce_s=-1))
+
+
+def test_silence_and_steady_noise_are_not_answered(recognizer: Recognizer) -> None:
+    noise = 0.1 * np.random.default_rng(0).normal(size=20 * RATE).astype(np.float32)
+    for samples in (np.zeros(10 * RATE, np.float32), noise):
+        assert list(listen(recognizer, AudioArray(samples, RATE))) == []
+
+
+def test_without_labels_the_source_is_not_opened(toy_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(StoreUnreadable, match="enroll clips first"):
+        next(listen(Recognizer(toy_bundle, tmp_path / "none.store"), AudioSource("untouched", RATE, 1, None)))
+
+
+@pytest.mark.parametrize("sample_format", ["s16", "f32"])
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_a_pipe_of_raw_pcm_is_heard(recognizer: Recognizer, speech: tuple, sample_format: str, n_channels: int) -> None:
+    samples, truth = speech
+    frames = np.repeat(samples[:, None], n_channels, axis=1)
+    data = np.round(frames * 32767).astype("<i2") if sample_format == "s16" else frames.astype("<f4")
+    pipe = io.BytesIO(data.tobytes() + b"\1")  # and half a sample
+    source = RawPcm(pipe, RATE, n_channels, sample_format)
+    assert [event.answer.label for event in listen(recognizer, source)] == [label for label, *_ in truth]
+
+
+def test_a_file_is_heard_no_faster_than_it_was_recorded(
+    speech: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soundfile.write(tmp_path / "x.wav", speech[0][:RATE], RATE)
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    source = PacedFile(tmp_path / "x.wav")
+    for n_blocks, _ in enumerate(source.blocks(RATE), start=1):
+        assert clock[0] == pytest.approx(0.02 * n_blocks)
+    assert clock[0] == pytest.approx(1.0)
+
+
+# ---- the microphone: a stand-in for sounddevice ----
+
+
+class PortAudioError(Exception):
+    pass
+
+
+@pytest.fixture
+def sounddevice(monkeypatch: pytest.MonkeyPatch, speech: tuple) -> types.ModuleType:
+    """A device at 48 kHz that says three words and is then unplugged."""
+    import soxr
+
+    loud = soxr.resample(speech[0][: 13 * RATE // 2], RATE, 48_000).astype(np.float32)
+
+    class InputStream:
+        def __init__(self, samplerate: float, channels: int, dtype: str, device: object):
+            assert (samplerate, channels, dtype) == (48_000, 1, "float32")
+            self.left = loud
+
+        def __enter__(self) -> InputStream:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read(self, n: int) -> tuple[np.ndarray, bool]:
+            if len(self.left) < n:
+                raise PortAudioError("Device unavailable [PaErrorCode -9985]")
+            block, self.left = self.left[:n, None], self.left[n:]
+            return block, len(self.left) < 60_000 <= len(self.left) + n
+
+    def query_devices(device: object, kind: str) -> dict:
+        if device == "nowhere":
+            raise ValueError("No input device matching 'nowhere'")
+        return {"default_samplerate": 48_000.0}
+
+    module = types.ModuleType("sounddevice")
+    module.InputStream, module.query_devices, module.PortAudioError = InputStream, query_devices, PortAudioError
+    monkeypatch.setitem(sys.modules, "sounddevice", module)
+    return module
+
+
+@pytest.mark.usefixtures("sounddevice")
+def test_a_microphone_that_vanishes_ends_the_listening_after_what_was_heard(
+    recognizer: Recognizer, speech: tuple
+) -> None:
+    heard = []
+    with pytest.raises(AudioUnreadable, match=r"the microphone stopped after 6\.5 s: Device unavailable"):
+        for event in listen(recognizer, Microphone()):
+            heard.append(event.answer.label)
+    assert heard == [label for label, *_ in speech[1][:3]]
+
+
+@pytest.mark.usefixtures("sounddevice")
+def test_a_microphone_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputUnreadable, match="there is no microphone nowhere to listen to"):
+        Microphone("nowhere")
+
+
+def test_without_sounddevice_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'edgealign\[listen\]'"):
+        Microphone()
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def taught(edgealign: Callable, samples_folder: Path) -> Callable:
+    assert edgealign("enroll", samples_folder).code == 0
+    return edgealign
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, samples: np.ndarray) -> None:
+    data = np.round(samples * 32767).astype("<i2").tobytes()
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+def test_listen_writes_one_json_object_for_each_word(
+    taught: Callable, speech: tuple, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    samples, truth = speech
+    pipe_in(monkeypatch, samples)
+    clips = tmp_path / "clips here"
+    ran = taught("listen", "-", "--format", "json", "--save-clips", clips)
+    assert ran.code == 0
+    events = [json.loads(line) for line in ran.out.splitlines()]
+    assert [event["label"] for event in events] == [label for label, *_ in truth]
+    for event in events:
+        assert event["start_s"] < event["end_s"] < event["heard_s"]
+        assert set(event) >= {"probability", "distance", "threshold", "top", "store_sha256", "time_utc"}
+        saved, rate = soundfile.read(event["clip"])
+        assert rate == RATE
+        assert len(saved) / RATE >= event["end_s"] - event["start_s"]
+    assert len(list(clips.iterdir())) == len(events)
+
+
+def test_listen_prints_a_line_for_each_word(taught: Callable, speech: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe_in(monkeypatch, speech[0][: 4 * RATE])
+    ran = taught("listen", "-")
+    lines = ran.out.splitlines()
+    assert len(lines) == 2
+    assert "s  maji, " in lines[0]
+    assert "the sound ended after 4.0 s" in ran.err
+
+
+def test_a_clip_that_cannot_be_saved_is_a_warning(
+    taught: Callable, speech: tuple, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pipe_in(monkeypatch, speech[0][: 4 * RATE])
+    monkeypatch.setattr(soundfile, "write", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    ran = taught("listen", "-", "--format", "json", "--save-clips", tmp_path / "full")
+    assert ran.code == 0
+    assert [json.loads(line)["clip"] for line in ran.out.splitlines()] == [None, None]
+    assert "could not be saved" in ran.err
+    assert not list((tmp_path / "full").iterdir())
+
+
+@pytest.mark.usefixtures("sounddevice")
+def test_a_vanished_microphone_has_exit_code_4_and_loses_no_line(taught: Callable) -> None:
+    ran = taught("listen", "--format", "json")
+    assert ran.code == 4
+    assert [json.loads(line)["label"] for line in ran.out.splitlines()] == list(WORDS)
+    assert "error: the microphone stopped after 6.5 s" in ran.err
+    assert "sound was lost 1 time(s)" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        (["nothing.wav"], 4, "does not exist"),
+        (["x.wav", "--microphone", "usb"], 2, "name one"),
+        (["-", "--rate", "100"], 4, "sample rate of 100 Hz"),
+        (["-", "--channels", "0"], 2, ""),
+        (["-", "--channel", "2"], 4, "channel 2 was asked for"),
+    ],
+)
+def test_what_cannot_be_heard_is_one_sentence(
+    taught: Callable, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, why: str
+) -> None:
+    pipe_in(monkeypatch, np.zeros(RATE, np.float32))
+    ran = taught("listen", *arguments)
+    assert ran.code == code
+    assert why in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_listening_before_enrolling_says_so(edgealign: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe_in(monkeypatch, np.zeros(RATE, np.float32))
+    ran = edgealign("listen", "-")
+    assert (ran.code, "enroll clips first" in ran.err) == (3, True)
