@@ -25,8 +25,8 @@ from edgealign.store import RECORDING, Store
 ROOT = Path(__file__).parents[1]
 HEADER = ROOT / "cpp_ext" / "include" / "edgealign.h"
 NOT_SOURCES = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "runs", "include", "lib"
-)  # the last two are outputs of an editable install; cpp_ext/include is put back below
+    ".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "runs", "include", "lib", "bin"
+)  # the last three are outputs of an editable install; cpp_ext/include is put back below
 # cmake and ninja may be those that pip installed beside Python.
 PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 
@@ -149,6 +149,8 @@ def test_the_wheel_holds_what_it_should_and_is_small(wheel: Path) -> None:
         "edgealign/train/ops.py",
         "edgealign/include/edgealign.h",
         "edgealign/include/edgealign_rt.h",
+        "edgealign/include/edgealign.hpp",
+        "edgealign/bin/edgealign-rt",
         "edgealign/lib/libedgealign.so",
         "edgealign/lib/cmake/edgealign/edgealignConfig.cmake",
         "edgealign/lib/pkgconfig/edgealign.pc",

@@ -12,7 +12,14 @@ namespace {
 
 constexpr size_t STEP_FRAMES = 5;     // how often it is looked for words that ended
 constexpr size_t LATEST_FRAMES = 50;  // a word that is found later than this is no news any more
+constexpr size_t LONGEST_WAIT_FRAMES = 20;
 constexpr double DEFAULT_RING_S = 2, MAX_RING_S = 60;
+
+// After the padded end of a sound.
+size_t frames_to_wait(const ea_span_options &spans) {
+    const size_t off = std::min(spans.merge_frames, LONGEST_WAIT_FRAMES);
+    return off > spans.pad_frames ? off - spans.pad_frames : 1;
+}
 
 // One thread writes, one reads, neither waits.
 class Ring {
@@ -88,8 +95,7 @@ ea_stream::ea_stream(ea_recognizer *recognizer, const ea_stream_options &options
       resampler_(options.sample_rate_hz, model_->sample_rate_hz),
       step_samples_(model_->window_samples + (STEP_FRAMES - 1) * model_->hop_samples),
       context_frames_((2 * model_->spans.max_frames + STEP_FRAMES - 1) / STEP_FRAMES * STEP_FRAMES),
-      wait_frames_(std::max<size_t>(1, model_->spans.merge_frames - std::min(model_->spans.merge_frames,
-                                                                             model_->spans.pad_frames))),
+      wait_frames_(frames_to_wait(model_->spans)),
       resampled_(resampler_.max_output()),
       samples_(step_samples_ + resampler_.max_output()),
       log_mels_(model_->n_mels * context_frames_),

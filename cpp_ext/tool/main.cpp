@@ -1,0 +1,362 @@
+// edgealign-rt: names words without Python.
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include <glob.h>
+#include <unistd.h>
+
+#include "edgealign.hpp"
+#include "wav.hpp"
+
+namespace {
+
+enum Exit { DONE = 0, UNKNOWN = 1, USAGE = 2, ARTIFACT = 3, INPUT = 4, SOME_FAILED = 5 };
+
+constexpr const char *HELP =
+    R"(edgealign-rt: names enrolled words, without Python
+
+  edgealign-rt classify [options] FILE.wav...     the label of each clip, or unknown
+  edgealign-rt listen   [options]                 words in raw PCM on standard input, as they are said
+
+  --store FILE      store; default: $EDGEALIGN_STORE/speech.store, else your user-data folder
+  --bundle FOLDER   bundle; default: $EDGEALIGN_BUNDLE, else the one installed beside this program
+  --runtime LIB     ONNX Runtime's shared library; default: $EDGEALIGN_ONNXRUNTIME, else that of the Python packages
+                    beside this program, else libonnxruntime.so.1
+  --variant NAME    of the encoder
+  --top-k K         how many labels JSON lists (5)
+  --json            one JSON object a line
+  --fail-on-unknown exit with 1 if any answer is unknown (classify)
+  --rate HZ         of raw PCM (16000)
+  --channels N      of raw PCM (1)
+  --sample-format s16|f32   of raw PCM, little-endian (s16)
+  --debounce S      the same label is not repeated within so many seconds (0.5)
+  --version, --help
+
+Exit codes: 0 done (unknown is an answer), 2 usage, 3 bundle, store or ONNX Runtime cannot be used, 4 no readable
+input, 5 some files failed.
+)";
+
+struct Usage {
+    std::string why;
+};
+
+struct Options {
+    std::string store, bundle, runtime, variant, sample_format = "s16";
+    size_t top_k = 5;
+    bool json = false, fail_on_unknown = false;
+    uint32_t rate = 16000, channels = 1;
+    double debounce_s = 0.5;
+    std::vector<std::string> files;
+};
+
+double number(const std::string &name, const char *text) {
+    char *end = nullptr;
+    const double value = std::strtod(text, &end);
+    if (end == text || *end || !std::isfinite(value) || value < 0)
+        throw Usage{name + " is '" + text + "': a number of at least 0 is expected"};
+    return value;
+}
+
+uint32_t whole(const std::string &name, const char *text) {
+    const double value = number(name, text);
+    if (value != std::floor(value) || value > UINT32_MAX)
+        throw Usage{name + " is '" + text + "': a whole number is expected"};
+    return uint32_t(value);
+}
+
+Options parse(int count, char **words) {
+    Options options;
+    bool only_files = false;
+    for (int i = 0; i < count; i++) {
+        const std::string word = words[i];
+        const auto value = [&] {
+            if (i + 1 >= count) throw Usage{word + " needs a value"};
+            return words[++i];
+        };
+        if (only_files || word.compare(0, 2, "--") != 0) options.files.push_back(word);
+        else if (word == "--") only_files = true;
+        else if (word == "--store") options.store = value();
+        else if (word == "--bundle") options.bundle = value();
+        else if (word == "--runtime") options.runtime = value();
+        else if (word == "--variant") options.variant = value();
+        else if (word == "--top-k") options.top_k = whole(word, value());
+        else if (word == "--json") options.json = true;
+        else if (word == "--fail-on-unknown") options.fail_on_unknown = true;
+        else if (word == "--rate") options.rate = whole(word, value());
+        else if (word == "--channels") options.channels = whole(word, value());
+        else if (word == "--sample-format") options.sample_format = value();
+        else if (word == "--debounce") options.debounce_s = number(word, value());
+        else throw Usage{"no option " + word};
+    }
+    if (options.top_k < 1 || options.top_k > EA_MAX_TOP) throw Usage{"--top-k must be 1 to 100"};
+    if (options.sample_format != "s16" && options.sample_format != "f32")
+        throw Usage{"--sample-format is '" + options.sample_format + "': expected s16 or f32"};
+    return options;
+}
+
+std::string variable(const char *name) {
+    const char *value = std::getenv(name);
+    return value ? value : "";
+}
+
+// The folder edgealign/ of the Python package, where this program lies in its bin/; else nothing.
+std::string package_folder() {
+    char path[4096];
+    const ssize_t count = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (count <= 0) return "";
+    std::string folder(path, size_t(count));
+    for (int i = 0; i < 2; i++) folder.erase(std::min(folder.rfind('/'), folder.size()));
+    return folder;
+}
+
+std::string first_match(const std::string &pattern) {
+    glob_t found = {};
+    std::string match;
+    if (glob(pattern.c_str(), 0, nullptr, &found) == 0 && found.gl_pathc) match = found.gl_pathv[0];
+    globfree(&found);
+    return match;
+}
+
+void fill_in(Options &options) {
+    const std::string package = package_folder();
+    if (options.bundle.empty()) options.bundle = variable("EDGEALIGN_BUNDLE");
+    if (options.bundle.empty()) options.bundle = package + "/bundles/speech";
+    if (options.runtime.empty() && variable("EDGEALIGN_ONNXRUNTIME").empty())
+        options.runtime = first_match(package + "/../onnxruntime/capi/libonnxruntime.so.*");
+    if (options.store.empty()) {
+        std::string folder = variable("EDGEALIGN_STORE");
+        if (folder.empty()) {
+            const std::string data = variable("XDG_DATA_HOME");
+            folder = (data.empty() ? variable("HOME") + "/.local/share" : data) + "/edgealign";
+        }
+        options.store = folder + "/speech.store";
+    }
+}
+
+// ---- Output, as `edgealign classify` prints it ----
+
+// Control characters, and whatever could move a cursor or reverse text, as \u escapes.
+std::string escaped(const std::string &text, bool json) {
+    std::string out;
+    for (size_t i = 0; i < text.size(); i++) {
+        const auto c = static_cast<unsigned char>(text[i]);
+        const auto at = [&](size_t k) { return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u; };
+        uint32_t code = 0;
+        if (c < 0x20 || c == 0x7f) code = c;
+        const uint32_t three = c >= 0xe0 && c < 0xf0 ? (c & 15u) << 12 | (at(1) & 63u) << 6 | (at(2) & 63u) : 0;
+        if ((three >= 0x2028 && three <= 0x202e) || (three >= 0x2066 && three <= 0x2069) || three == 0x200e
+            || three == 0x200f || three == 0xfeff)
+            code = three;
+        if (c == 0xc2 && at(1) >= 0x80 && at(1) < 0xa0) code = at(1);
+        char text_of[8];
+        if (code || c == 0) {
+            std::snprintf(text_of, sizeof text_of, "\\u%04x", code);
+            out += text_of;
+            i += code >= 0x800 ? 2 : code >= 0x80 ? 1 : 0;
+        } else {
+            if (json && (c == '"' || c == '\\')) out.push_back('\\');
+            out.push_back(char(c));
+        }
+    }
+    return out;
+}
+
+std::string rounded(double value) {
+    char text[64];
+    std::snprintf(text, sizeof text, "%.6f", value);
+    std::string number = text;
+    number.erase(number.find_last_not_of('0') + 1);
+    if (number.back() == '.') number.push_back('0');
+    return number;
+}
+
+std::string quoted(const std::string &text) { return '"' + escaped(text, true) + '"'; }
+
+std::string percent(double share) {
+    char text[16];
+    std::snprintf(text, sizeof text, "%.0f%%", 100 * share);
+    return share > 0.99 ? ">99%" : share < 0.01 ? "<1%" : text;
+}
+
+std::string hex(const uint8_t *digest) {
+    std::string text;
+    char two[3];
+    for (int i = 0; i < 32; i++) {
+        std::snprintf(two, sizeof two, "%02x", digest[i]);
+        text += two;
+    }
+    return text;
+}
+
+class Printer {
+public:
+    Printer(const Options &options, const edgealign::Model &model, const edgealign::Recognizer &recognizer)
+        : options_(options), accept_(model.accept_probability()) {
+        uint8_t digest[32] = {};
+        // The checksum is kept with the store; nothing in it changes.
+        ea_store_sha256(const_cast<ea_store *>(recognizer.store()), digest);
+        source_ = "\"modality\": " + quoted(model.modality()) + ", \"store_sha256\": \"" + hex(digest)
+                  + "\", \"encoder_sha256\": \"" + hex(model.encoder_sha256()) + "\", \"backend\": \"native\"";
+    }
+
+    void clip(const std::string &file, const edgealign::Answer &answer) const {
+        if (options_.json) {
+            std::printf("{\"file\": %s, %s}\n", quoted(file).c_str(), json(answer).c_str());
+        } else {
+            std::printf("%s: %s\n", escaped(file, false).c_str(), text(answer).c_str());
+        }
+    }
+    void heard(const edgealign::Answer &answer) const {
+        if (options_.json) {
+            std::printf("{\"file\": \"-\", %s, \"start_s\": %.4f, \"end_s\": %.4f, \"heard_s\": %.4f}\n",
+                        json(answer).c_str(), answer.start_s, answer.end_s, answer.heard_s);
+        } else {
+            std::printf("%8.1f s  %s\n", answer.start_s, text(answer).c_str());
+        }
+        std::fflush(stdout);
+    }
+
+private:
+    const Options &options_;
+    const double accept_;
+    std::string source_;
+
+    std::string text(const edgealign::Answer &answer) const {
+        if (!answer.has_sound) return "(unknown), no sound stands out";
+        const std::string sure = percent(answer.probability) + " sure";
+        std::string line = answer.label ? escaped(*answer.label, false) + ", " + sure
+                                        : "(unknown), closest is " + escaped(answer.top[0].label, false) + ", " + sure
+                                              + ", " + percent(accept_) + " needed";
+        if (answer.top.size() > 1) line += ", then " + escaped(answer.top[1].label, false);
+        return line;
+    }
+    std::string json(const edgealign::Answer &answer) const {
+        const auto or_null = [&](double value) { return answer.has_sound ? rounded(value) : std::string("null"); };
+        std::string line = "\"label\": " + (answer.label ? quoted(*answer.label) : "null")
+                           + ", \"probability\": " + or_null(answer.probability)
+                           + ", \"distance\": " + or_null(answer.distance)
+                           + ", \"threshold\": " + or_null(answer.threshold) + ", \"runner_up\": ";
+        line += answer.top.size() > 1 ? "{\"label\": " + quoted(answer.top[1].label)
+                                            + ", \"distance\": " + rounded(double(answer.top[1].distance)) + "}"
+                                      : "null";
+        line += ", \"top\": [";
+        for (size_t i = 0; i < answer.top.size() && i < options_.top_k; i++)
+            line += (i ? ", {\"label\": " : "{\"label\": ") + quoted(answer.top[i].label)
+                    + ", \"distance\": " + rounded(double(answer.top[i].distance))
+                    + ", \"probability\": " + rounded(answer.top[i].probability) + "}";
+        return line + "], " + source_;
+    }
+};
+
+struct Opened {
+    explicit Opened(const Options &options)
+        : model(options.bundle, edgealign::Runtime(options.runtime), options.variant), recognizer(model, options.store) {
+        if (recognizer.labels().empty())
+            throw edgealign::Error(EA_NOT_FOUND,
+                                   ("there is no store at '" + options.store + "', or it is empty: enroll clips first").c_str());
+    }
+    edgealign::Model model;
+    edgealign::Recognizer recognizer;
+};
+
+int classify(const Options &options) {
+    if (options.files.empty()) throw Usage{"name at least one WAV file"};
+    Opened opened(options);
+    const Printer printer(options, opened.model, opened.recognizer);
+    size_t n_failed = 0, n_unknown = 0;
+    for (const std::string &file : options.files) {
+        try {
+            WavFile wav(file);
+            edgealign::Recognizer &recognizer = opened.recognizer;
+            recognizer.begin(wav.sample_rate_hz(), wav.n_channels());
+            constexpr size_t AT_ONCE = 4096;
+            for (auto samples = wav.read(AT_ONCE); !samples.empty(); samples = wav.read(AT_ONCE))
+                recognizer.push(samples.data(), samples.size() / wav.n_channels());
+            const edgealign::Answer answer = recognizer.classify(std::max<size_t>(options.top_k, 2));
+            n_unknown += !answer.label;
+            printer.clip(file, answer);
+        } catch (const edgealign::Error &error) {
+            n_failed++;
+            std::fprintf(stderr, "error: '%s': %s\n", escaped(file, false).c_str(), error.what());
+        } catch (const std::runtime_error &error) {
+            n_failed++;
+            std::fprintf(stderr, "error: %s\n", escaped(error.what(), false).c_str());
+        }
+    }
+    if (n_failed) return n_failed == options.files.size() ? INPUT : SOME_FAILED;
+    return options.fail_on_unknown && n_unknown ? UNKNOWN : DONE;
+}
+
+int listen(const Options &options) {
+    if (!options.files.empty()) throw Usage{"listen reads raw PCM from standard input and takes no files"};
+    Opened opened(options);
+    const Printer printer(options, opened.model, opened.recognizer);
+    edgealign::Stream stream(opened.recognizer, options.rate, options.channels, options.debounce_s);
+    const bool is_float = options.sample_format == "f32";
+    const size_t frame = options.channels * (is_float ? sizeof(float) : sizeof(int16_t));
+    std::vector<char> bytes(std::max<size_t>(1, options.rate / 50) * frame);
+    size_t held = 0;
+    while (true) {
+        const ssize_t count = read(STDIN_FILENO, bytes.data() + held, bytes.size() - held);
+        if (count < 0 && errno == EINTR) continue;
+        if (count < 0) throw std::runtime_error(std::string("standard input breaks off: ") + std::strerror(errno));
+        held += size_t(count);
+        if (count == 0) stream.end();
+        const size_t n_frames = held / frame;
+        const ea_status status = is_float ? stream.push(reinterpret_cast<const float *>(bytes.data()), n_frames)
+                                          : stream.push(reinterpret_cast<const int16_t *>(bytes.data()), n_frames);
+        if (status != EA_OK && count > 0) throw edgealign::Error(status, "");
+        held -= n_frames * frame;
+        std::memmove(bytes.data(), bytes.data() + n_frames * frame, held);
+        while (const auto answer = stream.poll(std::max<size_t>(options.top_k, 2))) printer.heard(*answer);
+        if (count == 0) return DONE;
+    }
+}
+
+int exit_code(ea_status status) {
+    switch (status) {
+        case EA_INVALID_ARGUMENT: return USAGE;
+        case EA_NOT_FINITE: return INPUT;
+        default: return ARTIFACT;
+    }
+}
+
+int run(int count, char **words) {
+    const std::string command = count > 1 ? words[1] : "";
+    if (command == "--version") return std::printf("edgealign-rt %s\n", ea_version()), DONE;
+    if (command == "--help" || command == "-h") return std::fputs(HELP, stdout), DONE;
+    if (command != "classify" && command != "listen") {
+        std::fputs(HELP, stderr);
+        return USAGE;
+    }
+    for (int i = 2; i < count; i++)
+        if (!std::strcmp(words[i], "--help") || !std::strcmp(words[i], "-h")) return std::fputs(HELP, stdout), DONE;
+    Options options = parse(count - 2, words + 2);
+    fill_in(options);
+    return command == "classify" ? classify(options) : listen(options);
+}
+
+}  // namespace
+
+int main(int count, char **words) {
+    std::signal(SIGPIPE, SIG_DFL);
+    try {
+        return run(count, words);
+    } catch (const Usage &usage) {
+        std::fprintf(stderr, "error: %s; see edgealign-rt --help\n", escaped(usage.why, false).c_str());
+        return USAGE;
+    } catch (const edgealign::Error &error) {
+        std::fprintf(stderr, "error: %s\n", escaped(error.what(), false).c_str());
+        return exit_code(error.status);
+    } catch (const std::exception &error) {
+        std::fprintf(stderr, "error: %s\n", escaped(error.what(), false).c_str());
+        return INPUT;
+    }
+}
