@@ -9,6 +9,8 @@ Distances, between rows q and p of equal width; smaller is closer
     sq_l2       sum((q - p)^2), no square root                                       [0, 4] for unit vectors
     cosine      1 - q.p / (|q| |p|); to a zero vector it is 1, between two zero vectors 0             [0, 2]
     nearest     the k closest rows, closest first; of equals, the lowest row first
+    label_distances  the distance to the closest prototype of each label
+    log_softmax  of -distance / temperature over the prototypes
     inner_product   q.p; larger is closer, so it is no distance
     int8        where prototypes were packed so: every row is round(row * (127 / largest absolute value)) in float32,
                 ties to even, times (largest / 127); so is every query; then the formulas above, of the rounded rows
@@ -79,8 +81,10 @@ __all__ = [
     "cosine",
     "inner_product",
     "instruction_set",
+    "label_distances",
     "leave_one_out",
     "log_mel",
+    "log_softmax",
     "nearest",
     "pack",
     "prototypes",
@@ -181,7 +185,7 @@ class Packed:
 
 
 def pack(prototypes: np.ndarray, storage: str = "float32") -> Packed:
-    """Prototypes [p, d] for many queries: made once, taken by `sq_l2`, `cosine` and `inner_product` in their place.
+    """Prototypes [p, d] for many queries: made once, and taken in their place wherever the core compares.
 
     storage   "float32", or "int8" for a quarter of the memory, with queries rounded in the same way
     """
@@ -190,20 +194,19 @@ def pack(prototypes: np.ndarray, storage: str = "float32") -> Packed:
     return Packed(_float32(prototypes, 2, "prototypes"), storage)
 
 
-def _packed_distances(op: str, queries: np.ndarray, packed: Packed, out: np.ndarray | None, threads: int) -> np.ndarray:
+def _packed_queries(queries: np.ndarray, packed: Packed, threads: int) -> np.ndarray:
     queries = _float32(queries, 2, "queries")
     if queries.shape[1] != packed.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} elements a row, prototypes {packed.shape[1]}")
     if not 1 <= threads <= 256:
         raise ValueError(f"threads is {threads}, expected 1 to 256")
-    out = _output(out, (len(queries), packed.shape[0]))
-    if _core is None:
-        if packed.storage == "int8":
-            queries = reference.rounded_to_int8(queries)
-        out[...] = getattr(reference, op)(queries, packed._rows)
-    else:
-        getattr(_core, f"packed_{op}")(packed._native, queries, out, threads)
-    return out
+    return reference.rounded_to_int8(queries) if _core is None and packed.storage == "int8" else queries
+
+
+def _metric(metric: str) -> int:
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric '{metric}', expected one of {', '.join(METRICS)}")
+    return METRICS.index(metric)
 
 
 def _output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -221,7 +224,13 @@ def _distances(
     op: str, queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None, threads: int
 ) -> np.ndarray:
     if isinstance(prototypes, Packed):
-        return _packed_distances(op, queries, prototypes, out, threads)
+        queries = _packed_queries(queries, prototypes, threads)
+        out = _output(out, (len(queries), len(prototypes)))
+        if _core is None:
+            out[...] = getattr(reference, op)(queries, prototypes._rows)
+        else:
+            getattr(_core, f"packed_{op}")(prototypes._native, queries, out, threads)
+        return out
     queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
     if threads != 1:
         raise ValueError("threads can be given with packed prototypes only")
@@ -243,6 +252,12 @@ def sq_l2(
 
     A distance beyond the range of float32 is infinite.
     """
+    if out is not None and type(prototypes) is Packed and _core is not None:
+        try:
+            _core.packed_sq_l2(prototypes._native, queries, out, threads)
+            return out
+        except (BufferError, TypeError, ValueError):
+            pass  # the long way converts what can be converted, and says what is wrong with the rest
     return _distances("sq_l2", queries, prototypes, out, threads)
 
 
@@ -250,6 +265,12 @@ def cosine(
     queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
 ) -> np.ndarray:
     """Cosine distances, float32 [q, p] in [0, 2]; arguments as for `sq_l2`."""
+    if out is not None and type(prototypes) is Packed and _core is not None:
+        try:
+            _core.packed_cosine(prototypes._native, queries, out, threads)
+            return out
+        except (BufferError, TypeError, ValueError):
+            pass  # the long way converts what can be converted, and says what is wrong with the rest
     return _distances("cosine", queries, prototypes, out, threads)
 
 
@@ -257,27 +278,91 @@ def inner_product(
     queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
 ) -> np.ndarray:
     """Inner products, float32 [q, p], larger is closer; arguments as for `sq_l2`. Infinite beyond float32's range."""
+    if out is not None and type(prototypes) is Packed and _core is not None:
+        try:
+            _core.packed_inner_product(prototypes._native, queries, out, threads)
+            return out
+        except (BufferError, TypeError, ValueError):
+            pass  # the long way converts what can be converted, and says what is wrong with the rest
     return _distances("inner_product", queries, prototypes, out, threads)
 
 
 def nearest(
-    queries: np.ndarray, prototypes: np.ndarray, k: int = 1, metric: str = "cosine"
+    queries: np.ndarray, prototypes: np.ndarray | Packed, k: int = 1, metric: str = "cosine", threads: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k closest of prototypes [p, d] for each of queries [q, d]: distances float32 [q, k] and rows int32 [q, k].
 
-    1 <= k <= p; metric is "cosine" or "sq_l2".
+    1 <= k <= p; metric is "cosine" or "sq_l2"; threads as for `sq_l2`.
     """
-    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric '{metric}', expected one of {', '.join(METRICS)}")
+    packed = isinstance(prototypes, Packed)
+    if packed:
+        queries = _packed_queries(queries, prototypes, threads)
+    else:
+        queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
+        if threads != 1:
+            raise ValueError("threads can be given with packed prototypes only")
+    number = _metric(metric)
     if not 1 <= k <= len(prototypes):
         raise ValueError(f"k is {k}, expected 1 to {len(prototypes)}, the number of prototypes")
     if _core is None:
-        return reference.nearest(queries, prototypes, k, metric)
+        return reference.nearest(queries, prototypes._rows if packed else prototypes, k, metric)
     distances = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int32)
-    _core.nearest(queries, prototypes, k, METRICS.index(metric), distances, indices)
+    if packed:
+        _core.packed_nearest(prototypes._native, queries, k, number, threads, distances, indices)
+    else:
+        _core.nearest(queries, prototypes, k, number, distances, indices)
     return distances, indices
+
+
+def label_distances(
+    queries: np.ndarray,
+    prototypes: np.ndarray | Packed,
+    labels: np.ndarray,
+    n_labels: int,
+    metric: str = "cosine",
+    threads: int = 1,
+) -> np.ndarray:
+    """Distances, float32 [q, n_labels], to the closest of the prototypes [p, d] of each label.
+
+    labels   int32 [p] in [0, n_labels), whose prototype it is: a label may have several, and must have one
+    """
+    packed = prototypes if isinstance(prototypes, Packed) else pack(prototypes)
+    queries = _packed_queries(queries, packed, threads)
+    number, labels = _metric(metric), _labels(labels, len(packed), n_labels)
+    empty = np.flatnonzero(np.bincount(labels, minlength=n_labels) == 0)
+    if len(empty):
+        raise ValueError(f"label {empty[0]} has no prototype: every label must have one")
+    if _core is None:
+        return reference.label_distances(queries, packed._rows, labels, n_labels, metric)
+    distances = np.empty((len(queries), n_labels), np.float32)
+    _core.packed_label_distances(packed._native, labels, queries, number, threads, distances)
+    return distances
+
+
+def log_softmax(
+    queries: np.ndarray,
+    prototypes: np.ndarray | Packed,
+    metric: str = "sq_l2",
+    temperature: float = 1.0,
+    threads: int = 1,
+) -> np.ndarray:
+    """Logarithms of probabilities, float32 [q, p]: the softmax of -distance / temperature over prototypes [p, d].
+
+    p >= 1, temperature > 0; metric is "cosine" or "sq_l2"; threads as for `sq_l2`.
+    """
+    packed = prototypes if isinstance(prototypes, Packed) else pack(prototypes)
+    queries = _packed_queries(queries, packed, threads)
+    number = _metric(metric)
+    if len(packed) == 0:
+        raise ValueError("there is no prototype to choose from")
+    if not 1e-30 <= temperature <= 1e30:
+        raise ValueError(f"temperature is {temperature}, expected 1e-30 to 1e30")
+    if _core is None:
+        return reference.log_softmax(queries, packed._rows, metric, temperature)
+    out = np.empty((len(queries), len(packed)), np.float32)
+    _core.packed_log_softmax(packed._native, queries, number, temperature, threads, out)
+    return out
 
 
 def prototypes(

@@ -137,6 +137,22 @@ def nearest(queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str) ->
     return np.take_along_axis(distances, indices, axis=1), indices.astype(np.int32)
 
 
+def label_distances(
+    queries: np.ndarray, prototypes: np.ndarray, labels: np.ndarray, n_labels: int, metric: str
+) -> np.ndarray:
+    distances = (cosine if metric == "cosine" else sq_l2)(queries, prototypes)
+    return np.stack([distances[:, labels == label].min(axis=1) for label in range(n_labels)], axis=1)
+
+
+def log_softmax(queries: np.ndarray, prototypes: np.ndarray, metric: str, temperature: float) -> np.ndarray:
+    distances = (cosine if metric == "cosine" else sq_l2)(queries, prototypes).astype(np.float64)
+    closest = distances.min(axis=1, keepdims=True)
+    closest[np.isinf(closest)] = 0
+    distances[np.isinf(distances).all(axis=1)] = 0
+    logits = (closest - distances) / np.float64(np.float32(temperature))
+    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+
+
 def _direction(total: np.ndarray, weight: float) -> np.ndarray:
     """A weighted sum of unit rows scaled to unit length; zero where it has no direction."""
     length = np.sqrt((total**2).sum())

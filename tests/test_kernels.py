@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
+from scipy.special import log_softmax as scipy_log_softmax
 
 from edgealign import kernels, reference
 from edgealign.kernels import RECORDING, TEXT, Calibration
@@ -83,6 +84,28 @@ def oracle_packed_distances(
     return {"sq_l2": oracle_sq_l2, "cosine": oracle_cosine, "inner_product": oracle_inner_product}[metric](
         queries, prototypes
     )
+
+
+def oracle_packed_nearest(
+    queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str, storage: str, _threads: int
+) -> np.ndarray:
+    return np.sort(oracle_packed_distances(queries, prototypes, metric, storage, 1), axis=1)[:, :k]
+
+
+def oracle_packed_label_distances(
+    queries: np.ndarray, prototypes: np.ndarray, labels: np.ndarray, n_labels: int, metric: str, storage: str
+) -> np.ndarray:
+    distances = oracle_packed_distances(queries, prototypes, metric, storage, 1)
+    out = np.full((len(queries), n_labels), np.inf)
+    for row, label in enumerate(labels):
+        out[:, label] = np.minimum(out[:, label], distances[:, row])
+    return out
+
+
+def oracle_packed_log_softmax(
+    queries: np.ndarray, prototypes: np.ndarray, metric: str, temperature: float, storage: str
+) -> np.ndarray:
+    return scipy_log_softmax(-oracle_packed_distances(queries, prototypes, metric, storage, 1) / temperature, axis=1)
 
 
 def oracle_window_stats(
@@ -235,6 +258,35 @@ def close_packed_distances(
     assert (np.abs(have[finite] - want[finite]) <= 1.01 * error * squares[finite] + 1e-44).all()
 
 
+def close_packed_nearest(
+    have: tuple, want: np.ndarray, queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str, storage: str, *_
+) -> None:
+    distances, rows = have
+    close_packed_distances(distances, want, queries, prototypes[:k], metric)
+    assert all(len(set(row)) == k for row in rows.tolist())
+    every = oracle_packed_distances(queries, prototypes, metric, storage, 1)
+    close_packed_distances(
+        distances, np.take_along_axis(every, rows.astype(np.int64), 1), queries, prototypes[:k], metric
+    )
+    for i, j in np.argwhere(distances[:, 1:] == distances[:, :-1]):
+        assert rows[i, j] < rows[i, j + 1], "of equals, the lowest row comes first"
+
+
+def close_packed_label_distances(have: np.ndarray, want: np.ndarray, *_: object) -> None:
+    assert have.dtype == np.float32
+    np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
+
+
+def close_packed_log_softmax(
+    have: np.ndarray, want: np.ndarray, _queries: object, _prototypes: object, _metric: str, temperature: float, *_
+) -> None:
+    assert have.dtype == np.float32
+    # float32 distances are behind it, whose error grows with the largest.
+    atol = 2e-5 / min(temperature, 1) + 2e-6 * np.abs(want).max(initial=0)
+    np.testing.assert_allclose(have, want, rtol=1e-5, atol=atol)
+    np.testing.assert_allclose(np.exp(have.astype(np.float64)).sum(axis=1), 1, atol=2 * atol)
+
+
 def close_window_stats(have: np.ndarray, want: np.ndarray, frames: np.ndarray, *_: object) -> None:
     assert have.shape == want.shape and have.dtype == np.float32
     largest = np.abs(frames).max(initial=0)
@@ -336,6 +388,43 @@ def packed_cases() -> Iterator[Case]:
                     name = f"{case.name}, {metric}, {storage}, {threads} threads"
                     dtypes = tuple(dtype for dtype in case.dtypes if dtype != "float64")
                     yield Case(name, (*case.arguments, metric, storage, threads), dtypes)
+
+
+def packed_nearest_cases() -> Iterator[Case]:
+    many = rng("many").normal(size=(230, 48))
+    for case in (*nearest_cases(), Case("many, cosine", (many, many[:150], 5, "cosine"), ("float32",))):
+        for storage in kernels.STORAGES:
+            threads = 3 if "many" in case.name else 1
+            dtypes = tuple(dtype for dtype in case.dtypes if dtype != "float64")
+            # Distances to the k closest are bounded by the lengths of all of them, which "close" takes to be alike.
+            yield replace(
+                case, name=f"{case.name}, {storage}", arguments=(*case.arguments, storage, threads), dtypes=dtypes
+            )
+
+
+def label_cases() -> Iterator[Case]:
+    generator = rng("several prototypes")
+    rows, queries = generator.normal(size=(9, 20)), generator.normal(size=(5, 20))
+    labels = np.array([2, 0, 0, 1, 2, 2, 3, 0, 1])
+    for metric in kernels.METRICS:
+        for storage in kernels.STORAGES:
+            yield Case(f"uneven, {metric}, {storage}", (queries, rows, labels, 4, metric, storage), DTYPES[:2])
+            yield Case(f"ties, {metric}, {storage}", (queries, rows[[0, 0, 1]], labels[[1, 3, 0]], 3, metric, storage))
+    yield Case("one row", (queries, rows[:1], np.zeros(1, int), 1, "cosine", "float32"))
+    yield Case("no query", (queries[:0], rows, labels, 4, "cosine", "float32"))
+
+
+def softmax_cases() -> Iterator[Case]:
+    generator = rng("softmax")
+    for dim in (1, 7, 127, 128, 129):
+        queries, rows = generator.normal(size=(5, dim)) / dim**0.5, generator.normal(size=(70, dim)) / dim**0.5
+        for metric in kernels.METRICS:
+            yield Case(f"dim {dim}, {metric}", (queries, rows, metric, 0.5, "float32"))
+    yield Case("int8", (queries, rows, "sq_l2", 1.0, "int8"), ("float32",))
+    yield Case("one prototype", (queries, rows[:1], "sq_l2", 1.0, "float32"))
+    yield Case("no query", (queries[:0], rows, "sq_l2", 1.0, "float32"))
+    yield Case("far apart", (queries * 100, rows * 100, "sq_l2", 1.0, "float32"), DTYPES[1:])
+    yield Case("equal distances", (queries, rows[[0] * 33], "cosine", 2.0, "float32"))
 
 
 def window_cases() -> Iterator[Case]:
@@ -495,6 +584,9 @@ TABLE = {
     "cosine": Op(pairs, oracle_cosine, close_cosine),
     "inner_product": Op(pairs, oracle_inner_product, close_inner_product),
     "packed_distances": Op(packed_cases, oracle_packed_distances, close_packed_distances),
+    "packed_nearest": Op(packed_nearest_cases, oracle_packed_nearest, close_packed_nearest),
+    "packed_label_distances": Op(label_cases, oracle_packed_label_distances, close_packed_label_distances),
+    "packed_log_softmax": Op(softmax_cases, oracle_packed_log_softmax, close_packed_log_softmax),
     "window_stats": Op(window_cases, oracle_window_stats, close_window_stats),
     "nearest": Op(nearest_cases, oracle_nearest, close_nearest),
     "prototypes": Op(labeled, oracle_prototypes, close_rows),
@@ -530,6 +622,12 @@ def compute(op: str, backend: str, arguments: tuple) -> object:
     if op == "packed_distances":
         queries, prototypes, metric, storage, threads = arguments
         return getattr(kernels, metric)(queries, kernels.pack(prototypes, storage), threads=threads)
+    if op == "packed_nearest":
+        queries, prototypes, k, metric, storage, threads = arguments
+        return kernels.nearest(queries, kernels.pack(prototypes, storage), k, metric, threads)
+    if op in ("packed_label_distances", "packed_log_softmax"):
+        queries, prototypes, *options, storage = arguments
+        return getattr(kernels, op.removeprefix("packed_"))(queries, kernels.pack(prototypes, storage), *options)
     if backend != "torch_cpu":
         return getattr(kernels, op)(*arguments)
     tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in arguments]
@@ -644,6 +742,11 @@ POISONED = {
     "packed_distances no prototype": lambda rows: kernels.cosine(rows, kernels.pack(np.ones((0, 20)))),
     "packed_distances prototypes": lambda rows: kernels.pack(rows),
     "packed_distances int8 prototypes": lambda rows: kernels.pack(rows, "int8"),
+    "packed_nearest": lambda rows: kernels.nearest(rows, kernels.pack(np.ones((2, 20)))),
+    "packed_label_distances": lambda rows: kernels.label_distances(rows, np.ones((2, 20)), [0, 0], 1),
+    "packed_label_distances prototypes": lambda rows: kernels.label_distances(np.ones((2, 20)), rows, [0] * 9, 1),
+    "packed_log_softmax": lambda rows: kernels.log_softmax(rows, np.ones((2, 20))),
+    "packed_log_softmax prototypes": lambda rows: kernels.log_softmax(np.ones((2, 20)), rows),
     "window_stats": lambda rows: kernels.window_stats(rows, 3, 2),
     "window_stats weights": lambda rows: kernels.window_stats(np.ones((9, 40)), 3, 2, rows),
     "window_stats profile": lambda rows: kernels.window_stats(np.ones((50, 18)), 20, 2, None, rows),
@@ -689,6 +792,27 @@ WRONG = {
     "empty rows": (lambda: kernels.sq_l2(np.ones((2, 0)), np.ones((2, 0))), "rows without elements"),
     "k of 0": (lambda: kernels.nearest(np.ones((1, 3)), np.ones((2, 3)), 0), "k is 0, expected 1 to 2"),
     "k too large": (lambda: kernels.nearest(np.ones((1, 3)), np.ones((2, 3)), 3), "k is 3, expected 1 to 2"),
+    "storage": (lambda: kernels.pack(np.ones((1, 3)), "int4"), "unknown storage 'int4'"),
+    "packed widths differ": (lambda: kernels.sq_l2(np.ones((1, 4)), kernels.pack(np.ones((1, 3)))), "elements a row"),
+    "threads": (lambda: kernels.sq_l2(np.ones((1, 3)), kernels.pack(np.ones((1, 3))), threads=0), "threads is 0"),
+    "out shape": (
+        lambda: kernels.sq_l2(np.ones((1, 3)), kernels.pack(np.ones((2, 3))), np.ones((1, 3), np.float32)),
+        r"out is float32 \(1, 3\), expected a float32 array of the shape \(1, 2\)",
+    ),
+    "out type": (lambda: kernels.cosine(np.ones((1, 3)), np.ones((1, 3)), np.ones((1, 1))), "out is float64"),
+    "out read-only": (
+        lambda: kernels.cosine(np.ones((1, 3)), kernels.pack(np.ones((1, 3))), np.frombuffer(b"1234", "f4")[:, None]),
+        "writeable",
+    ),
+    "label without prototype": (
+        lambda: kernels.label_distances(np.ones((1, 3)), np.ones((1, 3)), [1], 2),
+        "label 0 has no prototype",
+    ),
+    "temperature": (lambda: kernels.log_softmax(np.ones((1, 3)), np.ones((1, 3)), "cosine", 0), "temperature is 0"),
+    "no prototype": (lambda: kernels.log_softmax(np.ones((1, 3)), np.ones((0, 3))), "no prototype"),
+    "window of 0": (lambda: kernels.window_stats(np.ones((5, 3)), 0, 1), "at least 1"),
+    "groups": (lambda: kernels.window_stats(np.ones((5, 3)), 2, 1, np.ones((5, 2))), "does not fit"),
+    "weight of a frame below 0": (lambda: kernels.window_stats(np.ones((5, 3)), 2, 1, -np.ones((5, 1))), "negative"),
     "metric": (lambda: kernels.nearest(np.ones((1, 3)), np.ones((2, 3)), 1, "l2"), "unknown metric 'l2'"),
     "label beyond": (lambda: kernels.prototypes(np.ones((1, 3)), [2], 2), "outside 0 to 1"),
     "label below": (lambda: kernels.leave_one_out(np.ones((1, 3)), [-1], 2), "outside 0 to 1"),
@@ -802,6 +926,40 @@ def test_text_makes_up_its_stated_share_of_a_prototype(runtime_backend: str) -> 
         to_text, to_recording = (decide.classify(rows[i])[0].distance for i in (3, 0))
         share = (1 - to_text) / ((1 - to_text) + 3 * (1 - to_recording))
         assert share == pytest.approx(text_weight / (text_weight + 3), abs=1e-6)
+
+
+def test_any_buffer_of_float32_is_read_where_it_lies(runtime_backend: str) -> None:
+    rows = rng("buffer").normal(size=(4, 6)).astype(np.float32)
+    lent = memoryview(rows.tobytes()).cast("f", (4, 6))
+    assert np.shares_memory(kernels._float32(lent, 2, "rows"), np.asarray(lent))
+    np.testing.assert_array_equal(kernels.cosine(lent, lent), kernels.cosine(rows, rows))
+
+
+def test_out_is_filled_and_returned_whatever_the_type_of_the_queries(runtime_backend: str) -> None:
+    rows = rng("out").normal(size=(4, 6))
+    packed, out = kernels.pack(rows), np.empty((4, 4), np.float32)
+    for queries in (rows, rows.astype(np.float32), rows.astype(np.float32)[:, ::-1]):
+        assert kernels.sq_l2(queries, packed, out=out) is out
+        np.testing.assert_array_equal(out, kernels.sq_l2(queries, packed))
+
+
+def test_a_packed_distance_does_not_depend_on_its_neighbors() -> None:
+    rows = rng("neighbors").normal(size=(70, 33)).astype(np.float32)
+    for storage in kernels.STORAGES:
+        whole = kernels.cosine(rows, kernels.pack(rows, storage))
+        for i in (0, 31, 69):
+            np.testing.assert_array_equal(kernels.cosine(rows[i : i + 1], kernels.pack(rows, storage))[0], whole[i])
+            np.testing.assert_array_equal(
+                kernels.cosine(rows, kernels.pack(rows[i : i + 1], storage))[:, 0], whole[:, i]
+            )
+
+
+def test_a_small_distance_keeps_its_digits() -> None:
+    """|q|^2 + |p|^2 - 2 q.p alone would lose all of them."""
+    rows = rng("near").normal(size=(40, 64)).astype(np.float32)
+    near = (rows * (1 + 1e-4 * rng("nearer").normal(size=rows.shape))).astype(np.float32)
+    have = kernels.sq_l2(near, kernels.pack(rows)).diagonal()
+    np.testing.assert_allclose(have, oracle_sq_l2(near, rows).diagonal(), rtol=1e-5)
 
 
 def test_a_noncontiguous_array_is_read_right(runtime_backend: str) -> None:

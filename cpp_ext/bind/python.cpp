@@ -247,20 +247,85 @@ PyObject *pack(PyObject *const *items, Py_ssize_t count) {
     });
 }
 
+// Queries of a packed call, whose shape fits.
+const float *queries_of(Arguments &arguments, const ea_packed *packed, int index, size_t *n_queries) {
+    const Py_ssize_t *q;
+    const float *queries = arguments.in<float>(index, 2, &q);
+    arguments.expect(size_t(q[1]) == ea_packed_dim(packed), index);
+    *n_queries = q[0];
+    return queries;
+}
+
 template <int32_t metric>
 PyObject *packed_distances(PyObject *const *items, Py_ssize_t count) {
     Arguments arguments(items, count, 4);
-    const Py_ssize_t *q;
     const auto *packed = arguments.handle<ea_packed>(0, PACKED);
     const size_t n_prototypes = ea_packed_n_prototypes(packed), dim = ea_packed_dim(packed);
-    const float *queries = arguments.in<float>(1, 2, &q);
-    arguments.expect(size_t(q[1]) == dim, 1);
-    float *out = arguments.out<float>(2, q[0], n_prototypes);
+    size_t n_queries;
+    const float *queries = queries_of(arguments, packed, 1, &n_queries);
+    float *out = arguments.out<float>(2, n_queries, n_prototypes);
     const size_t n_threads = arguments.size(3);
     ea_status status;
     {
-        Unlocked unlocked(size_t(q[0]) * n_prototypes * dim > WORTHWHILE);
-        status = ea_packed_distances(packed, queries, q[0], metric, n_threads, out);
+        Unlocked unlocked(n_queries * n_prototypes * dim > WORTHWHILE);
+        status = ea_packed_distances(packed, queries, n_queries, metric, n_threads, out);
+    }
+    check(status);
+    return none();
+}
+
+PyObject *packed_nearest(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 7);
+    const auto *packed = arguments.handle<ea_packed>(0, PACKED);
+    size_t n_queries;
+    const float *queries = queries_of(arguments, packed, 1, &n_queries);
+    const size_t k = arguments.size(2);
+    const auto metric = int32_t(arguments.size(3));
+    const size_t n_threads = arguments.size(4);
+    float *distances = arguments.out<float>(5, n_queries, k);
+    int32_t *indices = arguments.out<int32_t>(6, n_queries, k);
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_packed_nearest(packed, queries, n_queries, k, metric, n_threads, distances, indices);
+    }
+    check(status);
+    return none();
+}
+
+PyObject *packed_label_distances(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 6);
+    const auto *packed = arguments.handle<ea_packed>(0, PACKED);
+    const int32_t *labels = arguments.in_of_length<int32_t>(1, ea_packed_n_prototypes(packed));
+    size_t n_queries;
+    const float *queries = queries_of(arguments, packed, 2, &n_queries);
+    const auto metric = int32_t(arguments.size(3));
+    const size_t n_threads = arguments.size(4);
+    const Py_ssize_t *shape;
+    float *out = arguments.out<float>(5, 2, &shape);
+    arguments.expect(size_t(shape[0]) == n_queries, 5);
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_packed_label_distances(packed, labels, shape[1], queries, n_queries, metric, n_threads, out);
+    }
+    check(status);
+    return none();
+}
+
+PyObject *packed_log_softmax(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 6);
+    const auto *packed = arguments.handle<ea_packed>(0, PACKED);
+    size_t n_queries;
+    const float *queries = queries_of(arguments, packed, 1, &n_queries);
+    const auto metric = int32_t(arguments.size(2));
+    const auto temperature = float(arguments.number(3));
+    const size_t n_threads = arguments.size(4);
+    float *out = arguments.out<float>(5, n_queries, ea_packed_n_prototypes(packed));
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_packed_log_softmax(packed, queries, n_queries, metric, temperature, n_threads, out);
     }
     check(status);
     return none();
@@ -639,6 +704,9 @@ PyMethodDef functions[] = {
     FUNCTION("packed_cosine", packed_distances<EA_COSINE>),
     FUNCTION("packed_sq_l2", packed_distances<EA_SQ_L2>),
     FUNCTION("packed_inner_product", packed_distances<EA_INNER_PRODUCT>),
+    FUNCTION("packed_nearest", packed_nearest),
+    FUNCTION("packed_label_distances", packed_label_distances),
+    FUNCTION("packed_log_softmax", packed_log_softmax),
     FUNCTION("n_windows", n_windows),
     FUNCTION("window_stats", window_stats),
     FUNCTION("prototypes", prototypes),

@@ -152,6 +152,23 @@ EA_API size_t ea_packed_dim(const ea_packed *packed);
 EA_KERNEL ea_status ea_packed_distances(const ea_packed *packed, const float *queries, size_t n_queries, int32_t metric,
                                         size_t n_threads, float *distances);
 
+/* The k closest prototypes of each query, closest first, of equals the lowest row first, without the matrix of distances.
+   metric: EA_COSINE or EA_SQ_L2, here and below; distances and indices [n_queries, k]. Threads share the queries. */
+EA_KERNEL ea_status ea_packed_nearest(const ea_packed *packed, const float *queries, size_t n_queries, size_t k,
+                                      int32_t metric, size_t n_threads, float *distances, int32_t *indices);
+
+/* distances [n_queries, n_labels] = distance to the closest prototype of each label: several prototypes may have one
+   label, labels [n_prototypes] in [0, n_labels). Infinite for a label without prototypes. */
+EA_KERNEL ea_status ea_packed_label_distances(const ea_packed *packed, const int32_t *labels, size_t n_labels,
+                                              const float *queries, size_t n_queries, int32_t metric,
+                                              size_t n_threads, float *distances);
+
+/* log_probabilities [n_queries, n_prototypes] = logarithm of the softmax of -distance / temperature over the prototypes,
+   at least one. temperature > 0. */
+EA_KERNEL ea_status ea_packed_log_softmax(const ea_packed *packed, const float *queries, size_t n_queries,
+                                          int32_t metric, float temperature, size_t n_threads,
+                                          float *log_probabilities);
+
 /* prototypes [n_labels, dim], from embeddings [n_rows, dim] with labels [n_rows] in [0, n_labels) and weights [n_rows],
    finite and >= 0, or NULL for equal ones. scratch float [n_labels]. */
 EA_KERNEL ea_status ea_prototypes(const float *embeddings, const int32_t *labels, size_t n_rows, size_t n_labels,

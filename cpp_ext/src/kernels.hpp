@@ -66,10 +66,12 @@ struct Kernels {
     bool (*strip_distances_int8)(const int8_t *queries, size_t query_stride, size_t n_queries, const Terms *terms,
                                  const int32_t *sums, const float *scales, const uint8_t *strip, size_t n_used,
                                  size_t dim, const Finish &finish, float *out);
+    // The largest absolute value.
+    float (*largest)(const float *values, size_t count);
     // Values of a row times scale, rounded to the nearest (ties to even); their sum and sum of squares.
     void (*round_to_int8)(const float *row, float scale, size_t dim, int8_t *out, int32_t *sum, int32_t *squares);
 
-    // values[i] = -values[i] * factor - log(sum of exp(-values * factor))
+    // values[i] = -values[i] * factor - log(sum of exp(-values * factor)); equal where all are infinite
     void (*log_softmax)(float *values, size_t count, float factor);
     // Whether a value is below the bound.
     bool (*any_below)(const float *values, size_t count, float bound);

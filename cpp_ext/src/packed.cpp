@@ -29,15 +29,13 @@ struct Int8Scale {
 };
 
 Int8Scale int8_scale(const float *row, size_t dim) {
-    float largest = 0;
-    for (size_t i = 0; i < dim; i++) largest = std::max(largest, std::fabs(row[i]));
+    float largest = kernels().largest(row, dim);
     if (largest == 0) return {1, 0, 0};
     const float before = largest < 1e-30f ? 0x1p100f : 1.0f;
     largest *= before;
     return {before, 127.0f / largest, largest / 127.0f / before};
 }
 
-// Rounds a row; `work` [dim] is used where it has to be scaled before.
 void round_row(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares) {
     const Int8Scale scale = int8_scale(row, dim);
     if (scale.before == 1) {
@@ -308,4 +306,79 @@ ea_status ea_packed_distances(const ea_packed *packed, const float *queries, siz
                           [&](size_t first, size_t end) { return part(first, end, 0, packed->n_strips); });
     return in_threads(n_threads, packed->n_strips,
                       [&](size_t first, size_t end) { return part(0, n_queries, first, end); });
+}
+
+ea_status ea_packed_nearest(const ea_packed *packed, const float *queries, size_t n_queries, size_t k, int32_t metric,
+                            size_t n_threads, float *distances, int32_t *indices) {
+    if (!packed || (metric != EA_COSINE && metric != EA_SQ_L2) || k < 1 || k > packed->n_prototypes
+        || !is_matrix(queries, n_queries, packed->dim) || !is_matrix(distances, n_queries, k)
+        || !is_matrix(indices, n_queries, k))
+        return EA_INVALID_ARGUMENT;
+    const size_t width = kernels().strip;
+    return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
+        return for_each_strip(
+            *packed, metric, queries + begin * packed->dim, end - begin, 0, packed->n_strips,
+            [&](size_t query, size_t count, size_t strip, const float *found) {
+                const size_t first = strip * width, n_used = std::min(width, packed->n_prototypes - first);
+                for (size_t i = 0; i < count; i++) {
+                    const float *row = found + i * width;
+                    float *closest = distances + (begin + query + i) * k;
+                    int32_t *rows = indices + (begin + query + i) * k;
+                    if (first >= k && !kernels().any_below(row, n_used, closest[k - 1])) continue;
+                    for (size_t j = 0; j < n_used; j++) {
+                        const size_t held = std::min(k, first + j);
+                        if (held == k && !(row[j] < closest[k - 1])) continue;
+                        size_t at = std::min(held, k - 1);
+                        for (; at > 0 && row[j] < closest[at - 1]; at--)
+                            closest[at] = closest[at - 1], rows[at] = rows[at - 1];
+                        closest[at] = row[j], rows[at] = int32_t(first + j);
+                    }
+                }
+            });
+    });
+}
+
+ea_status ea_packed_label_distances(const ea_packed *packed, const int32_t *labels, size_t n_labels,
+                                    const float *queries, size_t n_queries, int32_t metric, size_t n_threads,
+                                    float *distances) {
+    if (!packed || (metric != EA_COSINE && metric != EA_SQ_L2) || !is_matrix(labels, packed->n_prototypes, 1)
+        || !is_matrix(queries, n_queries, packed->dim) || !is_matrix(distances, n_queries, n_labels, true))
+        return EA_INVALID_ARGUMENT;
+    for (size_t j = 0; j < packed->n_prototypes; j++)
+        if (labels[j] < 0 || size_t(labels[j]) >= n_labels) return EA_INVALID_ARGUMENT;
+    std::fill(distances, distances + n_queries * n_labels, INFINITY);
+    const size_t width = kernels().strip;
+    return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
+        return for_each_strip(*packed, metric, queries + begin * packed->dim, end - begin, 0, packed->n_strips,
+                              [&](size_t query, size_t count, size_t strip, const float *found) {
+                                  const size_t first = strip * width;
+                                  const size_t n_used = std::min(width, packed->n_prototypes - first);
+                                  for (size_t i = 0; i < count; i++)
+                                      for (size_t j = 0; j < n_used; j++) {
+                                          float &d = distances[(begin + query + i) * n_labels + labels[first + j]];
+                                          d = std::min(d, found[i * width + j]);
+                                      }
+                              });
+    });
+}
+
+ea_status ea_packed_log_softmax(const ea_packed *packed, const float *queries, size_t n_queries, int32_t metric,
+                                float temperature, size_t n_threads, float *log_probabilities) {
+    if (!packed || (metric != EA_COSINE && metric != EA_SQ_L2) || !(temperature > 0) || !std::isfinite(1 / temperature)
+        || !is_matrix(queries, n_queries, packed->dim) || packed->n_prototypes == 0
+        || !is_matrix(log_probabilities, n_queries, packed->n_prototypes))
+        return EA_INVALID_ARGUMENT;
+    const size_t width = kernels().strip, n_prototypes = packed->n_prototypes;
+    return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
+        return for_each_strip(
+            *packed, metric, queries + begin * packed->dim, end - begin, 0, packed->n_strips,
+            [&](size_t query, size_t count, size_t strip, const float *found) {
+                const size_t first = strip * width, n_used = std::min(width, n_prototypes - first);
+                for (size_t i = 0; i < count; i++) {
+                    float *row = log_probabilities + (begin + query + i) * n_prototypes;
+                    std::memcpy(row + first, found + i * width, n_used * sizeof(float));
+                    if (strip + 1 == packed->n_strips) kernels().log_softmax(row, n_prototypes, 1 / temperature);
+                }
+            });
+    });
 }

@@ -165,7 +165,11 @@ static void round_to_int8(const float *row, float scale, size_t dim, int8_t *out
     for (size_t k = 0; k < dim; k += WIDTH) {
         const size_t count = dim - k < WIDTH ? dim - k : WIDTH;
         Vector values = {};
-        std::memcpy(&values, row + k, count * sizeof(float));
+        if (count == WIDTH) {
+            values = load<Vector>(row + k);
+        } else {
+            std::memcpy(&values, row + k, count * sizeof(float));
+        }
         values *= scale;
         // The product is rounded before the sum: otherwise sets with fused operations would differ from those without.
 #if defined(__aarch64__)
@@ -177,7 +181,11 @@ static void round_to_int8(const float *row, float scale, size_t dim, int8_t *out
         const IntVector rounded = __builtin_convertvector(whole, IntVector);
         sums += rounded, square_sums += rounded * rounded;
         const Bytes bytes = __builtin_convertvector(rounded, Bytes);
-        std::memcpy(out + k, &bytes, count);
+        if (count == WIDTH) {
+            std::memcpy(out + k, &bytes, WIDTH);
+        } else {
+            std::memcpy(out + k, &bytes, count);
+        }
     }
     *sum = 0, *squares = 0;
     for (size_t lane = 0; lane < WIDTH; lane++) *sum += sums[lane], *squares += square_sums[lane];

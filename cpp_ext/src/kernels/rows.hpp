@@ -84,6 +84,20 @@ static bool all_within(const float *values, size_t count, float bound) {
     return !bad;
 }
 
+static float largest(const float *values, size_t count) {
+    Lanes lanes = {};
+    size_t i = 0;
+    for (; i + N_LANES <= count; i += N_LANES) {
+        const Lanes next = load(values + i);
+        lanes = larger(lanes, larger(next, -next));
+    }
+    const Lanes rest = load_some(values + i, count - i);
+    lanes = larger(lanes, larger(rest, -rest));
+    float all = 0;
+    for (size_t lane = 0; lane < N_LANES; lane++) all = lanes[lane] > all ? lanes[lane] : all;
+    return all;
+}
+
 static bool any_below(const float *values, size_t count, float bound) {
     int below = 0;
     for (size_t i = 0; i < count; i++) below |= values[i] < bound;
@@ -109,6 +123,10 @@ static void add_scaled(float *total, const float *row, float scale, size_t dim) 
 static void log_softmax(float *values, size_t count, float factor) {
     float smallest = values[0];
     for (size_t i = 1; i < count; i++) smallest = values[i] < smallest ? values[i] : smallest;
+    if (smallest == __builtin_inff()) {
+        for (size_t i = 0; i < count; i++) values[i] = -float(__builtin_log(double(count)));
+        return;
+    }
     double total = 0;
     for (size_t i = 0; i < count; i += N_LANES) {
         const size_t n = count - i < N_LANES ? count - i : N_LANES;

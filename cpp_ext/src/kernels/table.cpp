@@ -12,7 +12,7 @@ extern const Kernels table;
 const Kernels table = {
     EA_NAME(EA_SET),
     dots, sq_differences, squares, all_within, cosine_from_dots, add_scaled,
-    STRIP, strip_distances, strip_sq_differences, strip_distances_int8, round_to_int8,
+    STRIP, strip_distances, strip_sq_differences, strip_distances_int8, largest, round_to_int8,
     log_softmax, any_below,
     log_mel_frames,
 };
