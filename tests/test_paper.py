@@ -1,0 +1,75 @@
+"""The benchmark of the method: rows of paired questions, tables and plots; stopped, it measures nothing twice."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_pairs import tiny_loop, tiny_paired
+
+# Benchmarks are not installed; they are run from the root of the repository.
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks import paper
+from edgealign.train import research
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch) -> paper.Plan:
+    data = tiny_paired(n_each=20)
+    monkeypatch.setattr(research, "load", lambda *_: data)
+    monkeypatch.setattr(
+        research, "defaults", lambda _task, method, seed, *_: tiny_loop(method=method, seed=seed, steps=2, n_shot=2)
+    )
+    task = research.TASKS["text-to-image"]
+    return paper.Plan(task, tmp_path, tmp_path, ("scratch", "croma-weak-nce"), (0, 1), 8, 2, True)
+
+
+def test_rows_hold_means_of_seeds_and_paired_differences(plan, tmp_path, monkeypatch):
+    answered = []
+    whole = paper.to_rows
+    monkeypatch.setattr(paper, "to_rows", lambda _plan, found: answered.extend(found) or whole(_plan, found))
+    made = paper.measure(plan)
+    asked = {"protocol": "labels", "head": "prototype", "k": 5, "noise": 0.0}
+
+    def cells(method: str) -> np.ndarray:
+        return np.mean([
+            cell.accuracies for one in answered if one.method == method for cell in one.cells
+            if (cell.head, cell.k, cell.noise) == ("prototype", 5, 0.0)
+        ], axis=0)  # fmt: skip
+
+    def row(what: str, **fields: object) -> dict:
+        fields |= asked
+        (found,) = [r for r in made if r["what"] == what and all(r.get(k) == v for k, v in fields.items())]
+        return found
+
+    mine, other = 100 * cells("croma-weak-nce"), 100 * cells("scratch")
+    assert row("accuracy", method="croma-weak-nce")["mean"] == pytest.approx(mine.mean(), abs=1e-3)
+    difference = row("difference", method="croma-weak-nce", minus="scratch")
+    assert difference["mean"] == pytest.approx((mine - other).mean(), abs=1e-3)
+    assert difference["ci95"] == pytest.approx(1.96 * (mine - other).std(ddof=1) / 8**0.5, abs=1e-3)
+    assert {r["noise"] for r in made if r.get("k") == 5 and r["head"] == "prototype"} == set(paper.NOISES)
+    assert all({"machine", "commit", "command", "split_sha256", "seeds", "quick"} <= set(r) for r in made)
+    assert any(r["what"] == "retrieval" for r in made)
+    json.dumps(made)
+
+    text = paper.markdown(made)
+    assert "nothing about the methods" in text and "croma-weak-nce minus" in text and "R@10" in text
+    paper.plot(made, "text-to-image", tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+
+    def again(*_arguments: object) -> None:
+        raise AssertionError("what was measured is measured again")
+
+    monkeypatch.setattr(paper.Evaluation, "phi_cells", again)
+    assert [r["mean"] for r in paper.measure(plan) if "mean" in r] == [r["mean"] for r in made if "mean" in r]
+
+
+def test_folds_are_put_one_after_the_other_and_seeds_are_averaged():
+    def one(seed: int, fold: int, *values: float) -> paper.Answered:
+        cell = paper.Cell("p", "prototype", 1, 0.0, 3, np.array(values))
+        return paper.Answered("m", seed, fold, [cell], [], None, "", None, 0.0)
+
+    found = paper.pooled([one(0, 0, 0.0, 1.0), one(1, 1, 0.5, 0.5), one(2, 0, 1.0, 1.0)])
+    assert found["m"]["p", "prototype", 1, 0.0, 3].tolist() == [0.5, 1.0, 0.5, 0.5]
