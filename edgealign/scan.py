@@ -160,7 +160,7 @@ class Scanner:
         def blocks() -> Iterator[np.ndarray]:
             """Ends where the recording breaks off, so that what precedes it is searched."""
             try:
-                yield from source.blocks(front_end.sample_rate_hz)
+                yield from source.blocks(front_end.sample_rate_hz, hashed=False)
             except InputUnreadable as error:
                 broken.append(error)
 

@@ -344,3 +344,27 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path, samples_folder:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
         peaks.append(float(done.stdout.splitlines()[-1]))
     assert peaks[1] < peaks[0] + 15 and peaks[1] < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("a.wav", {"format": "WAVEX", "subtype": "PCM_24"}), ("a.wav", {"format": "RF64", "subtype": "FLOAT"}),
+        ("a.aiff", {"subtype": "PCM_32"}), ("a.flac", {"subtype": "PCM_24"}), ("a.mp3", {}),
+    ],
+)  # fmt: skip
+def test_words_are_found_in_what_recorders_write(recognizer: Recognizer, tmp_path: Path, name: str, form: dict) -> None:
+    import soxr
+
+    from edgealign.scan_runs import scan_recording
+
+    samples, _ = tape([0, 2])
+    rate_hz = 44_100 if name.endswith("mp3") else 384_000
+    n_channels = 2 if name.endswith("mp3") else 4
+    fast = soxr.resample(samples, RATE_HZ, rate_hz)
+    soundfile.write(tmp_path / name, np.stack([fast] * n_channels, axis=1), rate_hz, **form)
+    found = scan_recording(
+        make_scanner(recognizer, ScanOptions()), str(tmp_path / name), "mix", None, lambda share: None
+    )
+    assert [d["ranked"][0][0] for d in found["detections"]] == ["maji", "ndege"]
+    assert found["error"] is None and found["sample_rate_hz"] == rate_hz

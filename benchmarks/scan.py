@@ -1,0 +1,338 @@
+"""Scanning: what is found in long recordings, how fast, and in how much memory.
+
+    python -m benchmarks.scan --data FOLDER
+
+Quality: held-back words (test role of the splits) are laid into recorded noise with gaps, or without, beside other
+words and other sounds; every recording is searched as `scan` does, and window by window (1 s every 0.25 s, each encoded
+and decided alone, neighbors of one label joined), with the same store and thresholds. yesno is read as it is: eight
+words in a row, whose order is known and whose times are not. Speed: the same recordings from disk, decoding included,
+one thread. Memory: a scan in a process of its own, of a short and of a long recording.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from benchmarks import continuous, episodes, rows
+from benchmarks.continuous import SAMPLE_RATE_HZ, Event, Recording
+from edgealign import Bundle, Recognizer, kernels, machine
+from edgealign.audio import AudioFile
+from edgealign.scan import ScanOptions
+from edgealign.scan_runs import make_scanner
+from edgealign.thresholds import rate_interval
+from edgealign.words import sound_spans
+
+PACKS = (("arabic_sc", 5), ("fsdd", 5), ("dspspeech20", 5))
+GAPS = {"gaps of 0.3 to 2 s": (0.3, 2.0), "no gaps": (0.0, 0.12)}
+SNR_DB = (10.0, 25.0)
+N_SHOT = 5
+ACCEPT = (0.5, 0.3, 0.1)  # the shipped decision, and two laxer ones
+LEAST = 0.05
+WINDOW_S, HOP_S = 1.0, 0.25
+N_REPEATS = 3
+MIN_SHARED = 0.5  # of the shorter of word and detection
+
+Found = list[tuple[float, float, str, float]]  # start_s, end_s, label, probability
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recording on disk, a recognizer that learned its words, and where they are."""
+
+    recording: Recording
+    path: Path
+    recognizer: Recognizer
+    group: str
+
+
+def cases(data: Path, bundle: Bundle, folder: Path, packs: Sequence[tuple[str, int]], n_seeds: int) -> Iterator[Case]:
+    for pack, n_way in packs:
+        clips = episodes.read_split(Path(__file__).parent / "splits" / f"{pack}.tsv", "test")
+        for gap_name, gap_s in GAPS.items():
+            for speaker in ("same", "other"):
+                for seed in range(n_seeds):
+                    made = continuous.compose(
+                        data, clips, n_way=n_way, n_shot=N_SHOT, duration_s=120, gap_s=gap_s, snr_db=SNR_DB,
+                        speaker_heard=speaker, seed=seed,
+                    )  # fmt: skip
+                    stem = f"{pack}-{speaker}-{seed}-{gap_s[1]}"
+                    recognizer = Recognizer(bundle, folder / f"{stem}.store")
+                    for label, paths in made.support.items():
+                        recognizer.enroll(paths, label=label)
+                    path = folder / f"{stem}.wav"
+                    soundfile.write(path, made.samples, SAMPLE_RATE_HZ)
+                    yield Case(made, path, recognizer, f"{pack}, {speaker} speaker, {gap_name}")
+
+
+def finches(data: Path, bundle: Bundle, folder: Path) -> Iterator[Case]:
+    """Songs of one Bengalese finch, whose syllables people have marked: N_SHOT of each of the five commonest, from the
+    first songs, are enrolled and looked for in the others. The encoder was made for speech."""
+    songs: dict[str, list[Event]] = {}
+    with (data / "bioacoustics" / "finch_syllables.tsv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            songs.setdefault(row["file"], []).append(Event(float(row["start"]), float(row["end"]), row["label"]))
+    counts = Counter(event.label for events in songs.values() for event in events)
+    labels = [label for label, _ in counts.most_common(5)]
+    recognizer = Recognizer(bundle, folder / "finch.store")
+    left = dict.fromkeys(labels, N_SHOT)
+    for name in sorted(songs):
+        path = data / "bioacoustics" / name
+        samples, rate_hz = soundfile.read(path, dtype="float32")
+        if any(left.values()):
+            for event in songs[name]:
+                if left.get(event.label, 0) > 0:
+                    margin_s = bundle.front_end.seconds(bundle.windows.pad_frames)
+                    clip = samples[
+                        int(max(0, event.start_s - margin_s) * rate_hz) : int((event.end_s + margin_s) * rate_hz)
+                    ]
+                    recognizer.enroll([clip], label=event.label, sample_rate_hz=rate_hz)
+                    left[event.label] -= 1
+            continue
+        events = [Event(e.start_s, e.end_s, e.label if e.label in labels else None) for e in songs[name]]
+        yield Case(Recording(name, samples, events, {}), path, recognizer, "finch syllables, same bird")
+
+
+def scanned(case: Case) -> Found:
+    scanner = make_scanner(case.recognizer, ScanOptions(min_probability=LEAST))
+    return [(d.start_s, d.end_s, d.label, d.probability) for d in scanner.scan(AudioFile(case.path))]
+
+
+def window_by_window(case: Case) -> Found:
+    """The plain way: every window is encoded and decided; neighbors that agree are one detection."""
+    bundle = case.recognizer.bundle
+    front_end = bundle.front_end
+    samples = np.concatenate(list(AudioFile(case.path).blocks(front_end.sample_rate_hz)))
+    matcher, labels = case.recognizer.current_matcher()
+    window, hop = round(WINDOW_S * front_end.sample_rate_hz), round(HOP_S * front_end.sample_rate_hz)
+    found: Found = []
+    for start in range(0, len(samples) - window + 1, hop):
+        log_mel = kernels.log_mel(
+            samples[start : start + window], bundle.filters, front_end.window_samples, front_end.hop_samples,
+            front_end.energy_floor,
+        )  # fmt: skip
+        best = matcher.classify(bundle.encode(log_mel[None])[0])[0]
+        if best.probability < LEAST:
+            continue
+        start_s, label = start / front_end.sample_rate_hz, labels[best.label]
+        if found and found[-1][2] == label and start_s < found[-1][1] and best.probability >= 0.5 <= found[-1][3]:
+            found[-1] = (found[-1][0], start_s + WINDOW_S, label, max(found[-1][3], best.probability))
+        else:
+            found.append((start_s, start_s + WINDOW_S, label, best.probability))
+    return found
+
+
+def compare(case: Case, found: Found, accept: float) -> tuple[int, int, int, list[float]]:
+    """Words found, words there, false alarms, and how far beginnings and ends are off in s."""
+    words = [event for event in case.recording.events if event.label is not None]
+    free = set(range(len(words)))
+    n_false, errors = 0, []
+    for start_s, end_s, label, _ in sorted((d for d in found if d[3] >= accept), key=lambda d: -d[3]):
+        hit = next(
+            (
+                i
+                for i in sorted(free)
+                if words[i].label == label
+                and min(end_s, words[i].end_s) - max(start_s, words[i].start_s)
+                > MIN_SHARED * min(end_s - start_s, words[i].end_s - words[i].start_s)
+            ),
+            None,
+        )
+        if hit is None:
+            n_false += 1
+        else:
+            free.remove(hit)
+            errors += [abs(start_s - words[hit].start_s), abs(end_s - words[hit].end_s)]
+    return len(words) - len(free), len(words), n_false, errors
+
+
+def quality(all_cases: list[Case], way: str, search: Callable[[Case], Found], shared: dict) -> list[dict]:
+    by_group: dict[str, list[tuple[Case, Found]]] = {}
+    for case in all_cases:
+        by_group.setdefault(case.group, []).append((case, search(case)))
+    made = []
+    for group, members in by_group.items():
+        hours = sum(len(case.recording.samples) for case, _ in members) / SAMPLE_RATE_HZ / 3600
+        for accept in ACCEPT:
+            counts = [compare(case, found, accept) for case, found in members]
+            n_found, n_words, n_false = (sum(count[i] for count in counts) for i in range(3))
+            errors = np.array([error for count in counts for error in count[3]]) * 1000
+            alarms = rate_interval(n_false, hours)
+            made.append(
+                {
+                    "what": "scan_quality", "stage": way, "group": group, "accept": accept,
+                    "recall": round(n_found / n_words, 4),
+                    "precision": round(n_found / max(1, n_found + n_false), 4),
+                    "false_alarms_per_hour": round(alarms.value, 1),
+                    "false_alarms_ci95": [round(alarms.low, 1), round(alarms.high, 1)],
+                    "boundary_error_median_ms": round(float(np.median(errors)), 1) if len(errors) else None,
+                    "boundary_error_p90_ms": round(float(np.percentile(errors, 90)), 1) if len(errors) else None,
+                    "n_words": n_words, "hours": round(hours, 3), **shared,
+                }
+            )  # fmt: skip
+    return made
+
+
+def yesno(data: Path, bundle: Bundle, folder: Path, shared: dict) -> dict:
+    """Eight words in a row, yes or no: taught with five of each from some recordings, asked about the others.
+
+    Words of the recordings that teach are cut where the level says, and used only where that finds eight.
+    """
+    files = sorted((data / "yesno").glob("*.flac"))
+    recognizer = Recognizer(bundle, folder / "yesno.store")
+    front_end = bundle.front_end
+    # The pauses of these recordings are shorter than those that part two clips' words.
+    cuts = replace(bundle.windows, merge_frames=8, below_peak_db=20.0, above_floor_db=10.0, min_span_frames=12)
+    taught: dict[str, int] = {"0": 0, "1": 0}
+    teachers = set()
+    for path in files:
+        samples, rate_hz = soundfile.read(path, dtype="float32")
+        log_mel = kernels.log_mel(
+            samples, bundle.filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
+        )
+        spans = sound_spans(log_mel, cuts)
+        if len(spans) != 8 or min(taught.values()) >= N_SHOT:
+            continue
+        for (first, end, _), label in zip(spans.tolist(), path.stem.split("_"), strict=True):
+            if taught[label] < N_SHOT:
+                clip = samples[int(front_end.seconds(first) * rate_hz) : int(front_end.seconds(end) * rate_hz)]
+                recognizer.enroll([clip], label=label, sample_rate_hz=rate_hz)
+                taught[label] += 1
+        teachers.add(path)
+    scanner = make_scanner(recognizer, ScanOptions())
+    edits = n_words = 0
+    for path in sorted(set(files) - teachers):
+        heard = [d.label for d in scanner.scan(AudioFile(path))]
+        truth = path.stem.split("_")
+        edits += _edits(truth, heard)
+        n_words += len(truth)
+    return {
+        "what": "scan_yesno", "stage": "scan", "unit": "word error rate, %", "value": round(100 * edits / n_words, 2),
+        "n_words": n_words, "taught": taught, **shared,
+    }  # fmt: skip
+
+
+def _edits(truth: list[str], heard: list[str]) -> int:
+    """Words to insert, drop or replace (Levenshtein)."""
+    row = list(range(len(heard) + 1))
+    for i, word in enumerate(truth, start=1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(heard, start=1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+def speed(name: str, case: Case, way: str, search: Callable[[Case], Found], shared: dict) -> dict:
+    seconds = []
+    search(case)
+    for _ in range(N_REPEATS):
+        began = time.perf_counter()
+        search(case)
+        seconds.append(time.perf_counter() - began)
+    duration_s = len(case.recording.samples) / SAMPLE_RATE_HZ
+    return {
+        "what": f"scan_speed: {name}", "stage": way, "unit": "x real time",
+        "value": round(duration_s / min(seconds), 1),
+        "median": round(duration_s / sorted(seconds)[len(seconds) // 2], 1), "n_runs": N_REPEATS, "threads": 1,
+        "seconds_of_sound": round(duration_s), **shared,
+    }  # fmt: skip
+
+
+def memory(case: Case, hours: float, folder: Path, shared: dict) -> dict:
+    """Peak of a scan by the command, of a recording that repeats."""
+    path = folder / "long.w64"
+    n_samples = int(hours * 3600 * SAMPLE_RATE_HZ)
+    quiet = np.concatenate([case.recording.samples, np.zeros(58 * 60 * SAMPLE_RATE_HZ, dtype=np.float32)])
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE_HZ, 1, "PCM_16") as file:
+        for at in range(0, n_samples, len(quiet)):
+            file.write(quiet[: n_samples - at])
+    code = (
+        "import sys; from edgealign.cli import app; from edgealign import machine\n"
+        f"sys.argv = ['edgealign', 'scan', {str(path)!r}, '-q', '--store', {case.recognizer.store_path!r},\n"
+        f"            '--bundle', {case.recognizer.bundle.path!r}, '-o', {str(folder / f'found-{hours}')!r}]\n"
+        "try:\n    app.main()\nexcept SystemExit:\n    pass\n"
+        "print(machine.peak_rss_mb())"
+    )
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    path.unlink()
+    return {
+        "what": "scan_memory", "stage": f"{hours:g} h", "unit": "MB", "value": float(done.stdout.splitlines()[-1]),
+        "seconds": round(time.perf_counter() - began, 1), **shared,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=os.environ.get("EDGEALIGN_DATA"), help="folder of recorded packs")
+    parser.add_argument("--bundle", type=Path, default=None)
+    parser.add_argument("--seeds", type=int, default=3, help="recordings of each kind")
+    parser.add_argument("--only", choices=("quality", "speed", "memory"), help="leave the others as they are")
+    parser.add_argument("--hours", type=float, default=24.0, help="of the long recording")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        parser.error("--data or $EDGEALIGN_DATA: a folder with the packs")
+    bundle = Bundle.open(arguments.bundle)
+    shared = {
+        "bundle": bundle.encoder_sha256,
+        "variant": bundle.variant,
+        "machine": machine.describe(),
+        "commit": rows.commit(),
+        "command": rows.command("scan"),
+    }
+    made: list[dict] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.only in (None, "quality"):
+            all_cases = list(cases(arguments.data, bundle, folder, PACKS, arguments.seeds))
+            all_cases += finches(arguments.data, bundle, folder)
+            made += quality(all_cases, "scan", scanned, shared)
+            made += quality(all_cases, "window by window", window_by_window, shared)
+            made.append(yesno(arguments.data, bundle, folder, shared))
+        if arguments.only != "quality":
+            sparse = _one(arguments.data, bundle, folder, "sparse", (20.0, 60.0))
+            if arguments.only in (None, "speed"):
+                dense = _one(arguments.data, bundle, folder, "dense", (0.0, 0.12))
+                for kind, case in (("a word every 40 s", sparse), ("words without gaps", dense)):
+                    made.append(speed(kind, case, "scan", scanned, shared))
+                    made.append(speed(kind, case, "window by window", window_by_window, shared))
+            if arguments.only in (None, "memory"):
+                made += [memory(sparse, hours, folder, shared) for hours in (0.5, arguments.hours)]
+    rows.replace(rows.FOLDER / "scan.jsonl", made, ("what", "stage", "group", "accept"))
+    for row in made:
+        if row["what"] == "scan_quality":
+            print(
+                f"{row['group']:52} {row['stage']:17} from {row['accept']:.1f}: recall {row['recall']:.2f} precision "
+                f"{row['precision']:.2f} {row['false_alarms_per_hour']:6.1f} false/h, ends off by "
+                f"{row['boundary_error_median_ms']} ms"
+            )
+    rows.show([row for row in made if row["what"] != "scan_quality"])
+
+
+def _one(data: Path, bundle: Bundle, folder: Path, name: str, gap_s: tuple[float, float]) -> Case:
+    clips = episodes.read_split(Path(__file__).parent / "splits" / "arabic_sc.tsv", "test")
+    made = continuous.compose(
+        data, clips, n_way=5, n_shot=N_SHOT, duration_s=300, gap_s=gap_s, snr_db=SNR_DB, speaker_heard="same", seed=9
+    )
+    recognizer = Recognizer(bundle, folder / f"{name}.store")
+    for label, paths in made.support.items():
+        recognizer.enroll(paths, label=label)
+    path = folder / f"{name}.wav"
+    soundfile.write(path, made.samples, SAMPLE_RATE_HZ)
+    return Case(made, path, recognizer, name)
+
+
+if __name__ == "__main__":
+    main()
