@@ -5,6 +5,7 @@ Run: python -m pytest tests/test_torch_ops.py
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -235,6 +236,19 @@ def test_the_episodic_step_repeats_to_the_bit_with_any_number_of_threads(metric:
         torch.set_num_threads(n_threads)
     for again in made[1:]:
         assert all(torch.equal(a, b) for a, b in zip(made[0], again, strict=True))
+
+
+@pytest.mark.parametrize("instruction_set", ["avx512", "avx2", "baseline"])
+def test_the_episodic_step_is_right_on_every_instruction_set(instruction_set: str) -> None:
+    environ = os.environ | {"EDGEALIGN_INSTRUCTION_SET": instruction_set}
+    ask = "from edgealign import kernels; print(kernels.instruction_set())"
+    asked = subprocess.run([sys.executable, "-c", ask], env=environ, capture_output=True, text=True, check=False)
+    if asked.stdout != f"{instruction_set}\n":
+        pytest.skip(f"this processor or this build has no {instruction_set}")
+    tests = "what_the_formulas_say and native or repeats or beyond_what"
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests]
+    done = subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_an_episode_does_not_depend_on_its_batch() -> None:

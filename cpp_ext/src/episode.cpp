@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <new>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -86,24 +87,8 @@ EA_INLINE void in_vectors(size_t dim, Body body) {
 
 using DoubleLanes = Wide<double>::All;
 
-// e to the power of values that are not positive: Cephes' expf, its error is below 2 units in the last place; 0 where
-// float32 would need a denormal.
-EA_INLINE Lanes exp_negative(const Lanes &x) {
-    constexpr float ROUND = 12582912.0f;  // adding it leaves an integer in the lowest bits
-    const Lanes shifted = x * 1.44269504088896341f + ROUND;
-    const IntLanes exponent = (IntLanes)shifted << 23;
-    const Lanes n = shifted - ROUND;
-    const Lanes r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Lanes y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    const Lanes powered = (Lanes)((IntLanes)y + exponent);
-    return x > -87.0f ? powered : Lanes{};
-}
-EA_INLINE DoubleLanes exp_negative(DoubleLanes x) {
+using ea::exp;  // of values that are not positive
+EA_INLINE DoubleLanes exp(DoubleLanes x) {
     for (size_t i = 0; i < Wide<double>::N; i++) x[i] = std::exp(x[i]);
     return x;
 }
@@ -125,7 +110,7 @@ struct Range<double> {
     static constexpr double MIN = 1e-300, MAX = 1e300;
 };
 
-constexpr size_t AHEAD = 4;  // rows: embeddings are too many for the caches, and a core hides little of the memory's latency
+constexpr size_t AHEAD = 4;  // rows to prefetch: a batch is too large for the caches near the core
 
 EA_INLINE size_t rounded_up(size_t count) { return (count + N_LANES - 1) / N_LANES * N_LANES; }
 
@@ -277,7 +262,7 @@ EA_INLINE int forward(const EpisodicStep<Real> &s, size_t e, Real *scratch) {
             closest = distance < closest ? distance : closest;
         }
         for (size_t n = 0; n < n_way; n++)
-            total += exp_negative((closest - W::load(values + n * stride + q, count)) * s.scale);
+            total += exp((closest - W::load(values + n * stride + q, count)) * s.scale);
         const auto log_total = log(total);
         for (size_t n = 0; n < n_way; n++) {
             const auto distance = W::load(values + n * stride + q, count);
@@ -342,7 +327,7 @@ EA_INLINE Real of_distances(const EpisodicStep<Real> &s, const EpisodicGradients
     const Real of_query = g.losses ? g.losses[e] / Real(n_query) : 0;
     // Of the logits first: softmax times what arrives at a query, less what arrives at each label.
     in_vectors<Real>(count, [&](size_t i, size_t n) EA_BODY {
-        W::store(of_pairs + i, exp_negative(W::load(log_probabilities + i, n)) * of_query, n);
+        W::store(of_pairs + i, exp(W::load(log_probabilities + i, n)) * of_query, n);
     });
     for (size_t q = 0; g.losses && q < n_query; q++)
         of_pairs[q * n_way + size_t(s.targets[e * n_query + q])] -= of_query;
@@ -451,19 +436,43 @@ EA_INLINE int backward(const EpisodicStep<Real> &s, const EpisodicGradients<Real
 
 }  // namespace
 
-EA_CLONES int run_forward(const EpisodicStep<float> &s, size_t e, float *scratch) { return forward(s, e, scratch); }
-int run_forward(const EpisodicStep<double> &s, size_t e, double *scratch) {
-    return forward(s, e, scratch);
+namespace {
+
+// The body for float32 is compiled for each instruction set; the core says which one is in use.
+#define EA_FOR_SET(set, target)                                                                                   \
+    target int forward_##set(const EpisodicStep<float> &s, size_t e, float *scratch) { return forward(s, e, scratch); } \
+    target int backward_##set(const EpisodicStep<float> &s, const EpisodicGradients<float> &g, size_t e,          \
+                              float *scratch) {                                                                   \
+        return backward(s, g, e, scratch);                                                                        \
+    }
+EA_FOR_SET(baseline, )
+#if EA_HAVE_CLONES
+EA_FOR_SET(avx2, __attribute__((target("arch=x86-64-v3"))))
+EA_FOR_SET(avx512, __attribute__((target("arch=x86-64-v4"))))
+#endif
+
+struct Set {
+    decltype(&forward_baseline) forward;
+    decltype(&backward_baseline) backward;
+};
+
+Set chosen() {
+#if EA_HAVE_CLONES
+    const std::string_view name = ea_instruction_set();
+    if (name.substr(0, 6) == "avx512") return {forward_avx512, backward_avx512};
+    if (name == "avx2") return {forward_avx2, backward_avx2};
+#endif
+    return {forward_baseline, backward_baseline};
 }
-EA_CLONES int run_backward(const EpisodicStep<float> &s, const EpisodicGradients<float> &g, size_t e,
-                               float *scratch) {
-    return backward(s, g, e, scratch);
+
+int run_forward(const EpisodicStep<float> &s, size_t e, float *scratch) { return chosen().forward(s, e, scratch); }
+int run_forward(const EpisodicStep<double> &s, size_t e, double *scratch) { return forward(s, e, scratch); }
+int run_backward(const EpisodicStep<float> &s, const EpisodicGradients<float> &g, size_t e, float *scratch) {
+    return chosen().backward(s, g, e, scratch);
 }
 int run_backward(const EpisodicStep<double> &s, const EpisodicGradients<double> &g, size_t e, double *scratch) {
     return backward(s, g, e, scratch);
 }
-
-namespace {
 
 ea_status status_of(int trouble) {
     if (trouble & BAD_TARGET) return EA_INVALID_ARGUMENT;
