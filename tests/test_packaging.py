@@ -160,7 +160,8 @@ def test_the_wheel_holds_what_it_should_and_is_small(wheel: Path) -> None:
     for folder in ("bundles", "demo_clips"):
         for file in (ROOT / "edgealign" / folder).rglob("*"):
             assert file.is_dir() or file.relative_to(ROOT).as_posix() in names
-    assert not [name for name in names if name.endswith((".cpp", ".hpp"))]
+    sources = {name for name in names if name.endswith((".cpp", ".hpp"))}
+    assert sources == {"edgealign/include/edgealign.hpp"}
 
 
 def test_the_sdist_holds_the_sources_and_no_build_outputs(sdist: Path) -> None:
