@@ -1,4 +1,4 @@
-"""Squared Euclidean distances of queries to prototypes: the core, its rivals in the same run, and what the machine can do.
+"""Squared Euclidean distances to prototypes: the core, its rivals in the same run, and what the machine can do.
 
     python -m pip install faiss-cpu numkong simsimd usearch
     python -m benchmarks.kernels
