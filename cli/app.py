@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgealign import __version__
-from edgealign.cli import artifacts, listening, scanning
+from edgealign.cli import artifacts
 from edgealign.cli.options import (
     BundleOption,
     ChannelOption,
@@ -49,8 +49,11 @@ app = typer.Typer(
 )
 app.add_typer(artifacts.store_app, name="store")
 app.add_typer(artifacts.bundle_app, name="bundle")
-scanning.register(app)
-app.command()(listening.listen)
+if sys.argv[1:2] != ["classify"]:  # whose cold start is a promise: it does not wait for other commands to be set up
+    from edgealign.cli import listening, scanning
+
+    scanning.register(app)
+    app.command()(listening.listen)
 
 
 def main() -> None:

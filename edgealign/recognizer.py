@@ -304,7 +304,7 @@ class Recognizer:
         for clip_label, audio in todo:
             try:
                 source = _open_source(audio, sample_rate_hz if isinstance(audio, np.ndarray) else None, channel)
-                word = self._find_word(source)
+                word = self._find_word(source, hashed=True)
                 if word is None:
                     raise EnrollmentRefused(f"{_no_sound(source)}: record it closer or louder")
             except (InputUnreadable, EnrollmentRefused) as error:
@@ -402,9 +402,9 @@ class Recognizer:
                 self._matcher_labels = store.labels()
             return self._matcher, self._matcher_labels
 
-    def _find_word(self, source: AudioSource) -> Word | None:
+    def _find_word(self, source: AudioSource, hashed: bool = False) -> Word | None:
         bundle = self.bundle
-        blocks = source.blocks(bundle.front_end.sample_rate_hz)
+        blocks = source.blocks(bundle.front_end.sample_rate_hz, hashed)
         return find_word(blocks, bundle.front_end, bundle.windows, bundle.filters)
 
     def _check_fits(self, store: Store) -> None:
