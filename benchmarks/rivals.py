@@ -22,12 +22,12 @@ LOW_HZ, HIGH_HZ = 60.0, 7600.0
 ENERGY_FLOOR = 1e-10
 N_CEPSTRA = 13
 DELTA_FRAMES = 2  # the usual regression window, two frames to either side
-# The window policy of the first bundle, kept here so that the rivals do not move when a bundle does.
+# The window policy of the shipped bundle, so that the rivals hear the same words.
 SPAN_POLICY = {
     "floor_quantile": 0.05,
     "above_floor_db": 6.0,
     "below_peak_db": 32.0,
-    "merge_frames": 20,
+    "merge_frames": 30,
     "min_frames": 6,
     "pad_frames": 10,
     "max_frames": 300,
