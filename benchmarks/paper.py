@@ -62,6 +62,7 @@ class Plan(NamedTuple):
     n_episodes: int
     n_phi_episodes: int
     quick: bool
+    steps: int | None  # of every run; None for the defaults
 
 
 class Answered(NamedTuple):
@@ -98,7 +99,7 @@ def measure(plan: Plan) -> list[dict]:
 
 def answer(plan: Plan, data: Paired, method: str, seed: int, fold: int) -> Answered:
     """Train one method with one seed where that is not done yet, and ask it."""
-    config = research.defaults(plan.task, method, seed, plan.quick, QUICK_STEPS if plan.quick else None)
+    config = research.defaults(plan.task, method, seed, plan.quick, plan.steps)
     config = replace(config, validate_every=max(1, min(config.validate_every, config.steps // 2)))
     folder = plan.cache / "paper" / ("quick" if plan.quick else "full") / plan.task.name / f"{method}-{seed}"
     report(f"{plan.task.name} {method} seed {seed} in {folder}")
@@ -317,6 +318,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2, or 0 with --quick")
     parser.add_argument("--episodes", type=int, help="with the prototype head; default 600, or 200 with --quick")
     parser.add_argument("--phi-episodes", type=int, help="default 600, or 10 with --quick")
+    parser.add_argument(
+        "--steps", type=int, help=f"of every run; default as the command's, or {QUICK_STEPS} with --quick"
+    )
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGEALIGN_DATA"), help="$EDGEALIGN_DATA")
     parser.add_argument("--cache", type=Path, default=rows.default_cache(), help="for features, runs and measurements")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the tables and plots, rows/ in it")
@@ -332,6 +336,7 @@ def main() -> None:
             task, arguments.data, arguments.cache, arguments.methods or (QUICK_METHODS if quick else tuple(METHODS)),
             arguments.seeds or ((0,) if quick else (0, 1, 2)), arguments.episodes or (200 if quick else 600),
             (10 if quick else 600) if arguments.phi_episodes is None else arguments.phi_episodes, quick,
+            arguments.steps or (QUICK_STEPS if quick else None),
         )  # fmt: skip
         rows.replace(path, measure(plan), ("task",))
         found = rows.read(path)

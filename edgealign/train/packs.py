@@ -179,7 +179,8 @@ def words(data: Path, _fold: int) -> Listing:
     espeak = Espeak()
     rng = random.Random(SEED)
     variants = [name for name in espeak.variants() if name not in EFFECT_VARIANTS]
-    for word in word_lists.collect(espeak, list(WORD_LANGUAGES), WORDS_PER_LANGUAGE, SEED):
+    found = [word for name in WORD_LANGUAGES for word in word_lists.collect(espeak, name, WORDS_PER_LANGUAGE, SEED)]
+    for word in found:
         label = f"{word.language} {word.text} /{word.ipa}/"
         listing.roles[label] = "train"
         for _ in range(RENDERINGS):
