@@ -62,11 +62,11 @@ def test_the_pace_is_as_asked(espeak):
 
 
 def pitch_hz(samples: np.ndarray) -> float:
-    """Where the autocorrelation of the loudest 64 ms peaks, between 50 and 400 Hz."""
-    middle = int(np.argmax(np.convolve(samples**2, np.ones(1024), "same")))
-    frame = samples[max(0, middle - 512) : middle + 512].astype(np.float64)
-    autocorrelation = np.correlate(frame, frame, "full")[len(frame) - 1 :]
-    shortest, longest = SAMPLE_RATE_HZ // 400, SAMPLE_RATE_HZ // 50
+    """Where the autocorrelation of the loudest 128 ms, freed of its taper, peaks between 50 and 250 Hz."""
+    middle = int(np.argmax(np.convolve(samples**2, np.ones(2048), "same")))
+    frame = samples[max(0, middle - 1024) : middle + 1024].astype(np.float64)
+    autocorrelation = np.correlate(frame, frame, "full")[len(frame) - 1 :] / np.arange(len(frame), 0, -1)
+    shortest, longest = SAMPLE_RATE_HZ // 250, SAMPLE_RATE_HZ // 50
     return SAMPLE_RATE_HZ / (shortest + int(np.argmax(autocorrelation[shortest:longest])))
 
 
