@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +26,13 @@ from edgealign.train.evaluation import Evaluation
 from edgealign.train.methods import METHODS, LoopConfig, Stage, expect_pairs
 from edgealign.train.networks import PairedEncoders
 from edgealign.train.paired import Paired
-from edgealign.train.tasks import Tasks, n_decoded
+from edgealign.train.tasks import Tasks, as_input, n_decoded
 from edgealign.writing import replace_file
 
 FORMAT = "edgealign paired run 1"
 CLIP_NORM = 5.0
 LOG_EVERY = 10
+STANDARDIZED_OVER = 256  # samples of each modality
 
 Report = Callable[[str], None]
 
@@ -40,12 +42,19 @@ class Diverged(EdgealignError):
 
 
 def build_model(data: Paired, config: LoopConfig) -> PairedEncoders:
-    """Networks with the weights that the seed gives them."""
+    """Networks with the weights that the seed gives them, standardized over training samples of both modalities."""
     torch.manual_seed(config.seed)
     networks = replace(config.networks, shared=METHODS[config.method].shared)
     outputs = tuple(n_decoded(side, config.features.n_buckets) for side in (data.source, data.target))
     kinds = (data.source.kind, data.target.kind)
-    return PairedEncoders(networks, kinds, config.features.n_buckets, len(data.with_role("train")), outputs)
+    model = PairedEncoders(networks, kinds, config.features.n_buckets, len(data.with_role("train")), outputs)
+    rng = np.random.default_rng([config.seed, 37])
+    samples = (
+        as_input(side.x[rng.permutation(rows)[:STANDARDIZED_OVER]], side.kind, None)
+        for side, rows in ((data.source, np.concatenate(data.source_halves)), (data.target, data.training_targets))
+    )
+    model.standardize(*samples)
+    return model
 
 
 class Loop:

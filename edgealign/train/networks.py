@@ -35,11 +35,11 @@ class TextStem(nn.Module):
         self.embedding = nn.Embedding(n_buckets, config.text_channels, padding_idx=0)
         self.out = nn.Linear(config.text_channels, config.hidden)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [n, n_tokens] -> float32 [n, hidden]."""
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """int64 [n, n_tokens] -> float32 [n, text_channels]."""
         there = (tokens != 0).sum(dim=1, keepdim=True).clamp(min=1)
         # Unit variance, whatever the number of tokens: the mean alone would be small for long texts.
-        return self.out(self.embedding(tokens).sum(dim=1) / there.sqrt())
+        return self.embedding(tokens).sum(dim=1) / there.sqrt()
 
 
 class ConvolutionStem(nn.Module):
@@ -55,12 +55,12 @@ class ConvolutionStem(nn.Module):
         self.body = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.out = nn.Linear(2 * channels, config.hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 [n, channels, height, width] -> [n, hidden]."""
+    def pooled(self, x: Tensor) -> Tensor:
+        """float32 [n, channels, height, width] -> [n, 2 * last width]."""
         x = self.body(x.contiguous(memory_format=torch.channels_last)).flatten(2)
         mean = x.mean(dim=2)
         deviation = ((x - mean[..., None]).square().mean(dim=2) + 1e-4).sqrt()
-        return self.out(torch.cat([mean, deviation], dim=1))
+        return torch.cat([mean, deviation], dim=1)
 
 
 class Encoder(nn.Module):
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         self.stem, self.trunk = stem, trunk
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.trunk(self.stem(x))
+        return self.trunk(self.stem.out(self.stem.pooled(x)))
 
 
 class PairedEncoders(nn.Module):
@@ -101,6 +101,21 @@ class PairedEncoders(nn.Module):
         self.discriminator = nn.Sequential(nn.Linear(config.dim, 64), nn.ReLU(), nn.Linear(64, 1))
         self.decoders = nn.ModuleList(nn.Linear(config.dim, n) for n in n_outputs)
 
+    @torch.no_grad()
+    def standardize(self, source: Tensor, target: Tensor) -> None:
+        """Scale and shift the linear layers so that each output has mean 0 and variance 1 over these samples
+        (Salimans & Kingma 2016). Otherwise all embeddings begin with nearly one direction, and training ends in it."""
+        encoders = (self.source, self.target)
+        values = [
+            _standardized(encoder.stem.out, encoder.stem.pooled(x))
+            for encoder, x in zip(encoders, (source, target), strict=True)
+        ]
+        if self.source.trunk is self.target.trunk:
+            encoders, values = (self.source,), [torch.cat(values)]
+        for encoder, x in zip(encoders, values, strict=True):
+            for layer in encoder.trunk:
+                x = _standardized(layer, x) if isinstance(layer, nn.Linear) else layer(x)
+
     def embed_source(self, x: Tensor) -> Tensor:
         """Unit embeddings [n, dim] of source samples, as `Batcher.source` gives them."""
         return F.normalize(self.source(x), dim=1)
@@ -122,6 +137,15 @@ def _trunk(config: NetworkConfig) -> nn.Module:
     return nn.Sequential(
         nn.ReLU(), nn.Linear(config.hidden, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.dim)
     )
+
+
+def _standardized(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The output of the layer for x [n, inputs] once it is changed to have mean 0 and variance 1 over the rows."""
+    output = layer(x)
+    mean, deviation = output.mean(dim=0), output.std(dim=0) + 1e-4
+    layer.weight.div_(deviation[:, None])
+    layer.bias.sub_(mean).div_(deviation)
+    return layer(x)
 
 
 class GradientReversal(torch.autograd.Function):

@@ -112,6 +112,12 @@ class Paired:
         """Strong pairs of the half that is for alignment: int64 [n, 2]."""
         return self.pairs[np.isin(self.pairs[:, 0], self.source_halves[1])]
 
+    @cached_property
+    def training_targets(self) -> np.ndarray:
+        """Target rows that training may see, whatever they are: those in a set of a training label, or in a pair."""
+        in_set = np.flatnonzero(np.isin(self.set_of, self.with_role("train")))
+        return np.union1d(in_set, self.training_pairs[:, 1])
+
     def check(self, shots: Sequence[int], n_queries: int) -> None:
         """InvalidInput where a label has too few samples, or too few labels are there, for what is to be asked."""
         for role, k, q in (("val", 1, 1), ("test", max(shots), n_queries)):

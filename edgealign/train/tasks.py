@@ -100,8 +100,7 @@ class Tasks:
         paired_targets = np.flatnonzero(np.isin(set_of, self.train_labels))
         self.target_sets = rows_by_label(paired_targets, set_of)
         self.set_labels = sorted(self.source_sets.keys() & self.target_sets.keys())
-        # Nobody said what these samples are: strong pairs give targets without a label, too.
-        self.unlabeled = np.union1d(paired_targets, pairs[:, 1])
+        self.unlabeled = data.training_targets
         if any(stage.task == "target" for stage in method.stages):
             own = np.flatnonzero(np.isin(data.target.labels, self.train_labels))
             self.oracle_rows = rows_by_label(own, data.target.labels)
