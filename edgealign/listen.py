@@ -1,12 +1,18 @@
 """Names words in sound without an end: a microphone, a pipe, a file.
 
 The rule, which the core's ea_stream computes too. Every 5 frames (50 ms) the sounds in the last 2 max_frames
-frames (6 s with the shipped bundle) are looked for as in a clip, by `kernels.sound_spans`. A sound has ended
-once merge_frames, at most 20 (0.2 s), have passed since its last frame that was on; it is then answered if its
-middle lies after the end of the sound that was answered last, and it ended no more than 50 frames ago (what
-becomes audible later, when something loud leaves the window, is no news). So an answer comes about 0.2 s after
-a word. Words that follow each other with gaps shorter than that are one sound, and a word with a longer pause
-in it is answered twice: up to the pause, and whole.
+frames (6 s with the shipped bundle) are looked for as in a clip, by `kernels.sound_spans`; what ended more than 50
+frames ago is not looked at (what becomes audible later, when something loud leaves the window, is no news).
+
+- Once merge_frames, at most 20 (0.2 s), have passed since the last frame of a sound that was on, it is answered if
+  its label is known.
+- What is not known may be the first part of a word with a pause in it. It is put off until merge_frames (0.3 s)
+  have passed, after which nothing can be joined to it, and answered as unknown then, or with what was joined.
+- A sound that was answered and goes on is not answered again; the rest of it is, from where the answer ended, if it
+  is long enough to be a sound and its label is known: another word that came soon.
+
+So a word is answered once, about 0.25 s after it ended, and an unknown sound 0.1 s later. What this gives up: a word
+with a pause of 0.2 to 0.3 s, whose first part sounds like another known word, is taken for that one.
 """
 
 from __future__ import annotations
@@ -59,25 +65,28 @@ def listen(recognizer: Recognizer, source: AudioSource, *, debounce_s: float = 0
         raise InvalidInput(f"debounce_s is {debounce_s:g}: at least 0 is expected")
     recognizer.store  # noqa: B018  says what is missing before the microphone is opened
     last_label, last_end_s = None, 0.0
-    for word, samples in _words(recognizer, source):
-        answer = recognizer.name_word(source.name, word, top_k)
-        again = answer.label is not None and answer.label == last_label and word.start_s - last_end_s < debounce_s
-        last_label, last_end_s = answer.label, word.end_s
+    for answer, samples in _answers(recognizer, source, top_k):
+        again = answer.label is not None and answer.label == last_label and answer.start_s - last_end_s < debounce_s
+        last_label, last_end_s = answer.label, answer.end_s
         if not again:
             yield Heard(answer, source.duration_s, samples)
 
 
-def _words(recognizer: Recognizer, source: AudioSource) -> Iterator[tuple[Word, np.ndarray]]:
-    """Each sound that ended, and its samples."""
+def _answers(recognizer: Recognizer, source: AudioSource, top_k: int) -> Iterator[tuple[Answer, np.ndarray]]:
+    """Each sound that ended: what it was taken for, and its samples."""
     bundle = recognizer.bundle
     front_end, windows = bundle.front_end, bundle.windows
     hop = front_end.hop_samples
     step_samples = front_end.window_samples + (STEP_FRAMES - 1) * hop
     context_frames = -(-2 * windows.max_frames // STEP_FRAMES) * STEP_FRAMES
+    # Counted from the padded end of a sound.
     wait_frames = max(1, min(windows.merge_frames, LONGEST_WAIT_FRAMES) - windows.pad_frames)
+    hold_frames = max(1, windows.merge_frames - windows.pad_frames)
+    rest_frames = wait_frames + windows.min_span_frames + windows.pad_frames
     kept_samples = context_frames * hop + front_end.window_samples
     log_mels = np.empty((front_end.n_mels, 0), np.float32)
-    total_frames = answered_until = 0
+    # In frames of the stream: all of it, the last sound that was answered, the end of the last that was put off.
+    total_frames = answered_until = answered_middle = put_off_until = 0
     pending = recent = np.empty(0, np.float32)  # samples that are no frames yet; the latest that are
 
     def advance(n_samples: int) -> None:
@@ -90,20 +99,32 @@ def _words(recognizer: Recognizer, source: AudioSource) -> Iterator[tuple[Word, 
         pending = pending[n_new * hop :]
         total_frames += n_new
 
-    def ended(wait_frames: int) -> Iterator[tuple[Word, np.ndarray]]:
-        nonlocal answered_until
-        n_frames = log_mels.shape[1]
-        context_start = total_frames - n_frames
-        for first, end, clearness in sound_spans(log_mels, windows).tolist():
-            if not wait_frames <= n_frames - end <= LATEST_FRAMES:
+    def hear(at_end: bool) -> Iterator[tuple[Answer, np.ndarray]]:
+        nonlocal answered_until, answered_middle, put_off_until
+        context_start = total_frames - log_mels.shape[1]
+        for span_first, span_end, clearness in sound_spans(log_mels, windows).tolist():
+            first, end = context_start + int(span_first), context_start + int(span_end)
+            age = total_frames - end
+            if (age < wait_frames and not at_end) or age > LATEST_FRAMES:
                 continue
-            if 2 * context_start + first + end <= 2 * answered_until:
+            # What was answered, and goes on; else a sound that begins where that one ended at the earliest.
+            rest = answered_until > 0 and first <= answered_middle
+            if end < answered_until + rest_frames if rest else first + end <= 2 * answered_until:
                 continue
-            answered_until = context_start + int(end)
-            frames = at_least(log_mels, int(first), int(end), windows.min_frames, front_end.energy_floor)
-            start_s, end_s = front_end.seconds(context_start + first), front_end.seconds(context_start + end)
-            yield Word(frames, start_s, end_s, clearness, 1), cut(start_s, end_s)
-            return  # one at a time: another one is found in the next step
+            first = answered_until if rest else first
+            only_if_known = rest or (age < hold_frames and not at_end)
+            if only_if_known and end == put_off_until:
+                continue
+            frames = at_least(
+                log_mels, first - context_start, end - context_start, windows.min_frames, front_end.energy_floor
+            )
+            start_s, end_s = front_end.seconds(first), front_end.seconds(end)
+            answer = recognizer.name_word(source.name, Word(frames, start_s, end_s, clearness, 1), top_k)
+            if only_if_known and answer.label is None:
+                put_off_until = end
+                continue
+            answered_until, answered_middle = end, (first + end) // 2
+            yield answer, cut(start_s, end_s)
 
     def cut(start_s: float, end_s: float) -> np.ndarray:
         heard = np.concatenate([recent, pending])
@@ -115,11 +136,11 @@ def _words(recognizer: Recognizer, source: AudioSource) -> Iterator[tuple[Word, 
         pending = np.concatenate([pending, block])
         while len(pending) >= step_samples:
             advance(step_samples)
-            yield from ended(wait_frames)
+            yield from hear(at_end=False)
     if len(pending) >= front_end.window_samples:
         advance(len(pending))
     if total_frames:
-        yield from ended(0)
+        yield from hear(at_end=True)
 
 
 class RawPcm(AudioSource):

@@ -506,7 +506,7 @@ def test_the_stream_answers_each_word_soon_after_its_end(c: CRecognizer, convers
     for event, (label, start_s, end_s) in zip(heard, truth, strict=True):
         assert event["label"] in (label, None)
         assert abs(event["start_s"] - start_s) < 0.2
-        assert 0 < event["heard_s"] - end_s <= 0.3
+        assert 0 < event["heard_s"] - end_s <= (0.3 if event["label"] else 0.4)
     assert sum(event["label"] is not None for event in heard) > len(truth) / 2
 
 

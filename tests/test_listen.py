@@ -14,7 +14,7 @@ import level2
 import numpy as np
 import pytest
 import soundfile
-from toy_bundle import word_clip
+from toy_bundle import make_toy_bundle, word_clip
 
 from edgealign import Bundle, Recognizer
 from edgealign.audio import AudioArray, AudioSource
@@ -70,20 +70,32 @@ def test_the_samples_of_a_word_are_those_around_it(recognizer: Recognizer, speec
         assert len(event.samples) >= (event.answer.end_s - event.answer.start_s + CLIP_MARGIN_S) * RATE
 
 
+def in_c(recognizer: Recognizer, samples: np.ndarray, block: int) -> list[dict]:
+    model = level2.open_model(level2.open_runtime(), recognizer.bundle.path)
+    stream = level2.CStream(level2.CRecognizer(model, recognizer.store_path), RATE, ring_s=40)
+    heard = []
+    for start in range(0, len(samples), block):
+        assert stream.push(samples[start : start + block]) == 0
+        heard += stream.poll_all()
+    stream.end()
+    return heard + stream.poll_all()
+
+
 @pytest.mark.skipif(level2.ONNXRUNTIME is None, reason="this onnxruntime has no shared library")
-def test_python_hears_what_the_c_library_hears(recognizer: Recognizer, speech: tuple) -> None:
+def test_python_hears_what_the_c_library_hears(recognizer: Recognizer, patient: Recognizer, speech: tuple) -> None:
     generator = np.random.default_rng(1)
     noisy = speech[0] + generator.normal(size=len(speech[0])) * np.repeat(generator.uniform(0, 0.02, 48), RATE // 4)
-    for samples in (speech[0], noisy.astype(np.float32), np.tile(speech[0], 3)[: 31 * RATE + 77]):
-        model = level2.open_model(level2.open_runtime(), recognizer.bundle.path)
-        stream = level2.CStream(level2.CRecognizer(model, recognizer.store_path), RATE, ring_s=40)
-        assert stream.push(samples) == 0
-        stream.end()
-        fields = ("label", "start_s", "end_s", "distance")
-        expected = [tuple(event[field] for field in fields) for event in stream.poll_all()]
-        answers = [event.answer for event in listen(recognizer, AudioArray(samples, RATE))]
-        assert [tuple(getattr(answer, field) for field in fields) for answer in answers] == expected
-        assert expected
+    close = with_pauses(*((word_clip(i % 4, i, silence_s=0), 0.2 + 0.01 * i) for i in range(12)))
+    parts = np.split(word_clip(7, 1, silence_s=0), [3000, 6000])
+    broken = with_pauses(*((parts[i % 3], generator.uniform(0.15, 0.35)) for i in range(30)))
+    for samples in (speech[0], noisy.astype(np.float32), np.tile(speech[0], 3)[: 31 * RATE + 77], close, broken):
+        for by in (recognizer, patient):
+            fields = ("label", "start_s", "end_s", "distance")
+            answers = [event.answer for event in listen(by, AudioArray(samples, RATE))]
+            heard = [tuple(getattr(answer, field) for field in fields) for answer in answers]
+            assert heard
+            for block in (len(samples), 480):
+                assert [tuple(event[field] for field in fields) for event in in_c(by, samples, block)] == heard
 
 
 def test_a_word_at_the_very_end_is_answered_too(recognizer: Recognizer, speech: tuple) -> None:
@@ -99,6 +111,58 @@ def test_a_label_is_not_repeated_within_the_debounce_time(recognizer: Recognizer
     assert len(list(listen(recognizer, AudioArray(samples, RATE), debounce_s=2))) == 1
     with pytest.raises(InvalidInput, match="debounce_s is -1"):
         next(listen(recognizer, AudioArray(samples, RATE), debounce_s=-1))
+
+
+def with_pauses(*parts: tuple[np.ndarray, float]) -> np.ndarray:
+    """Sounds, each with so many seconds after it, in hiss."""
+    pieces = [np.zeros(RATE, np.float32)]
+    for sound, pause_s in parts:
+        pieces += [sound, np.zeros(int(pause_s * RATE), np.float32)]
+    samples = np.concatenate(pieces)
+    return samples + 1e-4 * np.random.default_rng(0).normal(size=len(samples)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
+    """Joins sounds over pauses of up to 0.3 s, as the shipped bundle does. It knows "maji", "moto" and a word with a
+    pause in it, "kigogo", whose halves it does not know."""
+    folder = tmp_path_factory.mktemp("patient")
+    made = Recognizer(make_toy_bundle(folder, merge_frames=30), folder / "speech.store")
+    for i, label in enumerate(WORDS[:2]):
+        made.enroll([word_clip(i, voice) for voice in (1, 2)], label=label, sample_rate_hz=RATE)
+    made.enroll([paused_word(0.25, gain) for gain in (1, 0.8)], label="kigogo", sample_rate_hz=RATE)
+    return made
+
+
+def paused_word(pause_s: float, gain: float) -> np.ndarray:
+    first, second = np.array_split(gain * word_clip(7, 1, silence_s=0), 2)
+    return with_pauses((first, pause_s), (second, 1.0))
+
+
+@pytest.mark.parametrize("pause_s", [0.21, 0.25, 0.28])
+def test_a_word_with_a_pause_in_it_is_answered_once(patient: Recognizer, pause_s: float) -> None:
+    (event,) = listen(patient, InBlocks(paused_word(pause_s, 0.9), RATE))
+    assert event.answer.label == "kigogo"
+    sound_s = len(word_clip(7, 1, silence_s=0)) / RATE + pause_s
+    assert 0 < event.heard_s - (1 + sound_s) <= 0.3
+
+
+def test_an_unknown_sound_is_put_off_until_nothing_can_join_it(patient: Recognizer) -> None:
+    sound = word_clip(7, 1, silence_s=0)[: RATE // 3]
+    (event,) = listen(patient, InBlocks(with_pauses((sound, 2.0)), RATE))
+    assert event.answer.label is None
+    assert 0.25 < event.heard_s - (1 + len(sound) / RATE) <= 0.4
+
+
+def test_a_word_that_comes_soon_after_a_known_one_is_answered_by_itself(patient: Recognizer) -> None:
+    words = [word_clip(i, 1, silence_s=0) for i in (0, 1)]
+    events = list(listen(patient, InBlocks(with_pauses((words[0], 0.25), (words[1], 2.0)), RATE)))
+    first, second = (event.answer for event in events)
+    assert (first.label, second.label) == ("maji", "moto")
+    assert first.end_s <= second.start_s
+    first_end_s = 1 + len(words[0]) / RATE
+    assert events[0].heard_s - first_end_s <= 0.3
+    assert events[1].heard_s - (first_end_s + 0.25 + len(words[1]) / RATE) <= 0.3
 
 
 def test_silence_and_steady_noise_are_not_answered(recognizer: Recognizer) -> None:

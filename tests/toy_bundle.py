@@ -166,8 +166,8 @@ def _run(encoder: bytes, output: str, filters: np.ndarray, clips: list[np.ndarra
     return np.concatenate([session.run([output], {"log_mel": log_mel[None]})[0] for log_mel in log_mels])
 
 
-def make_toy_bundle(folder: Path, seed: int = 0) -> Bundle:
-    """Writes the bundle to folder / "bundle"; another seed is another encoder."""
+def make_toy_bundle(folder: Path, seed: int = 0, **windows: float) -> Bundle:
+    """Writes the bundle to folder / "bundle"; another seed is another encoder. windows: other values of WINDOWS."""
     source = folder / "source"
     source.mkdir(parents=True)
     generator = np.random.default_rng(seed)
@@ -194,7 +194,7 @@ def make_toy_bundle(folder: Path, seed: int = 0) -> Bundle:
         bundle_version="0.0.1",
         dim=DIM,
         front_end=FRONT_END,
-        windows=WINDOWS,
+        windows=WINDOWS | windows,
         encoder={
             "default": "int8",
             "variants": {"int8": {"file": "encoder.onnx"}, "fp32": {"file": "encoder.fp32.onnx"}},

@@ -288,13 +288,14 @@ void read_calibration(const Bundle &bundle, Model &model) {
     require(status, message);
 }
 
-// Exact: every half is a float.
+// Exact: every half is a float. The bits of its exponent and fraction are those of a float that is 2^112 times smaller.
 float from_half(uint16_t half) {
-    const int exponent = half >> 10 & 31, fraction = half & 1023;
-    const double size = exponent == 31 ? (fraction ? NAN : INFINITY)
-                        : exponent     ? std::ldexp(1024 + fraction, exponent - 25)
-                                       : std::ldexp(fraction, -24);
-    return float(half >> 15 ? -size : size);
+    uint32_t bits = uint32_t(half & 0x7fff) << 13;
+    float size;
+    std::memcpy(&size, &bits, sizeof size);
+    size *= 0x1p112f;
+    if ((half & 0x7c00) == 0x7c00) size = half & 0x3ff ? NAN : INFINITY;
+    return half & 0x8000 ? -size : size;
 }
 
 void read_bank(const Bundle &bundle, Model &model) {

@@ -25,6 +25,28 @@ std::string short_hex(const uint8_t *digest) {
 
 }  // namespace
 
+void ClipHash::begin(uint32_t sample_rate_hz) {
+    hash_ = Sha256();
+    n_waiting_ = 0;
+    char rate[32];
+    hash_.add(rate, size_t(std::snprintf(rate, sizeof rate, "%g Hz\n", double(sample_rate_hz))));
+}
+
+void ClipHash::add(const float *samples, size_t count) {
+    if (count > ROOM - n_waiting_) {
+        hash_.add(waiting_.get(), n_waiting_ * sizeof(float));
+        n_waiting_ = 0;
+    }
+    std::copy_n(samples, count, waiting_.get() + n_waiting_);
+    n_waiting_ += count;
+}
+
+Digest ClipHash::finish() {
+    hash_.add(waiting_.get(), n_waiting_ * sizeof(float));
+    n_waiting_ = 0;
+    return hash_.finish();
+}
+
 ea_recognizer::ea_recognizer(std::shared_ptr<const Model> opened, const char *path)
     : model(std::move(opened)),
       store_path(path ? path : ""),
@@ -77,9 +99,7 @@ void ea_recognizer::begin(uint32_t rate_hz, uint32_t channels) {
     resampler->reset();
     sample_rate_hz = rate_hz, n_channels = channels;
     n_frames = 0;
-    source = Sha256();
-    char rate[32];
-    source.add(rate, size_t(std::snprintf(rate, sizeof rate, "%g Hz\n", double(rate_hz))));
+    source.begin(rate_hz);
     finder.begin();
     in_clip = true;
 }
@@ -95,7 +115,7 @@ void ea_recognizer::push(const Sample *samples, size_t count) {
     for (size_t done = 0; done < count; done += Resampler::BLOCK) {
         const size_t n = std::min(Resampler::BLOCK, count - done);
         mix(samples + done * n_channels, n, n_channels, mono.data());
-        source.add(mono.data(), n * sizeof(float));
+        source.add(mono.data(), n);
         finder.add(resampled.data(), resampler->push(mono.data(), n, resampled.data()));
     }
     n_frames += count;

@@ -6,7 +6,27 @@
 #include <vector>
 
 #include "intake.hpp"
+#include "sha256.hpp"
 #include "word_finder.hpp"
+
+namespace ea {
+
+// The SHA-256 of a clip, computed when it is asked for: only a clip that is learned needs it. What is longer than the
+// room is computed on the way.
+class ClipHash {
+public:
+    void begin(uint32_t sample_rate_hz);
+    void add(const float *samples, size_t count);  // count <= Resampler::BLOCK
+    Digest finish();
+
+private:
+    static constexpr size_t ROOM = 1 << 20;  // samples: a minute at 16 kHz
+    Room<float> waiting_{ROOM};
+    size_t n_waiting_ = 0;
+    Sha256 hash_;
+};
+
+}  // namespace ea
 
 struct ea_runtime {
     std::shared_ptr<const ea::Ort> ort;
@@ -49,7 +69,7 @@ struct ea_recognizer {
     uint64_t n_frames = 0;
     std::unique_ptr<ea::Resampler> resampler;
     std::vector<float> mono, resampled;
-    ea::Sha256 source;  // of the rate and the mono samples before resampling
+    ea::ClipHash source;  // of the rate and the mono samples before resampling
     ea::WordFinder finder;
 
     void begin(uint32_t rate_hz, uint32_t channels);

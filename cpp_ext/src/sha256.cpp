@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "lanes.hpp"
+
 namespace ea {
 namespace {
 
@@ -17,28 +19,50 @@ constexpr uint32_t ROUND[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-uint32_t rotate(uint32_t x, int by) { return x >> by | x << (32 - by); }
+inline uint32_t rotate(uint32_t x, int by) { return x >> by | x << (32 - by); }
 
-void add_block(uint32_t *state, const uint8_t *block) {
-    uint32_t w[64];
-    for (int i = 0; i < 16; i++)
-        w[i] = uint32_t(block[4 * i]) << 24 | uint32_t(block[4 * i + 1]) << 16 | uint32_t(block[4 * i + 2]) << 8
-               | block[4 * i + 3];
-    for (int i = 16; i < 64; i++) {
-        const uint32_t s0 = rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3;
-        const uint32_t s1 = rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ w[i - 2] >> 10;
-        w[i] = w[i - 16] + s0 + w[i - 7] + s1;
+// The schedule is kept as the 16 words that are still needed, and the eight variables change their names from round to
+// round instead of moving: both only save instructions.
+EA_CLONES void add_blocks(uint32_t *state, const uint8_t *bytes, size_t n_blocks) {
+    for (; n_blocks; n_blocks--, bytes += 64) {
+        uint32_t w[16];
+        for (int i = 0; i < 16; i++)
+            w[i] = uint32_t(bytes[4 * i]) << 24 | uint32_t(bytes[4 * i + 1]) << 16 | uint32_t(bytes[4 * i + 2]) << 8
+                   | bytes[4 * i + 3];
+        uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+        uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
+#define EA_ROUND(a, b, c, d, e, f, g, h, i)                                                        \
+    do {                                                                                           \
+        h += (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + (g ^ (e & (f ^ g))) + k[i] + w[i];   \
+        d += h;                                                                                    \
+        h += (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) | (c & (a | b)));           \
+    } while (false)
+#define EA_EXTEND(i)                                                                                \
+    (w[i] += w[(i + 9) % 16] + (rotate(w[(i + 1) % 16], 7) ^ rotate(w[(i + 1) % 16], 18) ^ w[(i + 1) % 16] >> 3) \
+             + (rotate(w[(i + 14) % 16], 17) ^ rotate(w[(i + 14) % 16], 19) ^ w[(i + 14) % 16] >> 10))
+#define EA_EIGHT_ROUNDS(i)                  \
+    EA_ROUND(a, b, c, d, e, f, g, h, i);     \
+    EA_ROUND(h, a, b, c, d, e, f, g, i + 1); \
+    EA_ROUND(g, h, a, b, c, d, e, f, i + 2); \
+    EA_ROUND(f, g, h, a, b, c, d, e, i + 3); \
+    EA_ROUND(e, f, g, h, a, b, c, d, i + 4); \
+    EA_ROUND(d, e, f, g, h, a, b, c, i + 5); \
+    EA_ROUND(c, d, e, f, g, h, a, b, i + 6); \
+    EA_ROUND(b, c, d, e, f, g, h, a, i + 7)
+        for (const uint32_t *k = ROUND;; k += 16) {
+            EA_EIGHT_ROUNDS(0);
+            EA_EIGHT_ROUNDS(8);
+            if (k == ROUND + 48) break;
+            EA_EXTEND(0), EA_EXTEND(1), EA_EXTEND(2), EA_EXTEND(3), EA_EXTEND(4), EA_EXTEND(5);
+            EA_EXTEND(6), EA_EXTEND(7), EA_EXTEND(8), EA_EXTEND(9), EA_EXTEND(10), EA_EXTEND(11);
+            EA_EXTEND(12), EA_EXTEND(13), EA_EXTEND(14), EA_EXTEND(15);
+        }
+#undef EA_EIGHT_ROUNDS
+#undef EA_EXTEND
+#undef EA_ROUND
+        state[0] += a, state[1] += b, state[2] += c, state[3] += d;
+        state[4] += e, state[5] += f, state[6] += g, state[7] += h;
     }
-    uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
-    uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
-    for (int i = 0; i < 64; i++) {
-        const uint32_t t1 =
-            h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & f) ^ (~e & g)) + ROUND[i] + w[i];
-        const uint32_t t2 = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
-        h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
-    }
-    state[0] += a, state[1] += b, state[2] += c, state[3] += d;
-    state[4] += e, state[5] += f, state[6] += g, state[7] += h;
 }
 
 }  // namespace
@@ -52,10 +76,10 @@ void Sha256::add(const void *bytes, size_t count) {
         std::memcpy(rest_ + held, from, taken);
         from += taken, count -= taken;
         if (held + taken < 64) return;
-        add_block(state_, rest_);
+        add_blocks(state_, rest_, 1);
     }
-    for (; count >= 64; from += 64, count -= 64) add_block(state_, from);
-    if (count) std::memcpy(rest_, from, count);
+    add_blocks(state_, from, count / 64);
+    if (count % 64) std::memcpy(rest_, from + count / 64 * 64, count % 64);
 }
 
 Digest Sha256::finish() const {
@@ -66,7 +90,7 @@ Digest Sha256::finish() const {
     std::memcpy(tail, rest_, rest);
     tail[rest] = 0x80;
     for (int i = 0; i < 8; i++) tail[tail_bytes - 1 - i] = uint8_t(count_ * 8 >> (8 * i));
-    for (size_t at = 0; at < tail_bytes; at += 64) add_block(state, tail + at);
+    add_blocks(state, tail, tail_bytes / 64);
     Digest digest;
     for (int i = 0; i < 32; i++) digest[i] = uint8_t(state[i / 4] >> (24 - 8 * (i % 4)));
     return digest;

@@ -15,10 +15,9 @@ constexpr size_t LATEST_FRAMES = 50;  // a word that is found later than this is
 constexpr size_t LONGEST_WAIT_FRAMES = 20;
 constexpr double DEFAULT_RING_S = 2, MAX_RING_S = 60;
 
-// After the padded end of a sound.
-size_t frames_to_wait(const ea_span_options &spans) {
-    const size_t off = std::min(spans.merge_frames, LONGEST_WAIT_FRAMES);
-    return off > spans.pad_frames ? off - spans.pad_frames : 1;
+// Counted from the padded end of a sound.
+size_t after_padding(size_t off_frames, const ea_span_options &spans) {
+    return off_frames > spans.pad_frames ? off_frames - spans.pad_frames : 1;
 }
 
 // One thread writes, one reads, neither waits.
@@ -70,20 +69,21 @@ private:
     ea_recognizer *recognizer_;
     std::shared_ptr<const Model> model_;
     Resampler resampler_;
-    size_t step_samples_, context_frames_, wait_frames_;
+    size_t step_samples_, context_frames_, wait_frames_, hold_frames_, rest_frames_;
     std::vector<float> resampled_, samples_, log_mels_, step_, scratch_;
     std::vector<double> levels_, spans_;
     size_t n_samples_ = 0, n_frames_ = 0;
-    uint64_t total_frames_ = 0, answered_until_ = 0;  // in frames of the stream
-    bool flushed_ = false;
+    // In frames of the stream: all of it, the last sound that was answered, the end of the last that was put off.
+    uint64_t total_frames_ = 0, answered_until_ = 0, answered_middle_ = 0, put_off_until_ = 0;
+    bool more_ = false, flushed_ = false;  // more_: these frames may hold another answer
     Word word_;
-    double start_s_ = 0, end_s_ = 0, debounce_s_;
+    const double debounce_s_;
     size_t last_label_ = SIZE_MAX;
     double last_end_s_ = 0;
 
     void append_frames(size_t n_samples);
-    bool find_word(size_t wait_frames);
-    bool name(size_t top_k, ea_answer *answer);
+    bool hear(bool at_end, size_t top_k, ea_answer *answer);
+    ea_answer name(double start_s, double end_s, size_t top_k, size_t struct_size);
 };
 
 ea_stream::ea_stream(ea_recognizer *recognizer, const ea_stream_options &options)
@@ -95,7 +95,9 @@ ea_stream::ea_stream(ea_recognizer *recognizer, const ea_stream_options &options
       resampler_(options.sample_rate_hz, model_->sample_rate_hz),
       step_samples_(model_->window_samples + (STEP_FRAMES - 1) * model_->hop_samples),
       context_frames_((2 * model_->spans.max_frames + STEP_FRAMES - 1) / STEP_FRAMES * STEP_FRAMES),
-      wait_frames_(frames_to_wait(model_->spans)),
+      wait_frames_(after_padding(std::min(model_->spans.merge_frames, LONGEST_WAIT_FRAMES), model_->spans)),
+      hold_frames_(after_padding(model_->spans.merge_frames, model_->spans)),
+      rest_frames_(wait_frames_ + model_->spans.min_frames + model_->spans.pad_frames),
       resampled_(resampler_.max_output()),
       samples_(step_samples_ + resampler_.max_output()),
       log_mels_(model_->n_mels * context_frames_),
@@ -132,44 +134,56 @@ void ea_stream::append_frames(size_t n_samples) {
     n_samples_ -= used;
 }
 
-bool ea_stream::find_word(size_t wait_frames) {
+bool ea_stream::hear(bool at_end, size_t top_k, ea_answer *answer) {
     const Model &model = *model_;
     const size_t count = find_spans(model, log_mels_.data(), n_frames_, levels_.data(), spans_.data());
     const uint64_t context_start = total_frames_ - n_frames_;
     for (size_t i = 0; i < count; i++) {
-        const auto first = size_t(spans_[3 * i]), end = size_t(spans_[3 * i + 1]);
-        const size_t age = n_frames_ - end;
-        if (age < wait_frames || age > LATEST_FRAMES) continue;
-        if (2 * context_start + first + end <= 2 * answered_until_) continue;
-        answered_until_ = context_start + end;
-        word_.take(model, log_mels_.data(), n_frames_, first, end);
-        start_s_ = model.seconds(double(context_start + first));
-        end_s_ = model.seconds(double(context_start + end));
+        uint64_t first = context_start + uint64_t(spans_[3 * i]);
+        const uint64_t end = context_start + uint64_t(spans_[3 * i + 1]), age = total_frames_ - end;
+        if ((age < wait_frames_ && !at_end) || age > LATEST_FRAMES) continue;
+        // What was answered, and goes on; else a sound that begins where that one ended at the earliest.
+        const bool rest = answered_until_ > 0 && first <= answered_middle_;
+        if (rest ? end < answered_until_ + rest_frames_ : first + end <= 2 * answered_until_) continue;
+        if (rest) first = answered_until_;
+        const bool only_if_known = rest || (age < hold_frames_ && !at_end);
+        if (only_if_known && end == put_off_until_) continue;
+        word_.take(model, log_mels_.data(), n_frames_, size_t(first - context_start), size_t(end - context_start));
+        const ea_answer made =
+            name(model.seconds(double(first)), model.seconds(double(end)), top_k, answer->struct_size);
+        if (only_if_known && !made.label) {
+            put_off_until_ = end;
+            continue;
+        }
+        answered_until_ = end, answered_middle_ = (first + end) / 2;
+        const size_t label = made.label ? size_t(made.top[0].label) : SIZE_MAX;
+        const bool again = made.label && label == last_label_ && made.start_s - last_end_s_ < debounce_s_;
+        last_label_ = label, last_end_s_ = made.end_s;
+        if (again) continue;
+        *answer = made;
         return true;
     }
     return false;
 }
 
-bool ea_stream::name(size_t top_k, ea_answer *answer) {
+// What word_ is taken for.
+ea_answer ea_stream::name(double start_s, double end_s, size_t top_k, size_t struct_size) {
     ea_answer made = {};
-    made.struct_size = answer->struct_size;
+    made.struct_size = struct_size;
     made.has_sound = 1;
     if (recognizer_->matcher) recognizer_->name_word(word_, top_k, &made);
     made.n_sounds = 1;
-    made.start_s = start_s_, made.end_s = end_s_;
+    made.start_s = start_s, made.end_s = end_s;
     made.heard_s = double(ring.n_read()) / double(sample_rate_hz);
-    const size_t label = made.label ? size_t(made.top[0].label) : SIZE_MAX;
-    const bool again = label != SIZE_MAX && label == last_label_ && start_s_ - last_end_s_ < debounce_s_;
-    last_label_ = label, last_end_s_ = end_s_;
-    if (!again) *answer = made;
-    return !again;
+    return made;
 }
 
 bool ea_stream::poll(size_t top_k, ea_answer *answer) {
     while (true) {
-        while (n_samples_ >= step_samples_) {
-            append_frames(step_samples_);
-            if (find_word(wait_frames_) && name(top_k, answer)) return true;
+        while (more_ || n_samples_ >= step_samples_) {
+            if (!more_) append_frames(step_samples_);
+            more_ = hear(false, top_k, answer);
+            if (more_) return true;
         }
         // Read before the ring is looked at, so that nothing pushed before the end is missed.
         const bool last = ended.load(std::memory_order_acquire);
@@ -178,12 +192,12 @@ bool ea_stream::poll(size_t top_k, ea_answer *answer) {
         if (count > 0) {
             made = resampler_.push(from, count, resampled_.data());
             ring.drop(count);
-        } else if (!last || flushed_) {
+        } else if (!last) {
             return false;
-        } else if (made = resampler_.finish(resampled_.data()); made == 0) {
+        } else if (flushed_ || (made = resampler_.finish(resampled_.data())) == 0) {
+            if (!flushed_ && n_samples_ >= model_->window_samples) append_frames(n_samples_);
             flushed_ = true;
-            if (n_samples_ >= model_->window_samples) append_frames(n_samples_);
-            return n_frames_ > 0 && find_word(0) && name(top_k, answer);
+            return n_frames_ > 0 && hear(true, top_k, answer);
         }
         std::copy_n(resampled_.data(), made, samples_.data() + n_samples_);
         n_samples_ += made;
