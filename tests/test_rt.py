@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import level2
 import numpy as np
@@ -53,10 +53,12 @@ def rt(toy_bundle: Bundle, store: Path) -> Callable[..., Ran]:
         "EDGEALIGN_ONNXRUNTIME": str(level2.ONNXRUNTIME),
     }
 
-    def run(*arguments: object, stdin: bytes = b"", **changed: str) -> Ran:
+    def run(*arguments: object, stdin: bytes = b"", stdout: IO | int = subprocess.PIPE, **changed: str) -> Ran:
         words = [str(COMMAND), *map(str, arguments)]
-        done = subprocess.run(words, input=stdin, capture_output=True, check=False, env=environment | changed)
-        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+        done = subprocess.run(
+            words, input=stdin, stdout=stdout, stderr=subprocess.PIPE, check=False, env=environment | changed
+        )
+        return Ran(done.returncode, (done.stdout or b"").decode(), done.stderr.decode())
 
     return run
 
@@ -238,3 +240,48 @@ def test_the_cpp_header_owns_what_it_opens(toy_bundle: Bundle, tmp_path: Path) -
     assert len(lines) == 4
     assert lines[3] == "1 a sample rate of 1 Hz: 4000 to 500000 Hz are read"
     assert Store.load(tmp_path / "cpp.store").labels() == ["maji"]
+
+
+def test_what_it_enrolls_python_knows(rt: Callable, toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "new folder" / "speech.store"
+    clips = sorted(samples_folder.glob("*/*.wav"))
+    done = rt("enroll", *clips, "--store", store)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"learned {len(clips)} recordings (0 known already) into {store}, which holds 3 labels\n"
+    by_python = tmp_path / "python.store"
+    Recognizer(toy_bundle, by_python).enroll(samples_folder)
+    held = []
+    for path in (store, by_python):
+        saved = Store.load(path)
+        labels = [saved.labels()[row["label"]] for row in saved.rows()]
+        held.append(sorted(zip(labels, saved.rows()["name"], map(bytes, saved.embeddings()), strict=True)))
+    assert held[0] == held[1]
+    again = Recognizer(toy_bundle, store).enroll(samples_folder)
+    assert [label.n_added for label in again.labels] == [0, 0, 0]
+    again = rt("enroll", clips[0], "--store", store)
+    assert again.out.startswith("learned 0 recordings (1 known already)")
+    assert rt("classify", clips[0], "--store", store).out.startswith(f"{clips[0]}: {clips[0].parent.name}")
+
+
+def test_what_it_cannot_enroll_is_said(rt: Callable, samples_folder: Path, tmp_path: Path) -> None:
+    clip, store = sorted(samples_folder.glob("*/*.wav"))[0], tmp_path / "speech.store"
+    soundfile.write(tmp_path / "noise.wav", noise_clip(), RATE)
+    (tmp_path / "text.wav").write_text("no sound")
+    given = ("--label", "maji", "--store", store)
+    some = rt("enroll", clip, tmp_path / "noise.wav", *given)
+    assert (some.code, some.out.split(" into")[0]) == (5, "learned 1 recordings (0 known already)")
+    assert "no sound stands out" in some.err
+    assert rt("enroll", tmp_path / "noise.wav", *given).code == 6
+    unreadable = rt("enroll", tmp_path / "text.wav", *given)
+    assert (unreadable.code, unreadable.out) == (4, "")
+    assert "is not a WAV file" in unreadable.err
+    assert rt("enroll", "clip.wav").code == 2
+    assert rt("enroll", clip, "--label", "maji", "--store", "/proc/none/speech.store").code == 3
+
+
+def test_answers_that_cannot_be_written_are_an_error(rt: Callable, samples_folder: Path) -> None:
+    clip = sorted(samples_folder.glob("*/*.wav"))[0]
+    with open("/dev/full", "w") as full:
+        done = rt("classify", clip, stdout=full)
+    assert done.code == 1
+    assert done.err == "error: standard output cannot be written\n"

@@ -162,7 +162,7 @@ typedef struct ea_stream_options {
 } ea_stream_options;
 
 /* Listens with the labels of a recognizer, those included that are enrolled later. The rule is in
-   edgealign/listen.py: a word is answered about 0.2 s after it ended. */
+   edgealign/listen.py: a known word is answered 0.2 to 0.3 s after it ended, an unknown sound 0.1 s later. */
 EA_API ea_status ea_stream_open(ea_recognizer *recognizer, const ea_stream_options *options, ea_stream **stream,
                                 char *message);
 EA_API void ea_stream_free(ea_stream *stream);

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -17,13 +18,14 @@
 
 namespace {
 
-enum Exit { DONE = 0, UNKNOWN = 1, USAGE = 2, ARTIFACT = 3, INPUT = 4, SOME_FAILED = 5 };
+enum Exit { DONE = 0, INTERNAL = 1, UNKNOWN = 1, USAGE = 2, ARTIFACT = 3, INPUT = 4, SOME_FAILED = 5, REFUSED = 6 };
 
 constexpr const char *HELP =
     R"(edgealign-rt: names enrolled words, without Python
 
   edgealign-rt classify [options] FILE.wav...     the label of each clip, or unknown
   edgealign-rt listen   [options]                 words in raw PCM on standard input, as they are said
+  edgealign-rt enroll   [options] FILE.wav...     learn the word of each clip; its label is the name of its folder
 
   --store FILE      store; default: $EDGEALIGN_STORE/speech.store, else your user-data folder
   --bundle FOLDER   bundle; default: $EDGEALIGN_BUNDLE, else the one installed beside this program
@@ -33,6 +35,7 @@ constexpr const char *HELP =
   --top-k K         how many labels JSON lists (5)
   --json            one JSON object a line
   --fail-on-unknown exit with 1 if any answer is unknown (classify)
+  --label LABEL     of all clips, in Unicode's normal form NFC (enroll)
   --rate HZ         of raw PCM (16000)
   --channels N      of raw PCM (1)
   --sample-format s16|f32   of raw PCM, little-endian (s16)
@@ -40,7 +43,7 @@ constexpr const char *HELP =
   --version, --help
 
 Exit codes: 0 done (unknown is an answer), 2 usage, 3 bundle, store or ONNX Runtime cannot be used, 4 no readable
-input, 5 some files failed.
+input, 5 some files failed, 6 no sound to learn in any of them.
 )";
 
 struct Usage {
@@ -48,7 +51,7 @@ struct Usage {
 };
 
 struct Options {
-    std::string store, bundle, runtime, variant, sample_format = "s16";
+    std::string store, bundle, runtime, variant, label, sample_format = "s16";
     size_t top_k = 5;
     bool json = false, fail_on_unknown = false;
     uint32_t rate = 16000, channels = 1;
@@ -86,6 +89,7 @@ Options parse(int count, char **words) {
         else if (word == "--bundle") options.bundle = value();
         else if (word == "--runtime") options.runtime = value();
         else if (word == "--variant") options.variant = value();
+        else if (word == "--label") options.label = value();
         else if (word == "--top-k") options.top_k = whole(word, value());
         else if (word == "--json") options.json = true;
         else if (word == "--fail-on-unknown") options.fail_on_unknown = true;
@@ -257,7 +261,8 @@ private:
 
 struct Opened {
     explicit Opened(const Options &options)
-        : model(options.bundle, edgealign::Runtime(options.runtime), options.variant), recognizer(model, options.store) {
+        : model(options.bundle, edgealign::Runtime(options.runtime), options.variant), recognizer(model, options.store) {}
+    void expect_labels(const Options &options) const {
         if (recognizer.labels().empty())
             throw edgealign::Error(EA_NOT_FOUND,
                                    ("there is no store at '" + options.store + "', or it is empty: enroll clips first").c_str());
@@ -266,37 +271,74 @@ struct Opened {
     edgealign::Recognizer recognizer;
 };
 
-int classify(const Options &options) {
+// Pushes each file into the recognizer and does `what` with it; what was wrong with a file is said and counted by status.
+template <class What>
+std::vector<ea_status> for_each_file(const Options &options, edgealign::Recognizer &recognizer, What what) {
     if (options.files.empty()) throw Usage{"name at least one WAV file"};
-    Opened opened(options);
-    const Printer printer(options, opened.model, opened.recognizer);
-    size_t n_failed = 0, n_unknown = 0;
+    std::vector<ea_status> failures;
     for (const std::string &file : options.files) {
         try {
             WavFile wav(file);
-            edgealign::Recognizer &recognizer = opened.recognizer;
             recognizer.begin(wav.sample_rate_hz(), wav.n_channels());
             constexpr size_t AT_ONCE = 4096;
             for (auto samples = wav.read(AT_ONCE); !samples.empty(); samples = wav.read(AT_ONCE))
                 recognizer.push(samples.data(), samples.size() / wav.n_channels());
-            const edgealign::Answer answer = recognizer.classify(std::max<size_t>(options.top_k, 2));
-            n_unknown += !answer.label;
-            printer.clip(file, answer);
+            what(file);
         } catch (const edgealign::Error &error) {
-            n_failed++;
+            failures.push_back(error.status);
             std::fprintf(stderr, "error: '%s': %s\n", escaped(file, false).c_str(), error.what());
         } catch (const std::runtime_error &error) {
-            n_failed++;
+            failures.push_back(EA_IO);
             std::fprintf(stderr, "error: %s\n", escaped(error.what(), false).c_str());
         }
     }
-    if (n_failed) return n_failed == options.files.size() ? INPUT : SOME_FAILED;
+    return failures;
+}
+
+int classify(const Options &options) {
+    Opened opened(options);
+    opened.expect_labels(options);
+    const Printer printer(options, opened.model, opened.recognizer);
+    size_t n_unknown = 0;
+    const auto failures = for_each_file(options, opened.recognizer, [&](const std::string &file) {
+        const edgealign::Answer answer = opened.recognizer.classify(std::max<size_t>(options.top_k, 2));
+        n_unknown += !answer.label;
+        printer.clip(file, answer);
+    });
+    if (!failures.empty()) return failures.size() == options.files.size() ? INPUT : SOME_FAILED;
     return options.fail_on_unknown && n_unknown ? UNKNOWN : DONE;
+}
+
+int enroll(const Options &options) {
+    const auto label_of = [&](const std::string &file) {
+        return options.label.empty() ? std::filesystem::path(file).parent_path().filename().string() : options.label;
+    };
+    for (const std::string &file : options.files)
+        if (label_of(file).empty()) throw Usage{"'" + file + "' lies in no folder that names its label: give --label"};
+    Opened opened(options);
+    size_t n_new = 0;
+    const auto failures = for_each_file(options, opened.recognizer, [&](const std::string &file) {
+        n_new += opened.recognizer.enroll(label_of(file), std::filesystem::path(file).filename().string());
+    });
+    const size_t n_learned = options.files.size() - failures.size();
+    if (n_new) {
+        const auto folder = std::filesystem::path(options.store).parent_path();
+        std::error_code ignored;  // saving says what is wrong
+        if (!folder.empty()) std::filesystem::create_directories(folder, ignored);
+        opened.recognizer.save();
+    }
+    if (n_learned)
+        std::printf("learned %zu recordings (%zu known already) into %s, which holds %zu labels\n", n_new,
+                    n_learned - n_new, escaped(options.store, false).c_str(), opened.recognizer.labels().size());
+    if (n_learned) return failures.empty() ? DONE : SOME_FAILED;
+    const bool silent = std::find(failures.begin(), failures.end(), EA_NO_SOUND) != failures.end();
+    return silent ? REFUSED : INPUT;
 }
 
 int listen(const Options &options) {
     if (!options.files.empty()) throw Usage{"listen reads raw PCM from standard input and takes no files"};
     Opened opened(options);
+    opened.expect_labels(options);
     const Printer printer(options, opened.model, opened.recognizer);
     edgealign::Stream stream(opened.recognizer, options.rate, options.channels, options.debounce_s);
     const bool is_float = options.sample_format == "f32";
@@ -332,7 +374,11 @@ int run(int count, char **words) {
     const std::string command = count > 1 ? words[1] : "";
     if (command == "--version") return std::printf("edgealign-rt %s\n", ea_version()), DONE;
     if (command == "--help" || command == "-h") return std::fputs(HELP, stdout), DONE;
-    if (command != "classify" && command != "listen") {
+    int (*const run_command)(const Options &) = command == "classify" ? classify
+                                                : command == "listen" ? listen
+                                                : command == "enroll" ? enroll
+                                                                      : nullptr;
+    if (!run_command) {
         std::fputs(HELP, stderr);
         return USAGE;
     }
@@ -340,13 +386,10 @@ int run(int count, char **words) {
         if (!std::strcmp(words[i], "--help") || !std::strcmp(words[i], "-h")) return std::fputs(HELP, stdout), DONE;
     Options options = parse(count - 2, words + 2);
     fill_in(options);
-    return command == "classify" ? classify(options) : listen(options);
+    return run_command(options);
 }
 
-}  // namespace
-
-int main(int count, char **words) {
-    std::signal(SIGPIPE, SIG_DFL);
+int guarded(int count, char **words) {
     try {
         return run(count, words);
     } catch (const Usage &usage) {
@@ -359,4 +402,17 @@ int main(int count, char **words) {
         std::fprintf(stderr, "error: %s\n", escaped(error.what(), false).c_str());
         return INPUT;
     }
+}
+
+}  // namespace
+
+int main(int count, char **words) {
+    std::signal(SIGPIPE, SIG_DFL);
+    int code = guarded(count, words);
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
+        std::fputs("error: standard output cannot be written\n", stderr);
+        code = INTERNAL;
+    }
+    // All of ours is closed by now; what ONNX Runtime still wants to tidy up takes longer than naming a clip.
+    std::_Exit(code);
 }
