@@ -183,7 +183,7 @@ def bundle_embeddings(bundle: Bundle, name: str, clips: list[np.ndarray], decisi
 def text_embeddings(bundle: Bundle, pack: str, labels: Sequence[str]) -> np.ndarray | None:
     """float32 [n_labels, dim], or None where the bundle or the pack has no texts."""
     texts = [label_text(pack, label) for label in labels]
-    if bundle.manifest["text_encoder"] is None or None in texts:
+    if "text" not in bundle.sources or None in texts:
         return None
     return np.stack([bundle.encode_text(bundle.tokenizer.encode(text, language=language)) for text, language in texts])
 

@@ -11,6 +11,7 @@ import typer
 from edgealign import __version__
 from edgealign.cli import artifacts
 from edgealign.cli.options import (
+    SOUNDS,
     BundleOption,
     ChannelOption,
     Device,
@@ -20,7 +21,7 @@ from edgealign.cli.options import (
     ModalityOption,
     ReportFormat,
     StoreOption,
-    store_path,
+    open_recognizer,
 )
 from edgealign.cli.output import json_line, percent, print_facts, printable, say, table, warn
 from edgealign.errors import (
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgealign.quality import LabelReport
-    from edgealign.recognizer import Answer, Recognizer
+    from edgealign.recognizer import Answer
 
 app = typer.Typer(
     name="edgealign",
-    help="Learns words from one to ten recordings on this device, offline, and recognizes them.",
+    help="Learns words, sounds and pictures from one to ten samples on this device, offline, and recognizes them.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -92,7 +93,7 @@ def edgealign(
 def enroll(
     samples: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SAMPLES...", help="Clips, or folders: the name of a clip's folder is its label."),
+        typer.Argument(metavar="SAMPLES...", help="Clips or pictures, or folders: a sample's folder is its label."),
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="Label of all samples.")] = None,
     text: Annotated[
@@ -102,6 +103,10 @@ def enroll(
     ipa: Annotated[
         str | None,
         typer.Option("--ipa", help="The word as it is pronounced, in IPA."),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="A picture that the label starts from; needs --label or --text.", metavar="F"),
     ] = None,
     language: Annotated[
         str | None,
@@ -115,24 +120,27 @@ def enroll(
         ),
     ] = None,
     tier: Annotated[str | None, typer.Option("--tier", help="Which tier of an EAF or TextGrid.")] = None,
-    modality: ModalityOption = Modality.SPEECH,
+    modality: ModalityOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
 ) -> None:
-    """Learn labels from recordings or text.
+    """Learn labels from recordings or pictures, or from text.
 
     Adds to what is known of a label, and prints what was learned, with what as many samples can promise.
     """
     from edgealign.audio import parse_channel
+    from edgealign.sources import are_pictures
 
-    recognizer = _open_recognizer(store, bundle, modality, device)
+    fitting = (Modality.IMAGE,) if are_pictures(samples or ()) else SOUNDS
+    recognizer = open_recognizer(store, bundle, modality, device, fitting=fitting, enrolling=True)
     report = recognizer.enroll(
         samples or (),
         label=label,
         text=text,
         ipa=ipa,
+        image=image,
         language=language,
         channel=parse_channel(channel),
         tables=tables or (),
@@ -144,32 +152,34 @@ def enroll(
         say(f"not learned: {failure}")
     n_labels = len(report.labels)
     print(f"learned {n_labels} label{'s' * (n_labels != 1)} into {printable(recognizer.store_path)}")
-    header = ("label", "new", "recordings", "text", "tightness", "what this can promise")
-    print(table(header, map(_enrolled_row, report.labels)))
+    noun = recognizer.bundle.sample_noun
+    start = "text or picture" if "image" in recognizer.bundle.sources else "text"
+    header = ("label", "new", f"{noun}s", start, "tightness", "what this can promise")
+    print(table(header, (_enrolled_row(label, noun, start) for label in report.labels)))
     if report.failures:
         raise SomeInputsFailed(f"{len(report.failures)} of the samples could not be learned from, see above")
 
 
-def _enrolled_row(report: LabelReport) -> tuple[str, ...]:
+def _enrolled_row(report: LabelReport, noun: str, start: str) -> tuple[str, ...]:
     new = f"{report.n_added} ({report.n_known} known)" if report.n_known else str(report.n_added)
     text = f"{report.text_share:.0%}" if report.n_texts else "-"
     tightness = "-" if report.tightness is None else f"{report.tightness:.3f}"
-    return report.label, new, str(report.n_recordings), text, tightness, _promise(report)
+    return report.label, new, str(report.n_recordings), text, tightness, _promise(report, noun, start)
 
 
-def _promise(report: LabelReport) -> str:
+def _promise(report: LabelReport, noun: str, start: str) -> str:
     """What as many shots as there are can be trusted with, in words."""
     if report.n_recordings == 0:
-        return "text alone: no voice was heard yet, add recordings"
+        return f"{start} alone: no {noun} was learned yet, add {noun}s"
     if report.n_recordings == 1:
-        return "one recording: its threshold is a guess from other words"
-    return f"{report.own_share:.0%} of its threshold rests on these recordings, the rest on other words"
+        return f"one {noun}: its threshold is a guess from other labels"
+    return f"{report.own_share:.0%} of its threshold rests on these {noun}s, the rest on other labels"
 
 
 @app.command()
 def classify(
-    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Clips, or folders of clips.")],
-    modality: ModalityOption = Modality.SPEECH,
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Clips or pictures, or folders of them.")],
+    modality: ModalityOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
     device: DeviceOption = Device.AUTO,
@@ -183,16 +193,18 @@ def classify(
         bool, typer.Option("--fail-on-unknown", help="Exit with 1 if any answer is unknown.")
     ] = False,
 ) -> None:
-    """Name each clip: its label, or unknown."""
+    """Name each clip or picture: its label, or unknown."""
     from edgealign.audio import parse_channel
     from edgealign.cli.answers import AnswerPrinter
+    from edgealign.sources import are_pictures
 
     channel_number = parse_channel(channel)
-    recognizer = _open_recognizer(store, bundle, modality, device)
+    fitting = (Modality.IMAGE,) if are_pictures(files) else SOUNDS
+    recognizer = open_recognizer(store, bundle, modality, device, fitting=fitting)
     printer = AnswerPrinter(recognizer, output_format, top_k)
     failures: list[EdgealignError] = []
     n_answers = n_unknown = 0
-    for file in _clips(files, failures):
+    for file in _samples(files, recognizer.bundle.modality, failures):
         try:
             answer = recognizer.classify(file, channel=channel_number, top_k=printer.n_listed)
         except InputUnreadable as error:
@@ -209,17 +221,18 @@ def classify(
         raise typer.Exit(EXIT_UNKNOWN)
 
 
-def _clips(files: list[str], failures: list[EdgealignError]) -> Iterator[str]:
-    """The files in the order given, folders replaced by the clips in them."""
-    from edgealign.sources import audio_files
+def _samples(files: list[str], modality: str, failures: list[EdgealignError]) -> Iterator[str]:
+    """The files in the order given, folders replaced by the clips or pictures in them."""
+    from edgealign.sources import sample_files
 
     for file in files:
         if not Path(file).is_dir():
             yield file
             continue
-        found = audio_files(file)
+        found = sample_files(file, modality)
         if not found:
-            failures.append(InputUnreadable(f"'{file}' holds no audio files"))
+            what = "pictures" if modality == "image" else "audio files"
+            failures.append(InputUnreadable(f"'{file}' holds no {what}"))
             say(f"error: {failures[-1]}")
         yield from found
 
@@ -234,9 +247,9 @@ def _finish(failures: list[EdgealignError], n_done: int) -> None:
 
 @app.command()
 def embed(
-    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Clips, or folders of clips.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Clips or pictures, or folders of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz file to write.", metavar="OUT.npz")],
-    modality: ModalityOption = Modality.SPEECH,
+    modality: ModalityOption = None,
     bundle: BundleOption = None,
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
@@ -250,14 +263,17 @@ def embed(
     from edgealign.audio import parse_channel
     from edgealign.bundle import Bundle
     from edgealign.recognizer import Recognizer
+    from edgealign.sources import are_pictures
     from edgealign.writing import replace_file
 
     channel_number = parse_channel(channel)
+    if modality is None and are_pictures(files):
+        modality = Modality.IMAGE
     recognizer = Recognizer(Bundle.open(bundle, modality=modality, device=device))
     failures: list[EdgealignError] = []
     embedded: list[str] = []
     embeddings: list[np.ndarray] = []
-    for file in _clips(files, failures):
+    for file in _samples(files, recognizer.bundle.modality, failures):
         try:
             embeddings.append(recognizer.embed(file, channel=channel_number))
             embedded.append(file)
@@ -274,6 +290,7 @@ def embed(
 @app.command()
 def doctor(
     bundle: BundleOption = None,
+    modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
     """Prove that this device computes right.
@@ -282,7 +299,7 @@ def doctor(
     """
     from edgealign.doctor import examine
 
-    report = examine(bundle, device)
+    report = examine(bundle, device, modality)
     print_facts(report.facts)
     rows = [
         (stage.stage, f"{stage.max_difference:.2e}", f"{stage.tolerance:.0e} {stage.unit}", _verdict(stage.passed))
@@ -303,16 +320,17 @@ def _verdict(passed: bool) -> str:
 @app.command()
 def bench(
     bundle: BundleOption = None,
+    modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
     output_format: Annotated[ReportFormat, typer.Option("--format", help="How it is printed.")] = ReportFormat.TEXT,
 ) -> None:
     """Time this device, stage by stage.
 
-    Front end, encoder and matching, apart and together, on one second of sound.
+    Front end, encoder and matching, apart and together, on one second or one window of sound, or on a picture.
     """
     from edgealign.bench import measure
 
-    report = measure(bundle, device)
+    report = measure(bundle, device, modality)
     if output_format is ReportFormat.JSON:
         print(json_line(report))
         return
@@ -399,12 +417,6 @@ def _need_torch(what: str, extra: str) -> None:
         raise MissingExtra(
             f"{what} needs torch, which is not installed: pip install torch==2.13.0 'edgealign[{extra}]'"
         )
-
-
-def _open_recognizer(store: Path | None, bundle: Path | None, modality: Modality, device: Device) -> Recognizer:
-    from edgealign.recognizer import Recognizer
-
-    return Recognizer.open(store_path(store, modality), bundle, modality=modality, device=device)
 
 
 if __name__ == "__main__":

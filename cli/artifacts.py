@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgealign.cli.options import Modality, ModalityOption, StoreOption, store_path
+from edgealign.cli.options import ModalityOption, StoreOption, store_path
 from edgealign.cli.output import print_facts, printable, table
+
+if TYPE_CHECKING:
+    from edgealign.inputs import Input
 
 store_app = typer.Typer(
     help="Look after a store of labels.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -26,24 +29,31 @@ BundleArgument = Annotated[
 
 
 @store_app.command("list")
-def list_labels(store: StoreOption = None, modality: ModalityOption = Modality.SPEECH) -> None:
+def list_labels(store: StoreOption = None, modality: ModalityOption = None) -> None:
     """The labels and what each was learned from."""
     import numpy as np
 
-    from edgealign.store import RECORDING, TEXT, Store
+    from edgealign.store import PICTURE, RECORDING, TEXT, Store
 
     opened = Store.load(store_path(store, modality))
     rows = opened.rows()
     labels = opened.labels()
     counts = {
-        kind: np.bincount(rows["label"][rows["kind"] == kind], minlength=len(labels)) for kind in (RECORDING, TEXT)
+        kind: np.bincount(rows["label"][rows["kind"] == kind], minlength=len(labels))
+        for kind in (RECORDING, TEXT, PICTURE)
     }
-    lines = ((label, str(counts[RECORDING][i]), str(counts[TEXT][i])) for i, label in enumerate(labels))
-    print(table(("label", "recordings", "texts"), lines))
+    samples = "pictures" if opened.modality == "image" else "recordings"
+    header = ("label", samples, "texts", "pictures to start from")
+    columns = header if counts[PICTURE].any() else header[:3]
+    lines = (
+        (label, *(str(counts[kind][i]) for kind in (RECORDING, TEXT, PICTURE)[: len(columns) - 1]))
+        for i, label in enumerate(labels)
+    )
+    print(table(columns, lines))
 
 
 @store_app.command("info")
-def store_info(store: StoreOption = None, modality: ModalityOption = Modality.SPEECH) -> None:
+def store_info(store: StoreOption = None, modality: ModalityOption = None) -> None:
     """What the store is: encoder, size, number of labels and operations."""
     from edgealign.store import Store
 
@@ -68,7 +78,7 @@ def store_info(store: StoreOption = None, modality: ModalityOption = Modality.SP
 def remove(
     labels: Annotated[list[str], typer.Argument(metavar="LABELS...", help="The labels to take out.")],
     store: StoreOption = None,
-    modality: ModalityOption = Modality.SPEECH,
+    modality: ModalityOption = None,
 ) -> None:
     """Take labels out, as one operation that `undo` takes back."""
     from edgealign.store import Store
@@ -80,7 +90,7 @@ def remove(
 
 
 @store_app.command("undo")
-def undo(store: StoreOption = None, modality: ModalityOption = Modality.SPEECH) -> None:
+def undo(store: StoreOption = None, modality: ModalityOption = None) -> None:
     """Take the last enroll, remove or merge back."""
     from edgealign.store import Store
 
@@ -94,7 +104,7 @@ def undo(store: StoreOption = None, modality: ModalityOption = Modality.SPEECH) 
 def merge(
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="The store file to take samples from.")],
     store: StoreOption = None,
-    modality: ModalityOption = Modality.SPEECH,
+    modality: ModalityOption = None,
 ) -> None:
     """Add what another store of the same encoder holds; samples that are there already stay single."""
     from edgealign.store import Store
@@ -108,7 +118,7 @@ def merge(
 
 
 @store_app.command("verify")
-def verify_store(store: StoreOption = None, modality: ModalityOption = Modality.SPEECH) -> None:
+def verify_store(store: StoreOption = None, modality: ModalityOption = None) -> None:
     """Read all of the store and check it against its checksum."""
     from edgealign.store import Store
 
@@ -118,39 +128,56 @@ def verify_store(store: StoreOption = None, modality: ModalityOption = Modality.
 
 
 @bundle_app.command("info")
-def bundle_info(bundle: BundleArgument = None) -> None:
+def bundle_info(bundle: BundleArgument = None, modality: ModalityOption = None) -> None:
     """What the bundle is: its encoder, front end, size and license."""
     from edgealign.bundle import Bundle
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, modality=modality)
     manifest = opened.manifest
+    files = manifest["files"]
     print_facts(
         {
             "path": opened.path,
             "name": f"{opened.name} {opened.bundle_version}",
+            "format_version": manifest["format_version"],
             "modality": opened.modality,
             "encoder_sha256": opened.encoder_sha256,
             "dim": opened.dim,
             "encoders": ", ".join(
-                f"{name}{' (default)' * (name == opened.variant)} {manifest['files'][entry['file']]['bytes']} bytes"
+                f"{name}{' (default)' * (name == opened.variant)} {files[entry['file']]['bytes']} bytes"
                 for name, entry in sorted(manifest["encoder"]["variants"].items())
             ),
-            "text_encoder": "none"
-            if manifest["text_encoder"] is None
-            else f"{manifest['files'][manifest['text_encoder']['file']]['bytes']} bytes",
-            "bank": f"{manifest['bank']['rows']} embeddings of other words and noises",
-            "sample_rate_hz": opened.front_end.sample_rate_hz,
-            "size_bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+            "input": _input_text(opened.input),
+            "starts_from": ", ".join(
+                f"{kind} {files[source.file]['bytes']} bytes, as much as {source.weight:g} {opened.sample_noun}s"
+                for kind, source in opened.sources.items()
+            )
+            or f"{opened.sample_noun}s alone",
+            "bank": f"{manifest['bank']['rows']} embeddings of something else",
+            "size_bytes": sum(entry["bytes"] for entry in files.values()),
             "license": manifest["license"],
         }.items()
     )
 
 
+def _input_text(taken: Input) -> str:
+    """What an encoder takes, in words."""
+    from edgealign.inputs import ImageInput, Windows
+
+    if isinstance(taken, ImageInput):
+        return f"pictures, {taken.width_px} x {taken.height_px} px, {taken.fit}"
+    windows = taken.windows
+    seen = "the word in a clip"
+    if not isinstance(windows, Windows):
+        seen = f"windows of {windows.window_s:g} s every {windows.hop_s:g} s"
+    return f"{taken.kind}, {taken.sample_rate_hz} Hz, {seen}"
+
+
 @bundle_app.command("verify")
-def verify_bundle(bundle: BundleArgument = None) -> None:
+def verify_bundle(bundle: BundleArgument = None, modality: ModalityOption = None) -> None:
     """Check every file of the bundle against its manifest and load every graph."""
     from edgealign.bundle import Bundle
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, modality=modality)
     names = opened.verify()
     print(f"{printable(opened.path)} is intact: {len(names)} files, encoder {opened.encoder_sha256[:12]}")

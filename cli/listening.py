@@ -16,11 +16,10 @@ from edgealign.cli.options import (
     Device,
     DeviceOption,
     Format,
-    Modality,
     ModalityOption,
     ReportFormat,
     StoreOption,
-    store_path,
+    open_recognizer,
 )
 from edgealign.cli.output import json_line, say, warn
 from edgealign.errors import EdgealignError, InvalidInput
@@ -45,7 +44,7 @@ def listen(
             help="A file, at its own speed; - for raw PCM on standard input. Default: a microphone.",
         ),
     ] = None,
-    modality: ModalityOption = Modality.SPEECH,
+    modality: ModalityOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
     device: DeviceOption = Device.AUTO,
@@ -76,12 +75,11 @@ def listen(
     """
     from datetime import UTC, datetime
 
-    from edgealign import Recognizer
     from edgealign.audio import parse_channel
     from edgealign.cli.answers import AnswerPrinter
     from edgealign.listen import listen as words
 
-    recognizer = Recognizer.open(store_path(store, modality), bundle, modality=modality, device=device)
+    recognizer = open_recognizer(store, bundle, modality, device)
     opened = _open(source, microphone, parse_channel(channel), rate, channels, sample_format)
     printer = AnswerPrinter(recognizer, Format(output_format), None)
     clips = None if save_clips is None else ClipFolder(save_clips)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgealign.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from edgealign.recognizer import Recognizer
+
 
 class Modality(StrEnum):
     SPEECH = "speech"
+    AUDIO = "audio"
+    IMAGE = "image"
+
+
+SOUNDS = (Modality.SPEECH, Modality.AUDIO)
 
 
 class Device(StrEnum):
@@ -40,7 +49,14 @@ BundleOption = Annotated[
     Path | None,
     typer.Option("--bundle", help="Bundle folder. Default: $EDGEALIGN_BUNDLE, else the one that is shipped."),
 ]
-ModalityOption = Annotated[Modality, typer.Option("--modality", help="What the samples are.")]
+ModalityOption = Annotated[
+    Modality | None,
+    typer.Option(
+        "--modality",
+        help="What the samples are. Default: what the bundle or store named is for, else the only store there is for "
+        "such files, else image for pictures and speech for recordings.",
+    ),
+]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="auto is the CPU; cuda is an error where ONNX Runtime lacks it.")
 ]
@@ -49,11 +65,37 @@ ChannelOption = Annotated[
 ]
 
 
-def store_path(store: Path | None, modality: Modality) -> str:
-    """Where the store is: as given, else the default place."""
-    from edgealign.recognizer import default_store_path
+def store_path(store: Path | None, modality: Modality | None) -> str:
+    """Where the store is: as given, else the default place, in which it must be the only one without a modality."""
+    from edgealign.recognizer import default_store_path, modality_of_only_store
 
-    path = str(store) if store is not None else default_store_path(modality)
-    if Path(path).is_dir():
-        raise InvalidInput(f"'{path}' is a folder: --store names a file, such as '{Path(path) / 'words.store'}'")
-    return path
+    if store is None:
+        return default_store_path(modality or modality_of_only_store(Modality) or Modality.SPEECH)
+    if store.is_dir():
+        raise InvalidInput(f"'{store}' is a folder: --store names a file, such as '{store / 'words.store'}'")
+    return str(store)
+
+
+def open_recognizer(
+    store: Path | None,
+    bundle: Path | None,
+    modality: Modality | None,
+    device: Device,
+    *,
+    fitting: Sequence[Modality] = SOUNDS,
+    enrolling: bool = False,
+) -> Recognizer:
+    """The recognizer that the options mean.
+
+    fitting     the modalities that the files may be of; the first where nothing else decides
+    enrolling   a store in the default place does not decide: the samples may be for another
+    """
+    import os
+
+    from edgealign.recognizer import Recognizer, modality_of_only_store
+
+    if store is not None:
+        return Recognizer.open(store_path(store, modality), bundle, modality=modality, device=device)
+    if modality is None and bundle is None and not os.environ.get("EDGEALIGN_BUNDLE"):
+        modality = (None if enrolling else modality_of_only_store(fitting)) or fitting[0]
+    return Recognizer.open(None, bundle, modality=modality, device=device)

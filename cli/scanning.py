@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgealign.cli.options import BundleOption, Device, DeviceOption, Modality, ModalityOption, StoreOption, store_path
+from edgealign.cli.options import BundleOption, Device, DeviceOption, ModalityOption, StoreOption, open_recognizer
 from edgealign.cli.output import printable, say, table, warn
 from edgealign.errors import InputUnreadable, InvalidInput, SomeInputsFailed
 
@@ -64,7 +64,7 @@ def scan(
     ] = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
-    modality: ModalityOption = Modality.SPEECH,
+    modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
     overlap: OverlapOption = 0.75,
     min_probability: Annotated[
@@ -92,7 +92,6 @@ def scan(
 
     The same command again goes on where an interrupted one stopped.
     """
-    from edgealign.recognizer import Recognizer
     from edgealign.scan import ScanOptions
     from edgealign.scan_outputs import FAILED, Outputs
     from edgealign.scan_runs import check_channel, find_recordings, run
@@ -101,7 +100,7 @@ def scan(
     kinds = _kinds(rtype, recordings)
     check_channel(channel)
     zone = None if timezone is None else parse_timezone(timezone)
-    recognizer = Recognizer.open(store_path(store, modality), bundle, modality=modality, device=device)
+    recognizer = open_recognizer(store, bundle, modality, device)
     options = ScanOptions(
         overlap, merge, _accept(recognizer), _min_probability(min_probability), fmin, fmax, audio_speed, top_k
     )
@@ -217,7 +216,7 @@ def calibrate(
     ] = 1.0,
     store: StoreOption = None,
     bundle: BundleOption = None,
-    modality: ModalityOption = Modality.SPEECH,
+    modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
     audio_speed: SpeedOption = 1.0,
     fmin: LowOption = None,
@@ -229,9 +228,8 @@ def calibrate(
     be in them, or a --table says where all of it is.
     """
     from edgealign import thresholds
-    from edgealign.recognizer import Recognizer
 
-    recognizer = Recognizer.open(store_path(store, modality), bundle, modality=modality, device=device)
+    recognizer = open_recognizer(store, bundle, modality, device)
     heard, failures = _listen(recognizer, recordings, tables or [], tier, fmin, fmax, audio_speed)
     own = thresholds.leave_one_out_probabilities(recognizer.store, recognizer.bundle)
     labels = recognizer.store.labels()
@@ -253,7 +251,7 @@ def simulate(
     tier: Annotated[str | None, typer.Option("--tier", help="Of EAF and TextGrid tables.")] = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
-    modality: ModalityOption = Modality.SPEECH,
+    modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
     audio_speed: SpeedOption = 1.0,
     fmin: LowOption = None,
@@ -264,9 +262,8 @@ def simulate(
     With a --table that says where the labels are, also how many of them are found. Nothing is changed.
     """
     from edgealign import thresholds
-    from edgealign.recognizer import Recognizer
 
-    recognizer = Recognizer.open(store_path(store, modality), bundle, modality=modality, device=device)
+    recognizer = open_recognizer(store, bundle, modality, device)
     accept = _accept(recognizer)
     heard, failures = _listen(recognizer, recordings, tables or [], tier, fmin, fmax, audio_speed)
     own = thresholds.leave_one_out_probabilities(recognizer.store, recognizer.bundle)

@@ -126,7 +126,7 @@ class AudioFile(AudioSource):
 
     def __init__(self, path: str | os.PathLike, channel: int | None = None, speed: float = 1.0):
         self.path = os.fspath(path)
-        _check_readable(self.path)
+        check_readable(self.path, AudioUnreadable)
         import soundfile
 
         self._decoding_errors = (soundfile.LibsndfileError, TypeError)  # TypeError: headerless .raw
@@ -210,8 +210,8 @@ def parse_channel(text: str) -> int | None:
     raise InvalidInput(f"channel is '{text}': expected mix, or a number from 1")
 
 
-def _check_readable(path: str) -> None:
-    """One clear sentence for everything that can be wrong before decoding starts."""
+def check_readable(path: str, empty: type[InputUnreadable]) -> None:
+    """One clear sentence for everything that can be wrong before decoding starts; `empty` for a file of 0 bytes."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -223,6 +223,6 @@ def _check_readable(path: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise InputUnreadable(f"'{path}' is not a regular file")
     if status.st_size == 0:
-        raise AudioUnreadable(f"'{path}' is empty (0 bytes)")
+        raise empty(f"'{path}' is empty (0 bytes)")
     if not os.access(path, os.R_OK):
         raise InputUnreadable(f"'{path}' cannot be read: permission denied")

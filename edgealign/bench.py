@@ -10,6 +10,8 @@ import numpy as np
 
 from edgealign import kernels, machine
 from edgealign.bundle import Bundle
+from edgealign.inputs import ImageInput, LogMelInput, Windows
+from edgealign.samples import log_mel, word_values
 from edgealign.words import find_word, sound_spans
 
 N_WINDOWS = 200
@@ -18,42 +20,32 @@ N_LABELS = 50
 N_RECORDINGS = 5  # per label
 
 
-def measure(bundle_path: str | os.PathLike | None = None, device: str = "auto") -> dict[str, object]:
-    """Latency per stage for one second of sound and 50 labels of 5 recordings, with all that the numbers depend on.
+def measure(
+    bundle_path: str | os.PathLike | None = None, device: str = "auto", modality: str | None = None
+) -> dict[str, object]:
+    """Latency per stage for one sample and 50 labels of 5 recordings, with all that the numbers depend on.
 
-    Sound and labels are made up from a fixed seed: time depends on their sizes alone. `pcm to label` is the whole path
-    in process, from samples at the front end's rate.
+    The sample is a second of sound, a window of it where the encoder sees windows, or a picture. It and the labels are
+    made up from a fixed seed: time depends on their sizes alone. `to label` is the whole path in process, from samples
+    at the encoder's rate or from pixels.
     """
-    bundle = Bundle.open(bundle_path, device=device)
-    front_end, filters = bundle.front_end, bundle.filters
-    samples = one_second(front_end.sample_rate_hz)
+    bundle = Bundle.open(bundle_path, modality=modality, device=device)
     matcher = _matcher(bundle)
-
-    def front() -> np.ndarray:
-        return kernels.log_mel(
-            samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
-        )
-
-    def whole() -> None:
-        word = find_word(iter([samples]), front_end, bundle.windows, filters)
-        matcher.classify(bundle.encode(word.log_mels[None])[0], 2)
-
-    log_mels = front()
-    word = find_word(iter([samples]), front_end, bundle.windows, filters)
-    embedding = bundle.encode(word.log_mels[None])[0]
-    latency = {
-        "front end": _time(front),
-        "word finding": _time(lambda: sound_spans(log_mels, bundle.windows)),
-        "encoder": _time(lambda: bundle.encode(word.log_mels[None])),
+    prepare, stages = _preparation(bundle)
+    values = prepare()
+    embedding = bundle.encode(values)[0]
+    latency = {name: _time(stage) for name, stage in stages.items()} | {
+        "encoder": _time(lambda: bundle.encode(values)),
         "matching": _time(lambda: matcher.classify(embedding, 2)),
-        "pcm to label": _time(whole),
+        "pixels to label" if isinstance(bundle.input, ImageInput) else "pcm to label": _time(
+            lambda: matcher.classify(bundle.encode(prepare())[0], 2)
+        ),
     }
     files = bundle.manifest["files"]
     return {
         "latency": latency,
         "n_windows": N_WINDOWS,
-        "clip_s": 1.0,
-        "encoder_frames": word.log_mels.shape[1],
+        "encoder_input": list(values.shape),
         "labels": N_LABELS,
         "bank_rows": len(bundle.bank),
         "threads": 1,
@@ -65,6 +57,36 @@ def measure(bundle_path: str | os.PathLike | None = None, device: str = "auto") 
         "peak_rss_mb": round(machine.peak_rss_mb(), 1),
         **machine.describe(),
     }
+
+
+def _preparation(bundle: Bundle) -> tuple[Callable[[], np.ndarray], dict[str, Callable[[], object]]]:
+    """What makes the encoder's input of the made-up sample, and the stages that it consists of."""
+    taken = bundle.input
+    if isinstance(taken, ImageInput):
+        from edgealign.images import fit
+
+        pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+        return lambda: fit(pixels, taken)[None], {"picture fitting": lambda: fit(pixels, taken)}
+    if isinstance(taken.windows, Windows):
+        samples = one_second(taken.sample_rate_hz)
+        log_mels = log_mel(bundle, samples)
+        needs_samples = not isinstance(taken, LogMelInput)
+
+        def word_of() -> np.ndarray:
+            found = find_word(
+                iter([samples]), bundle.front_end, taken.windows, bundle.filters, with_samples=needs_samples
+            )
+            return word_values(bundle, found)
+
+        return word_of, {
+            "front end": lambda: log_mel(bundle, samples),
+            "word finding": lambda: sound_spans(log_mels, taken.windows),
+        }
+    window_samples, _, _ = taken.windows.in_samples(taken.sample_rate_hz)
+    window = np.resize(one_second(taken.sample_rate_hz), window_samples)
+    if isinstance(taken, LogMelInput):
+        return lambda: log_mel(bundle, window)[None], {"front end": lambda: log_mel(bundle, window)}
+    return lambda: window[None], {}
 
 
 def one_second(sample_rate_hz: int) -> np.ndarray:

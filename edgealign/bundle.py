@@ -8,25 +8,26 @@ used; ONNX Runtime gets bytes, never a path, and a graph that points to other fi
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
 import stat
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from edgealign.errors import BundleUnreadable, DeviceUnavailable, InvalidInput
+from edgealign.inputs import FrontEnd, ImageInput, LogMelInput, Windows, read_input
 from edgealign.kernels import Calibration
-from edgealign.text import Tokenizer, Tokens
+from edgealign.manifest import canonical_json, expect, parse_json
+from edgealign.text import TextTokenizer, Tokens, open_tokenizer
 
 FORMAT = "edgealign-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 FILTERS = "filters.f32"
 GOLDEN = "golden.npz"
@@ -38,87 +39,37 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_GOLDEN_UNPACKED_BYTES = 256 * 2**20
 MAX_FILES = 64
 MAX_DIM = 4096
-MAX_JSON_DEPTH = 16
 
-MODALITIES = ("speech",)
+MODALITIES = ("speech", "audio", "image")
 DEVICES = ("auto", "cpu", "cuda")
 _PLAIN_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class FrontEnd:
-    """How sound becomes log-mel energies; the arguments of `kernels.log_mel` beside the filters."""
+class TextSource:
+    """Words that a label can start from: tokens -> `embedding` in the space of the samples.
 
-    version: int
-    sample_rate_hz: int
-    window_samples: int
-    hop_samples: int
-    n_fft: int
-    n_mels: int
-    energy_floor: float
-    low_hz: float
-    high_hz: float
+    weight      how many samples one text counts as
+    tokenizer   the section of the manifest: kind, file and what the kind needs
+    """
 
-    def check(self) -> None:
-        _expect(self.version == 1, f"front end version {self.version}: this edgealign knows 1")
-        _expect(8_000 <= self.sample_rate_hz <= 48_000, f"sample_rate_hz {self.sample_rate_hz} is not in 8000-48000")
-        _expect(self.n_fft in (64, 128, 256, 512, 1024, 2048, 4096), f"n_fft {self.n_fft} is not a power of two")
-        _expect(1 <= self.hop_samples <= self.window_samples <= self.n_fft, "hop ≤ window ≤ n_fft does not hold")
-        _expect(1 <= self.n_mels <= 512, f"n_mels {self.n_mels} is not in 1-512")
-        _expect(0 < self.energy_floor < 1, f"energy_floor {self.energy_floor} is not in (0, 1)")
-
-    @property
-    def filters_shape(self) -> tuple[int, int]:
-        return self.n_mels, self.n_fft // 2 + 1
-
-    def seconds(self, frames: float) -> float:
-        return frames * self.hop_samples / self.sample_rate_hz
+    file: str
+    weight: float
+    tokenizer: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Windows:
-    """How the word is found in a clip; the arguments of `kernels.sound_spans`, and what the encoder needs at least."""
+class ImageSource:
+    """Pictures that a label can start from: `image` -> `embedding` in the space of the samples."""
 
-    version: int
-    min_frames: int
-    floor_quantile: float
-    above_floor_db: float
-    below_peak_db: float
-    merge_frames: int
-    min_span_frames: int
-    pad_frames: int
-    max_frames: int
-
-    def check(self) -> None:
-        _expect(self.version == 1, f"window policy version {self.version}: this edgealign knows 1")
-        _expect(0 <= self.floor_quantile <= 1, f"floor_quantile {self.floor_quantile} is not in [0, 1]")
-        _expect(1 <= self.min_frames <= self.max_frames <= 100_000, "1 ≤ min_frames ≤ max_frames does not hold")
-        _expect(self.above_floor_db >= 0 and self.below_peak_db > 0, "a level of the window policy is negative")
-        frames = (self.merge_frames, self.min_span_frames, self.pad_frames)
-        _expect(all(0 <= n <= 100_000 for n in frames), "a frame count of the window policy is negative or huge")
-
-
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise BundleUnreadable(otherwise)
-
-
-def _read_section(cls: type, section: Any, name: str) -> Any:
-    """A frozen dataclass from a dict of the manifest: every key, no other key, whole numbers where the field is int."""
-    _expect(isinstance(section, dict), f"'{name}' of the manifest is not an object")
-    expected = {field.name: field.type for field in fields(cls)}
-    if set(section) != set(expected):
-        raise BundleUnreadable(f"'{name}' of the manifest has the keys {sorted(section)}: expected {sorted(expected)}")
-    for key, kind in expected.items():
-        value = section[key]
-        fits = type(value) is int if kind == "int" else type(value) in (int, float) and math.isfinite(value)
-        _expect(fits, f"'{name}.{key}' of the manifest is {value!r}: expected a finite {kind}")
-    return cls(**section)
+    file: str
+    weight: float
+    input: ImageInput
 
 
 def _read_calibration(manifest: dict) -> Calibration:
-    _expect(isinstance(manifest["calibration"], dict), "'calibration' of the manifest is not an object")
+    expect(isinstance(manifest["calibration"], dict), "'calibration' of the manifest is not an object")
     try:
         calibration = Calibration.from_dict(manifest["calibration"])
         calibration.check(manifest["bank"]["rows"])
@@ -127,43 +78,9 @@ def _read_calibration(manifest: dict) -> Calibration:
     return calibration
 
 
-def canonical_json(value: Any) -> bytes:
-    """ASCII JSON with sorted keys and no white space, so that equal values have equal hashes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _parse_json(data: bytes, name: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise ValueError("a key appears twice")
-        return table
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number")
-
-    def whole(digits: str) -> int:
-        if len(digits) > 16:
-            raise ValueError(f"{digits[:16]}… has too many digits")
-        return int(digits)
-
-    def depth(value: Any) -> int:
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        return 1 + max(map(depth, inner), default=0)
-
-    try:
-        text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=whole)
-        if depth(value) > MAX_JSON_DEPTH:
-            raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
-    except (ValueError, RecursionError) as error:
-        raise BundleUnreadable(f"'{name}' is not usable JSON: {error}") from None
-    return value
-
-
 def _read_plain_file(folder: str, name: str, max_bytes: int) -> bytes:
     """Bytes of a regular file that lies directly in the folder; links, devices and oversized files are refused."""
-    _expect(_PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
+    expect(_PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
     path = os.path.join(folder, name)
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -172,8 +89,8 @@ def _read_plain_file(folder: str, name: str, max_bytes: int) -> bytes:
         raise BundleUnreadable(f"'{path}' cannot be read ({reason}): a bundle needs it as a regular file") from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
-        _expect(stat.S_ISREG(status.st_mode), f"'{path}' is not a regular file")
-        _expect(status.st_size <= max_bytes, f"'{path}' has {status.st_size} bytes: at most {max_bytes} are read")
+        expect(stat.S_ISREG(status.st_mode), f"'{path}' is not a regular file")
+        expect(status.st_size <= max_bytes, f"'{path}' has {status.st_size} bytes: at most {max_bytes} are read")
         return file.read(max_bytes + 1)
 
 
@@ -242,6 +159,11 @@ def points_outside(onnx_model: bytes) -> bool:
     return walk(0, len(onnx_model), "model", 0)
 
 
+def check_modality(modality: str) -> None:
+    if modality not in MODALITIES:
+        raise InvalidInput(f"modality is '{modality}': expected {', '.join(MODALITIES)}")
+
+
 def package_bundle(modality: str) -> str:
     """Folder of the bundle that is shipped for a modality."""
     return os.path.join(os.path.dirname(__file__), "bundles", modality)
@@ -255,7 +177,8 @@ class Bundle:
 
     modality, name, bundle_version   str
     dim             length of its embeddings
-    front_end, windows   see FrontEnd, Windows
+    input           what its encoder takes, see edgealign.inputs
+    sources         "text" and "image", as far as labels can start from them: TextSource, ImageSource
     encoder_sha256  the fingerprint: hex sha256 of everything that changes an embedding
     variant         which encoder file is used
     """
@@ -270,10 +193,8 @@ class Bundle:
         self.modality: str = manifest["modality"]
         self.bundle_version: str = manifest["bundle_version"]
         self.dim: int = manifest["dim"]
-        self.front_end: FrontEnd = _read_section(FrontEnd, manifest["front_end"], "front_end")
-        self.windows: Windows = _read_section(Windows, manifest["windows"], "windows")
-        self.front_end.check()
-        self.windows.check()
+        self.input = read_input(_input_section(manifest))
+        self.sources = _read_sources(manifest)
         self.calibration = _read_calibration(manifest)
         self.variant: str = variant or manifest["encoder"]["default"]
         if self.variant not in self.variants:
@@ -285,26 +206,35 @@ class Bundle:
         cls,
         path: str | os.PathLike | None = None,
         *,
-        modality: str = "speech",
+        modality: str | None = None,
         variant: str | None = None,
         device: str = "auto",
     ) -> Bundle:
         """The bundle in a folder; without one, that of $EDGEALIGN_BUNDLE or the shipped one.
 
+        modality "speech", "audio" or "image": what the bundle must be for; None takes any, and ships "speech"
         device   "cpu", "cuda" (DeviceUnavailable where ONNX Runtime has no CUDA) or "auto", which is the CPU
         """
         if device not in DEVICES:
             raise InvalidInput(f"device is '{device}': expected one of {', '.join(DEVICES)}")
-        folder = os.fspath(path or os.environ.get("EDGEALIGN_BUNDLE") or package_bundle(modality))
+        if modality is not None:
+            check_modality(modality)
+        named = path or os.environ.get("EDGEALIGN_BUNDLE")
+        folder = os.fspath(named or package_bundle(modality or "speech"))
+        if not named and not os.path.isdir(folder):
+            raise BundleUnreadable(f"no bundle for {modality} is part of this installation: name one with --bundle")
         if not os.path.isdir(folder):
             raise BundleUnreadable(f"no bundle at '{folder}': a bundle is a folder with a {MANIFEST}")
         try:
             data = _read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES)
-            manifest = _parse_json(data, MANIFEST)
+            manifest = parse_json(data, MANIFEST)
             _check_manifest(manifest)
-            return cls(folder, manifest, variant, device)
+            bundle = cls(folder, manifest, variant, device)
         except BundleUnreadable as error:
             raise BundleUnreadable(f"bundle '{folder}': {error}") from None
+        if modality is not None and bundle.modality != modality:
+            raise InvalidInput(f"the bundle at '{folder}' is for {bundle.modality}: one for {modality} was asked for")
+        return bundle
 
     @property
     def encoder_sha256(self) -> str:
@@ -313,7 +243,7 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """Bytes of one file of the manifest, with size and sha256 checked on exactly these bytes."""
         entry = self.manifest["files"].get(name)
-        _expect(entry is not None, f"bundle '{self.path}': '{name}' is not in its manifest")
+        expect(entry is not None, f"bundle '{self.path}': '{name}' is not in its manifest")
         data = _read_plain_file(self.path, name, _max_bytes(name))
         if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise BundleUnreadable(
@@ -321,6 +251,24 @@ class Bundle:
                 f"{entry['bytes']} with another sha256): copy or install the bundle again"
             )
         return data
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """How its log-mel energies are made; InvalidInput where it has none."""
+        front_end = getattr(self.input, "front_end", None)
+        if front_end is None:
+            raise InvalidInput(
+                f"the bundle '{self.name}' takes {self.input.kind} as it is: it makes no log-mel energies"
+            )
+        return front_end
+
+    @property
+    def windows(self) -> Windows:
+        """How the word is found in a clip; InvalidInput where the encoder does not see words."""
+        windows = getattr(self.input, "windows", None)
+        if not isinstance(windows, Windows):
+            raise InvalidInput(f"the bundle '{self.name}' is for {self.modality}: it finds no words in clips")
+        return windows
 
     @cached_property
     def filters(self) -> np.ndarray:
@@ -334,23 +282,30 @@ class Bundle:
         rows = self._read_matrix(entry["file"], "<f2", (entry["rows"], self.dim))
         # In float64, so that rounded to float32 it is the same in whatever order it is summed, here and in the core.
         norms = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1, keepdims=True)).astype(np.float32)
-        _expect(
-            bool(np.all(np.abs(norms - 1) < 1e-2)), f"bundle '{self.path}': a row of the bank is not of unit length"
-        )
+        expect(bool(np.all(np.abs(norms - 1) < 1e-2)), f"bundle '{self.path}': a row of the bank is not of unit length")
         return rows / norms
 
+    def source(self, kind: str) -> TextSource | ImageSource:
+        """What lets a label start from "text" or "image"; InvalidInput where this bundle has nothing for it."""
+        if kind not in self.sources:
+            what = {"text": "text encoder", "image": "picture encoder"}[kind]
+            raise InvalidInput(f"the bundle '{self.name}' has no {what}: enroll {self.sample_noun}s instead")
+        return self.sources[kind]
+
+    @property
+    def sample_noun(self) -> str:
+        """What one sample is called: picture or recording."""
+        return "picture" if self.modality == "image" else "recording"
+
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        entry = self.manifest["text_encoder"]
-        if entry is None:
-            raise InvalidInput(f"the bundle '{self.name}' has no text encoder: enroll recordings instead")
-        return Tokenizer.from_dict(_parse_json(self.read(entry["vocab"]), entry["vocab"]))
+    def tokenizer(self) -> TextTokenizer:
+        entry = self.source("text").tokenizer
+        return open_tokenizer(entry, self.read(entry["file"]))
 
     @property
     def text_weight(self) -> float:
-        """How many recordings one text counts as in a prototype; 1 where no text can be encoded."""
-        entry = self.manifest["text_encoder"]
-        return 1.0 if entry is None else float(entry["weight"])
+        """How many samples one text or picture counts as in a prototype; 1 where labels start from samples alone."""
+        return float(next((source.weight for source in self.sources.values()), 1.0))
 
     def golden(self) -> dict[str, np.ndarray]:
         """The golden vectors: recorded inputs and outputs of every stage."""
@@ -375,19 +330,27 @@ class Bundle:
     def encoder_file(self, variant: str | None = None) -> str:
         return self.manifest["encoder"]["variants"][variant or self.variant]["file"]
 
-    def encode(self, log_mels: np.ndarray, variant: str | None = None) -> np.ndarray:
-        """Embeddings of clips that have the same number of frames.
+    def encode(self, values: np.ndarray, variant: str | None = None) -> np.ndarray:
+        """Embeddings of what the encoder takes; for sounds of equal length.
 
-        log_mels  float32 [batch, n_mels, n_frames], n_frames ≥ windows.min_frames
+        values    float32 log_mel [batch, n_mels, n_frames], waveform [batch, n_samples] or image [batch, 3, height,
+                  width], as `input` says
         variant   one of `variants`; the bundle's own where None
         returns   float32 [batch, dim], unit rows
         """
-        return self._run(self.encoder_file(variant), "log_mel", log_mels)
+        return self._run(self.encoder_file(variant), {self.input.tensor: values})
 
     def encode_text(self, tokens: Tokens) -> np.ndarray:
         """Embedding of one text: float32 [dim], of unit length."""
-        self.tokenizer  # noqa: B018  says what is missing where there is no text encoder
-        return self._run(self.manifest["text_encoder"]["file"], "tokens", tokens.ids[None])[0]
+        return self._run(self.source("text").file, tokens.inputs)[0]
+
+    def encode_image_source(self, pixels: np.ndarray) -> np.ndarray:
+        """Embedding of one picture that a label starts from: float32 [dim], of unit length.
+
+        pixels   float32 [3, height_px, width_px] in [0, 1], as `images.fit` makes them for sources["image"].input
+        """
+        source = self.source("image")
+        return self._run(source.file, {source.input.tensor: pixels[None]})[0]
 
     def verify(self) -> list[str]:
         """Checks every file and returns the names; BundleUnreadable with the first fault.
@@ -397,32 +360,35 @@ class Bundle:
         """
         names = set(self.manifest["files"])
         present = set(os.listdir(self.path)) - {MANIFEST}
-        _expect(names == present, f"bundle '{self.path}' holds {sorted(present)}: its manifest names {sorted(names)}")
+        expect(names == present, f"bundle '{self.path}' holds {sorted(present)}: its manifest names {sorted(names)}")
         for name in names:
             self.read(name)
-        _expect(
+        expect(
             fingerprint(self.manifest) == self.encoder_sha256,
             f"bundle '{self.path}' states the fingerprint {self.encoder_sha256[:12]}, its files have "
             f"{fingerprint(self.manifest)[:12]}",
         )
         for variant in self.manifest["encoder"]["variants"].values():
             self._session(variant["file"])
-        if self.manifest["text_encoder"] is not None:
-            self._session(self.manifest["text_encoder"]["file"])
+        for source in self.sources.values():
+            self._session(source.file)
+        if "text" in self.sources:
             _ = self.tokenizer
-        _ = self.filters, self.bank
+        if FILTERS in self.manifest["files"]:
+            _ = self.filters
+        _ = self.bank
         self.golden()
         return sorted(names)
 
     def _read_matrix(self, name: str, dtype: str, shape: tuple[int, int]) -> np.ndarray:
         data = self.read(name)
         expected_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        _expect(
+        expect(
             len(data) == expected_bytes,
             f"bundle '{self.path}': '{name}' has {len(data)} bytes, {shape} values need {expected_bytes}",
         )
         matrix = np.frombuffer(data, dtype).reshape(shape).astype(np.float32)
-        _expect(bool(np.isfinite(matrix).all()), f"bundle '{self.path}': '{name}' holds NaN or infinity")
+        expect(bool(np.isfinite(matrix).all()), f"bundle '{self.path}': '{name}' holds NaN or infinity")
         return matrix
 
     def _session(self, name: str) -> Any:
@@ -445,7 +411,7 @@ class Bundle:
             outside = points_outside(data)
         except ValueError as error:
             raise BundleUnreadable(f"bundle '{self.path}': '{name}' is not an ONNX model: {error}") from None
-        _expect(not outside, f"bundle '{self.path}': '{name}' points to data in other files, which is never followed")
+        expect(not outside, f"bundle '{self.path}': '{name}' points to data in other files, which is never followed")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -458,13 +424,13 @@ class Bundle:
             raise DeviceUnavailable("device 'cuda' was asked for but CUDA could not be started: use --device cpu")
         return session
 
-    def _run(self, name: str, input_name: str, values: np.ndarray) -> np.ndarray:
+    def _run(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         session = self._session(name)
         try:
-            (embeddings,) = session.run(["embedding"], {input_name: values})
+            (embeddings,) = session.run(["embedding"], inputs)
         except Exception as error:  # see _make_session
             raise BundleUnreadable(f"bundle '{self.path}': '{name}' cannot be run: {error}") from None
-        expected = (len(values), self.dim)
+        expected = (len(next(iter(inputs.values()))), self.dim)
         if embeddings.dtype != np.float32 or embeddings.shape != expected or not np.isfinite(embeddings).all():
             raise BundleUnreadable(
                 f"bundle '{self.path}': '{name}' answered {embeddings.dtype} {embeddings.shape}, expected finite "
@@ -475,33 +441,40 @@ class Bundle:
 
 def _check_manifest(manifest: Any) -> None:
     """What must hold before any other file is touched."""
-    _expect(isinstance(manifest, dict), f"{MANIFEST} is not an object")
-    _expect(manifest.get("format") == FORMAT, f"its format is {manifest.get('format')!r}, expected '{FORMAT}'")
+    expect(isinstance(manifest, dict), f"{MANIFEST} is not an object")
+    expect(manifest.get("format") == FORMAT, f"its format is {manifest.get('format')!r}, expected '{FORMAT}'")
     version = manifest.get("format_version")
-    _expect(version == FORMAT_VERSION, f"its format_version is {version!r}: this edgealign reads {FORMAT_VERSION}")
-    expected = {
-        "format", "format_version", "name", "modality", "bundle_version", "dim", "front_end", "windows", "encoder",
-        "text_encoder", "bank", "calibration", "files", "fingerprint", "license", "attribution",
+    known = " and ".join(map(str, FORMAT_VERSIONS))
+    expect(
+        version in FORMAT_VERSIONS and type(version) is int,
+        f"its format_version is {version!r}: this edgealign reads {known}",
+    )
+    parts = {"front_end", "windows", "text_encoder"} if version == 1 else {"input", "sources"}
+    expected = parts | {
+        "format", "format_version", "name", "modality", "bundle_version", "dim", "encoder", "bank", "calibration",
+        "files", "fingerprint", "license", "attribution",
     }  # fmt: skip
     missing, unknown = sorted(expected - set(manifest)), sorted(set(manifest) - expected)
-    _expect(not missing, f"its manifest lacks {', '.join(missing)}")
-    _expect(not unknown, f"its manifest has the unknown keys {', '.join(unknown)}")
+    expect(not missing, f"its manifest lacks {', '.join(missing)}")
+    expect(not unknown, f"its manifest has the unknown keys {', '.join(unknown)}")
     for key in ("name", "modality", "bundle_version", "fingerprint", "license"):
-        _expect(isinstance(manifest[key], str) and len(manifest[key]) <= 200, f"'{key}' of the manifest is not text")
-    _expect(manifest["modality"] in MODALITIES, f"its modality is '{manifest['modality']}': this edgealign has speech")
-    _expect(type(manifest["dim"]) is int and 1 <= manifest["dim"] <= MAX_DIM, f"dim {manifest['dim']!r} is not usable")
-    _expect(_SHA256.fullmatch(manifest["fingerprint"]) is not None, "'fingerprint' is not a sha256")
-    _expect(isinstance(manifest["attribution"], list), "'attribution' of the manifest is not a list")
+        expect(isinstance(manifest[key], str) and len(manifest[key]) <= 200, f"'{key}' of the manifest is not text")
+    allowed = ("speech",) if version == 1 else MODALITIES
+    found = manifest["modality"]
+    expect(found in allowed, f"its modality is '{found}': this edgealign has {', '.join(allowed)}")
+    expect(type(manifest["dim"]) is int and 1 <= manifest["dim"] <= MAX_DIM, f"dim {manifest['dim']!r} is not usable")
+    expect(_SHA256.fullmatch(manifest["fingerprint"]) is not None, "'fingerprint' is not a sha256")
+    expect(isinstance(manifest["attribution"], list), "'attribution' of the manifest is not a list")
     _check_files(manifest["files"])
     _check_parts(manifest)
 
 
 def _check_files(files: Any) -> None:
-    _expect(isinstance(files, dict) and len(files) <= MAX_FILES, f"'files' is not a table of at most {MAX_FILES} files")
+    expect(isinstance(files, dict) and len(files) <= MAX_FILES, f"'files' is not a table of at most {MAX_FILES} files")
     for name, entry in files.items():
-        _expect(_PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
-        _expect(name != MANIFEST, f"the manifest lists itself as {name!r}")
-        _expect(
+        expect(_PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
+        expect(name != MANIFEST, f"the manifest lists itself as {name!r}")
+        expect(
             isinstance(entry, dict)
             and set(entry) == {"sha256", "bytes"}
             and isinstance(entry["sha256"], str)
@@ -513,9 +486,9 @@ def _check_files(files: Any) -> None:
 
 
 def _check_parts(manifest: dict) -> None:
-    """That encoder, text encoder and bank name files of the manifest."""
-    encoder, text, bank = manifest["encoder"], manifest["text_encoder"], manifest["bank"]
-    _expect(
+    """That encoder, sources and bank name files of the manifest."""
+    encoder, bank = manifest["encoder"], manifest["bank"]
+    expect(
         isinstance(encoder, dict)
         and set(encoder) == {"default", "variants"}
         and isinstance(encoder["variants"], dict)
@@ -524,61 +497,119 @@ def _check_parts(manifest: dict) -> None:
         and encoder["default"] in encoder["variants"],
         "'encoder' of the manifest is not a default and its variants",
     )
-    _expect(
-        text is None
-        or (
-            isinstance(text, dict)
-            and set(text) == {"file", "vocab", "weight"}
-            and type(text["weight"]) in (int, float)
-            and 0 < text["weight"] <= 100
-        ),
-        "'text_encoder' of the manifest is not a file, a vocab and a weight in (0, 100]",
-    )
-    _expect(
+    sources = _read_sources(manifest)
+    expect(
         isinstance(bank, dict) and set(bank) == {"file", "rows"} and type(bank["rows"]) is int and bank["rows"] >= 0,
         "'bank' of the manifest is not a file and a number of rows",
     )
+    taken = read_input(_input_section(manifest))
+    pictures = isinstance(taken, ImageInput)
+    expect(
+        pictures == (manifest["modality"] == "image"), f"a bundle for {manifest['modality']} cannot take {taken.kind}"
+    )
     named = [variant.get("file") for variant in encoder["variants"].values()]
-    named += [bank["file"], FILTERS, GOLDEN] + ([] if text is None else [text["file"], text["vocab"]])
+    named += [bank["file"], GOLDEN, *(source.file for source in sources.values())]
+    named += [FILTERS] if getattr(taken, "front_end", None) else []
+    named += [sources["text"].tokenizer["file"]] if "text" in sources else []
     for name in named:
-        _expect(isinstance(name, str) and name in manifest["files"], f"the manifest names {name!r} but not its sha256")
+        expect(isinstance(name, str) and name in manifest["files"], f"the manifest names {name!r} but not its sha256")
+
+
+def _input_section(manifest: dict) -> Any:
+    """What format 2 calls `input`, of either format."""
+    if manifest["format_version"] == 1:
+        return {"kind": LogMelInput.kind, "front_end": manifest["front_end"], "windows": manifest["windows"]}
+    return manifest["input"]
+
+
+def _read_sources(manifest: dict) -> dict[str, TextSource | ImageSource]:
+    """What labels can start from beside samples."""
+    found: dict[str, TextSource | ImageSource] = {}
+    if manifest["format_version"] == 1:
+        text = manifest["text_encoder"]
+        if text is not None:
+            usable = isinstance(text, dict) and set(text) == {"file", "vocab", "weight"} and _is_weight(text["weight"])
+            expect(usable, "'text_encoder' of the manifest is not a file, a vocab and a weight in (0, 100]")
+            found["text"] = TextSource(text["file"], text["weight"], {"kind": "edgealign", "file": text["vocab"]})
+        return found
+    sources = manifest["sources"]
+    usable = isinstance(sources, dict) and set(sources) <= {"text", "image"}
+    expect(usable, "'sources' of the manifest is not a table of at most 'text' and 'image'")
+    for kind, needed in (("text", "tokenizer"), ("image", "input")):
+        if kind not in sources:
+            continue
+        entry = sources[kind]
+        usable = isinstance(entry, dict) and set(entry) == {"file", "weight", needed} and _is_weight(entry["weight"])
+        expect(usable, f"'sources.{kind}' of the manifest is not a file, a weight in (0, 100] and its {needed}")
+        if kind == "text":
+            tokenizer = entry["tokenizer"]
+            usable = isinstance(tokenizer, dict) and isinstance(tokenizer.get("file"), str)
+            expect(usable, "'sources.text.tokenizer' of the manifest names no file")
+            found[kind] = TextSource(entry["file"], entry["weight"], tokenizer)
+        else:
+            taken = read_input(entry["input"], "sources.image.input")
+            expect(isinstance(taken, ImageInput), "'sources.image.input' of the manifest is not of the kind image")
+            found[kind] = ImageSource(entry["file"], entry["weight"], taken)
+    # The decision has one weight for all that is no sample.
+    expect(len({source.weight for source in found.values()}) <= 1, "the sources of the manifest differ in their weight")
+    return found
+
+
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 100
 
 
 def fingerprint(manifest: dict) -> str:
     """Hex sha256 of everything that changes an embedding: docs/formats.md lists it."""
     sha256 = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    text = manifest["text_encoder"]
-    return hashlib.sha256(
-        canonical_json(
-            {
-                "format_version": manifest["format_version"],
-                "dim": manifest["dim"],
-                "front_end": manifest["front_end"],
-                "windows": manifest["windows"],
-                "filters": sha256[FILTERS],
-                "encoders": {key: sha256[item["file"]] for key, item in manifest["encoder"]["variants"].items()},
-                "text_encoder": None if text is None else sha256[text["file"]],
-                "vocab": None if text is None else sha256[text["vocab"]],
+    parts: dict[str, Any] = {
+        "format_version": manifest["format_version"],
+        "dim": manifest["dim"],
+        "encoders": {key: sha256[item["file"]] for key, item in manifest["encoder"]["variants"].items()},
+    }
+    if manifest["format_version"] == 1:
+        text = manifest["text_encoder"]
+        parts |= {
+            "front_end": manifest["front_end"],
+            "windows": manifest["windows"],
+            "filters": sha256[FILTERS],
+            "text_encoder": None if text is None else sha256[text["file"]],
+            "vocab": None if text is None else sha256[text["vocab"]],
+        }
+    else:
+        sources = manifest["sources"]
+        parts |= {"input": manifest["input"], "filters": sha256.get(FILTERS), "sources": {}}
+        if "text" in sources:
+            tokenizer = sources["text"]["tokenizer"]
+            parts["sources"]["text"] = {
+                "encoder": sha256[sources["text"]["file"]],
+                "tokenizer": tokenizer | {"file": sha256[tokenizer["file"]]},
             }
-        )
-    ).hexdigest()
+        if "image" in sources:
+            entry = sources["image"]
+            parts["sources"]["image"] = {"encoder": sha256[entry["file"]], "input": entry["input"]}
+    return hashlib.sha256(canonical_json(parts)).hexdigest()
 
 
 def write_bundle(
     target: str | os.PathLike,
     source: str | os.PathLike,
     *,
-    golden_clips: Sequence[np.ndarray],
+    golden_samples: Sequence[np.ndarray],
     golden_texts: Sequence[tuple[str, str, str | None]] = (),
+    golden_pictures: Sequence[np.ndarray] = (),
     **manifest_fields: Any,
 ) -> Bundle:
     """Makes a bundle at `target` from a folder of files and the fields of its manifest; returns it, verified.
 
     source            folder that holds the files of the bundle, but no manifest and no golden vectors
-    golden_clips      float32 [n_samples] each, mono, at the front end's rate: golden vectors are recorded with these
-    golden_texts      (text, kind, language) each
-    manifest_fields   name, modality, bundle_version, dim, front_end, windows, encoder, text_encoder, bank,
-                      calibration, license, attribution; hashes, sizes and the fingerprint are computed here
+    golden_samples    golden vectors are recorded with these: float32 [n_samples] each, mono, at the encoder's rate; or
+                      pictures, uint8 [height, width, 3]
+    golden_texts      (text, kind, language) each, for a bundle with a text encoder
+    golden_pictures   uint8 [height, width, 3] each, for a bundle whose labels can start from a picture
+    manifest_fields   name, modality, bundle_version, dim, input, sources, encoder, bank, calibration, license and
+                      attribution make format 2; front_end, windows and text_encoder instead of input and sources make
+                      format 1. Hashes, sizes and the fingerprint are computed here
 
     The bundle is written beside `target`, verified there and then renamed: a reader sees the old bundle or the new
     one. A `target` that exists and is no bundle is refused.
@@ -602,13 +633,16 @@ def write_bundle(
 
         for name in sorted(os.listdir(source)):
             add(name, _read_plain_file(source, name, _max_bytes(name)))
-        manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, "files": files, **manifest_fields}
+        version = 1 if "front_end" in manifest_fields else 2
+        manifest = {"format": FORMAT, "format_version": version, "files": files, **manifest_fields}
         # The structure is checked before it is hashed and used, with stand-ins for what is still to be computed.
         _check_manifest(
             {**manifest, "fingerprint": "0" * 64, "files": {**files, GOLDEN: {"sha256": "0" * 64, "bytes": 0}}}
         )
         manifest["fingerprint"] = fingerprint(manifest)
-        add(GOLDEN, golden.record(Bundle(partial, manifest, None, "cpu"), golden_clips, golden_texts))
+        add(
+            GOLDEN, golden.record(Bundle(partial, manifest, None, "cpu"), golden_samples, golden_texts, golden_pictures)
+        )
         _write_durably(os.path.join(partial, MANIFEST), canonical_json(manifest))
         Bundle.open(partial).verify()
         os.chmod(partial, 0o755)  # mkdtemp makes it private
@@ -626,7 +660,7 @@ def write_bundle(
 
 def _is_bundle(folder: str) -> bool:
     try:
-        return _parse_json(_read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES), MANIFEST).get("format") == FORMAT
+        return parse_json(_read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES), MANIFEST).get("format") == FORMAT
     except (BundleUnreadable, AttributeError):
         return False
 

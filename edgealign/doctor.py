@@ -21,9 +21,11 @@ class Examination:
         return all(stage.passed for stage in self.stages)
 
 
-def examine(bundle_path: str | os.PathLike | None = None, device: str = "auto") -> Examination:
+def examine(
+    bundle_path: str | os.PathLike | None = None, device: str = "auto", modality: str | None = None
+) -> Examination:
     """Verifies a bundle and runs its golden vectors through every stage; BundleUnreadable if it is damaged."""
-    bundle = Bundle.open(bundle_path, device=device)
+    bundle = Bundle.open(bundle_path, modality=modality, device=device)
     files = bundle.verify()
     facts = {
         **machine.describe(),

@@ -11,6 +11,7 @@
     │   └── StoreUnwritable     read-only folder, full disk
     ├── InputUnreadable     4   no file of those named could be read
     │   ├── AudioUnreadable
+    │   ├── ImageUnreadable
     │   └── AnnotationUnreadable   a table of annotations
     ├── SomeInputsFailed    5   the work is done, but not for every file
     └── EnrollmentRefused   6   no clip or text was good enough to learn from
@@ -67,6 +68,10 @@ class InputUnreadable(EdgealignError):
 
 
 class AudioUnreadable(InputUnreadable):
+    pass
+
+
+class ImageUnreadable(InputUnreadable):
     pass
 
 

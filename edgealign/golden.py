@@ -7,14 +7,17 @@ the output of the stage before, so that a difference is reported where it arises
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgealign import kernels
-from edgealign.errors import BundleUnreadable, InvalidInput
+from edgealign.errors import BundleUnreadable, InvalidInput, MissingExtra
+from edgealign.images import fit
+from edgealign.inputs import ImageInput, LogMelInput, Windows
+from edgealign.samples import clip_values, embed_clip, log_mel
 from edgealign.text import Tokens
 from edgealign.words import sound_spans
 
@@ -27,10 +30,13 @@ AUDIBLE_RANGE_DB = 70
 TOLERANCES = {
     "front end": (1e-3, "natural log of energy"),
     "word finding": (0.5, "frames and dB x frames"),
+    "picture fitting": (1e-2, "of full scale"),  # two or three steps of 8 bits: pillow rounds after each direction
     "encoder fp32": (1e-4, "cosine distance"),
     # int8 kernels without VNNI may saturate their 16-bit sums, so processors differ more than in fp32.
     "encoder int8": (1e-2, "cosine distance"),
+    "tokenizer": (0.0, "tokens"),
     "text encoder": (1e-2, "cosine distance"),
+    "picture encoder": (1e-2, "cosine distance"),
     "matching": (1e-3, "logit"),
 }
 
@@ -49,25 +55,38 @@ class StageParity:
         return self.max_difference <= self.tolerance  # False for NaN
 
 
-def record(bundle: Bundle, clips: Sequence[np.ndarray], texts: Sequence[tuple[str, str, str | None]]) -> bytes:
+def record(
+    bundle: Bundle,
+    samples: Sequence[np.ndarray],
+    texts: Sequence[tuple[str, str, str | None]] = (),
+    pictures: Sequence[np.ndarray] = (),
+) -> bytes:
     """The bytes of golden.npz.
 
-    clips  float32 [n_samples] each, mono, at the front end's rate, with a sound in it
-    texts  (text, kind, language) each; must be empty where the bundle has no text encoder
+    samples   what the encoder is recorded with: sounds float32 [n_samples], mono, at the encoder's rate, in which
+              something stands out where words are found; or pictures uint8 [height, width, 3]
+    texts     (text, kind, language) each; must be empty where the bundle has no text encoder
+    pictures  uint8 [height, width, 3] each; must be empty where labels cannot start from a picture
     """
     arrays: dict[str, np.ndarray] = {}
-    for i, samples in enumerate(clips):
-        arrays[f"clip{i}.samples"] = np.ascontiguousarray(samples, dtype=np.float32)
-        arrays[f"clip{i}.log_mel"] = _log_mel(bundle, samples)
-        arrays[f"clip{i}.spans"] = sound_spans(arrays[f"clip{i}.log_mel"], bundle.windows)
-        if not len(arrays[f"clip{i}.spans"]):
-            raise InvalidInput(f"golden clip {i} has no sound that stands out: its word finding would prove nothing")
-        for variant in bundle.variants:
-            arrays[f"clip{i}.embedding.{variant}"] = bundle.encode(arrays[f"clip{i}.log_mel"][None], variant)[0]
+    if isinstance(bundle.input, ImageInput):
+        for i, pixels in enumerate(samples):
+            arrays[f"image{i}.pixels"] = pixels
+            arrays[f"image{i}.fitted"] = fitted = fit(pixels, bundle.input)
+            for variant in bundle.variants:
+                arrays[f"image{i}.embedding.{variant}"] = bundle.encode(fitted[None], variant)[0]
+    else:
+        for i, clip in enumerate(samples):
+            arrays |= {f"clip{i}.{name}": value for name, value in _record_clip(bundle, i, clip).items()}
     for i, (text, kind, language) in enumerate(texts):
         tokens = bundle.tokenizer.encode(text, kind, language)
-        arrays[f"text{i}.tokens"] = tokens.ids
+        arrays[f"text{i}.text"] = np.array([text, kind, language or ""])
+        arrays |= {f"text{i}.{name}": ids[0] for name, ids in tokens.inputs.items()}
         arrays[f"text{i}.embedding"] = bundle.encode_text(tokens)
+    for i, pixels in enumerate(pictures):
+        arrays[f"picture{i}.pixels"] = pixels
+        arrays[f"picture{i}.fitted"] = fitted = fit(pixels, bundle.source("image").input)
+        arrays[f"picture{i}.embedding"] = bundle.encode_image_source(fitted)
     support = [value for name, value in arrays.items() if name.endswith(f".embedding.{bundle.variant}")]
     if support:
         arrays["match.support"] = np.stack(support)
@@ -76,6 +95,28 @@ def record(bundle: Bundle, clips: Sequence[np.ndarray], texts: Sequence[tuple[st
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
+
+
+def _record_clip(bundle: Bundle, i: int, samples: np.ndarray) -> dict[str, np.ndarray]:
+    arrays = {"samples": np.ascontiguousarray(samples, dtype=np.float32)}
+    if not isinstance(bundle.input.windows, Windows):
+        for variant in bundle.variants:
+            arrays[f"embedding.{variant}"] = embed_clip(bundle, iter([arrays["samples"]]), variant)
+        if isinstance(bundle.input, LogMelInput):
+            arrays["log_mel"] = next(clip_values(bundle, iter([arrays["samples"]])))[0]
+        return arrays
+    arrays["log_mel"] = log_mel(bundle, samples)
+    arrays["spans"] = sound_spans(arrays["log_mel"], bundle.windows)
+    if not len(arrays["spans"]):
+        raise InvalidInput(f"golden clip {i} has no sound that stands out: its word finding would prove nothing")
+    for variant in bundle.variants:
+        arrays[f"embedding.{variant}"] = bundle.encode(_whole(bundle, arrays), variant)[0]
+    return arrays
+
+
+def _whole(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What the encoder takes of a clip that is one word from end to end."""
+    return arrays["log_mel" if isinstance(bundle.input, LogMelInput) else "samples"][None]
 
 
 def compare(bundle: Bundle) -> list[StageParity]:
@@ -88,23 +129,60 @@ def compare(bundle: Bundle) -> list[StageParity]:
 
     try:
         for i in range(_count(golden, "clip", "samples")):
-            log_mels = golden[f"clip{i}.log_mel"]
-            note("front end", _audible_difference(_log_mel(bundle, golden[f"clip{i}.samples"]), log_mels))
-            note("word finding", _max_difference(sound_spans(log_mels, bundle.windows), golden[f"clip{i}.spans"]))
+            _compare_clip(bundle, _part(golden, f"clip{i}."), note)
+        for i in range(_count(golden, "image", "pixels")):
+            arrays = _part(golden, f"image{i}.")
+            note("picture fitting", _max_difference(fit(arrays["pixels"], bundle.input), arrays["fitted"]))
             for variant in bundle.variants:
-                embedding = bundle.encode(log_mels[None], variant)[0]
-                note(f"encoder {variant}", _cosine(embedding, golden[f"clip{i}.embedding.{variant}"]))
-        for i in range(_count(golden, "text", "tokens")):
-            tokens = Tokens(golden[f"text{i}.tokens"], (), 0.0, True)
-            note("text encoder", _cosine(bundle.encode_text(tokens), golden[f"text{i}.embedding"]))
+                embedding = bundle.encode(arrays["fitted"][None], variant)[0]
+                note(f"encoder {variant}", _cosine(embedding, arrays[f"embedding.{variant}"]))
+        for i in range(_count(golden, "text", "embedding")):
+            arrays = _part(golden, f"text{i}.")
+            embedding, recorded = arrays.pop("embedding"), arrays.pop("text", None)
+            if recorded is not None:  # format 1 keeps the tokens alone
+                text, kind, language = recorded.tolist()
+                ids = bundle.tokenizer.encode(text, kind, language or None).inputs
+                note("tokenizer", max(_max_difference(ids[name][0], arrays[name]) for name in arrays))
+            tokens = Tokens({name: ids[None] for name, ids in arrays.items()}, (), 0.0, True)
+            note("text encoder", _cosine(bundle.encode_text(tokens), embedding))
+        for i in range(_count(golden, "picture", "pixels")):
+            arrays = _part(golden, f"picture{i}.")
+            note(
+                "picture fitting",
+                _max_difference(fit(arrays["pixels"], bundle.source("image").input), arrays["fitted"]),
+            )
+            note("picture encoder", _cosine(bundle.encode_image_source(arrays["fitted"]), arrays["embedding"]))
         if "match.support" in golden:
             logits = _match_logits(bundle, golden["match.support"], golden["match.queries"])
             note("matching", _max_difference(logits, golden["match.logits"]))
-    except (KeyError, ValueError) as error:
+    except MissingExtra:
+        raise
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise BundleUnreadable(f"the golden vectors of '{bundle.path}' do not fit it: {error}") from None
     if not worst:
         raise BundleUnreadable(f"bundle '{bundle.path}' has no golden vectors, so its parity cannot be proved")
     return [StageParity(stage, difference, *_tolerance(stage)) for stage, difference in worst.items()]
+
+
+def _compare_clip(bundle: Bundle, arrays: dict[str, np.ndarray], note: Callable[[str, float], None]) -> None:
+    covered = not isinstance(bundle.input.windows, Windows)
+    if "log_mel" in arrays:
+        have = (
+            next(clip_values(bundle, iter([arrays["samples"]])))[0] if covered else log_mel(bundle, arrays["samples"])
+        )
+        note("front end", _audible_difference(have, arrays["log_mel"]))
+    if not covered:
+        note("word finding", _max_difference(sound_spans(arrays["log_mel"], bundle.windows), arrays["spans"]))
+    for variant in bundle.variants:
+        if covered:
+            embedding = embed_clip(bundle, iter([arrays["samples"]]), variant)
+        else:
+            embedding = bundle.encode(_whole(bundle, arrays), variant)[0]
+        note(f"encoder {variant}", _cosine(embedding, arrays[f"embedding.{variant}"]))
+
+
+def _part(golden: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
 
 
 def _tolerance(stage: str) -> tuple[float, str]:
@@ -113,13 +191,6 @@ def _tolerance(stage: str) -> tuple[float, str]:
 
 def _count(golden: dict[str, np.ndarray], prefix: str, suffix: str) -> int:
     return sum(name.startswith(prefix) and name.endswith(f".{suffix}") for name in golden)
-
-
-def _log_mel(bundle: Bundle, samples: np.ndarray) -> np.ndarray:
-    front_end = bundle.front_end
-    return kernels.log_mel(
-        samples, bundle.filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
-    )
 
 
 def _match_logits(bundle: Bundle, support: np.ndarray, queries: np.ndarray) -> np.ndarray:

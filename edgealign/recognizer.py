@@ -1,4 +1,4 @@
-"""The main path: clip -> word -> embedding, then into a store (enroll) or to its closest label (classify)."""
+"""The main path: sample -> embedding, then into a store (enroll) or to its closest label (classify)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgealign.audio import AudioArray, AudioFile, AudioSource
-from edgealign.bundle import MODALITIES, Bundle
+from edgealign.audio import AudioSource
+from edgealign.bundle import Bundle, check_modality
 from edgealign.errors import (
     AudioUnreadable,
     BundleMismatch,
@@ -24,16 +24,17 @@ from edgealign.errors import (
     StoreUnreadable,
     StoreUnwritable,
 )
-from edgealign.store import RECORDING, TEXT, Matcher, Store
-from edgealign.words import SEARCH_WINDOW_S, Word, find_word, whole_sound
+from edgealign.inputs import ImageInput, Windows
+from edgealign.samples import Embedded, Sample, embed, open_sample, word_values
+from edgealign.store import PICTURE, RECORDING, TEXT, Matcher, Store
+from edgealign.words import SEARCH_WINDOW_S, Word
 
 if TYPE_CHECKING:
+    from edgealign.images import Picture
     from edgealign.quality import LabelReport
 
 MAX_CLIP_S = 3.0  # what the encoder was trained on; of anything longer only the clearest word is used
 MAX_UNKNOWN_TEXT_SHARE = 0.5
-
-AudioLike = str | os.PathLike | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a clip was taken for.
+    """What a clip or picture was taken for.
 
     file         as it was given
     label        None is unknown
@@ -57,7 +58,7 @@ class Answer:
     accept_probability   from which on a label is accepted; the bundle says it
     runner_up    the second closest label, where there is one
     top          the closest labels, closest first, filled for unknowns too
-    start_s, end_s   where in the clip the word was found
+    start_s, end_s   which stretch of a clip was used: the word, or all of it; None for a picture
     reason       one sentence on why the answer is unknown
     warnings     one sentence each
     """
@@ -97,7 +98,7 @@ class _Sample:
 
 
 class Recognizer:
-    """Learns labels from a few clips or from text, and names clips.
+    """Learns labels from a few clips or pictures, or from text, and names others.
 
     Threads: `classify` and `embed` may run in any number of threads on one Recognizer. `enroll` may run beside them:
     a classification sees the labels from before or from after it, never half. Two enrollments into one store, also by
@@ -121,15 +122,25 @@ class Recognizer:
         store: str | os.PathLike | None = None,
         bundle: str | os.PathLike | None = None,
         *,
-        modality: str = "speech",
+        modality: str | None = None,
         device: str = "auto",
     ) -> Recognizer:
         """A recognizer over a store, which need not exist before the first enrollment.
 
-        store   path of a file; default_store_path(modality) where None
-        bundle  folder; the shipped one where None, see Bundle.open
+        store     path of a file; default_store_path of the modality where None
+        bundle    folder; the shipped one for the modality where None, see Bundle.open
+        modality  "speech", "audio" or "image"; where None, that of the bundle that is named, else of the store if it
+                  exists, else speech
         """
-        return cls(Bundle.open(bundle, modality=modality, device=device), store)
+        opened = None
+        if modality is None and store is not None and not bundle and not os.environ.get("EDGEALIGN_BUNDLE"):
+            opened = Store.load(store) if os.path.lexists(store) else None
+            modality = None if opened is None else opened.modality
+        recognizer = cls(Bundle.open(bundle, modality=modality, device=device), store)
+        if opened is not None:
+            recognizer._check_fits(opened)
+            recognizer._store = opened
+        return recognizer
 
     @property
     def store(self) -> Store:
@@ -149,24 +160,25 @@ class Recognizer:
 
     def classify(
         self,
-        audio: AudioLike,
+        sample: Sample,
         sample_rate_hz: float | None = None,
         *,
         channel: int | None = None,
         top_k: int = 5,
     ) -> Answer:
-        """The label of a clip, or unknown.
+        """The label of a clip or picture, or unknown.
 
-        audio   path, or samples [n] or [n, n_channels] with their rate: floating point in [-1, 1] or integers
+        sample    path; or samples [n] or [n, n_channels] with their rate, floating point in [-1, 1] or integers; or
+                  pixels [height, width, 3], uint8 or floating point in [0, 1]
         channel   counts from 1; the mean of all where None
-        raises  InputUnreadable and AudioUnreadable for what is no clip, StoreUnreadable without labels
+        raises    InputUnreadable for what is no clip or picture, StoreUnreadable without labels
         """
         if top_k < 1:
             raise InvalidInput(f"top_k is {top_k}: expected at least 1")
         self.current_matcher()
-        source = _open_source(audio, sample_rate_hz, channel)
-        word = self._find_word(source)
-        if word is None:
+        source = open_sample(self.bundle, sample, sample_rate_hz, channel)
+        found = embed(self.bundle, source)
+        if found is None:
             return Answer(
                 source.name,
                 None,
@@ -181,13 +193,17 @@ class Recognizer:
                 _no_sound(source),
                 (),
             )
-        return self.name_word(source.name, word, top_k, tuple(_word_warnings(source, word)))
+        return self._name(source.name, found, top_k, tuple(_warnings(source, found)))
 
     def name_word(self, file: str, word: Word, top_k: int = 5, warnings: tuple[str, ...] = ()) -> Answer:
         """The label of a word that was found in `file`, or unknown; StoreUnreadable without labels."""
+        self.current_matcher()
+        embedding = self.bundle.encode(word_values(self.bundle, word))[0]
+        return self._name(file, Embedded(embedding, word, word.start_s, word.end_s), top_k, warnings)
+
+    def _name(self, file: str, found: Embedded, top_k: int, warnings: tuple[str, ...]) -> Answer:
         matcher, labels = self.current_matcher()
-        embedding = self.bundle.encode(word.log_mels[None])[0]
-        matches = matcher.classify(embedding, max(top_k, 2))
+        matches = matcher.classify(found.embedding, max(top_k, 2))
         candidates = tuple(Candidate(labels[m.label], m.distance, m.probability) for m in matches)
         best = matches[0]
         reason = None
@@ -205,43 +221,45 @@ class Recognizer:
             self.accept_probability,
             candidates[1] if len(candidates) > 1 else None,
             candidates[:top_k],
-            word.start_s,
-            word.end_s,
+            found.start_s,
+            found.end_s,
             reason,
             warnings,
         )
 
-    def embed(self, audio: AudioLike, sample_rate_hz: float | None = None, *, channel: int | None = None) -> np.ndarray:
-        """The embedding of a clip's clearest word: float32 [dim], of unit length.
+    def embed(self, sample: Sample, sample_rate_hz: float | None = None, *, channel: int | None = None) -> np.ndarray:
+        """The embedding of a clip or picture, see `classify`: float32 [dim], of unit length.
 
-        AudioUnreadable where no sound stands out of it.
+        With a bundle for speech it is that of the clearest word: AudioUnreadable where no sound stands out.
         """
-        source = _open_source(audio, sample_rate_hz, channel)
-        word = self._find_word(source)
-        if word is None:
+        source = open_sample(self.bundle, sample, sample_rate_hz, channel)
+        found = embed(self.bundle, source)
+        if found is None:
             raise AudioUnreadable(_no_sound(source))
-        return self.bundle.encode(word.log_mels[None])[0]
+        return found.embedding
 
     def enroll(
         self,
-        sources: AudioLike | Iterable[AudioLike] = (),
+        sources: Sample | Iterable[Sample] = (),
         *,
         label: str | None = None,
         text: str | None = None,
         ipa: str | None = None,
+        image: str | os.PathLike | np.ndarray | None = None,
         language: str | None = None,
         sample_rate_hz: float | None = None,
         channel: int | None = None,
         tables: Iterable[str | os.PathLike] = (),
         tier: str | None = None,
     ) -> EnrollReport:
-        """Adds recordings, a text, or both, as one operation that one undo takes back.
+        """Adds recordings or pictures, a text or a picture that they start from, or both, as one operation.
 
-        sources   files, folders (see `sources.collect_clips`), or arrays with their sample_rate_hz and a label; with
-                  tables, the recordings that these are about (see `excerpts.collect_excerpts`)
+        sources   files, folders (see `sources.collect_clips`), or arrays with a label and, of sound, their
+                  sample_rate_hz; with tables, the recordings that these are about (see `excerpts.collect_excerpts`)
         tables, tier   files of annotations, and which tier of EAF and TextGrid: every annotation is a clip
         label     for all of them; without it the folder names are the labels, or the text is
         text, ipa   the word as it is written, or as it is pronounced
+        image     a picture of what the label stands for, where the bundle aligns pictures with its samples
         language  BCP 47 tag of text or ipa, such as "sw"; optional
         raises    InputUnreadable where no source can be read, EnrollmentRefused where none is good enough, and both
                   leave the store as it was; what fails beside others that succeed is listed in the report
@@ -255,16 +273,20 @@ class Recognizer:
         typed = text if text is not None else ipa
         label = label if label is not None else typed
         label = None if label is None else checked_label(label)
+        if image is not None and label is None:
+            raise InvalidInput("a picture to start from has no label: say which it is of")
         warnings: list[str] = []
         failures: list[EdgealignError] = []
         tables = list(tables)
         if tables:
             samples = list(self._learn_excerpts(sources, tables, tier, label, channel, failures))
         else:
-            samples = list(self._learn_recordings(sources, label, sample_rate_hz, channel, warnings, failures))
+            samples = list(self._learn_samples(sources, label, sample_rate_hz, channel, warnings, failures))
         if typed is not None and label is not None:
             kind = "grapheme" if text is not None else "ipa"
             samples.append(self._learn_text(typed, kind, language, label, warnings))
+        if image is not None and label is not None:
+            samples.append(self._learn_image(image, label))
         if not samples:
             raise _nothing_learned(failures)
         with self._enrolling:
@@ -278,9 +300,9 @@ class Recognizer:
             tuple(failures),
         )
 
-    def _learn_recordings(
+    def _learn_samples(
         self,
-        sources: AudioLike | Iterable[AudioLike],
+        sources: Sample | Iterable[Sample],
         label: str | None,
         sample_rate_hz: float | None,
         channel: int | None,
@@ -296,28 +318,28 @@ class Recognizer:
         arrays = [source for source in sources if isinstance(source, np.ndarray)]
         if arrays and label is None:
             raise InvalidInput("samples without a label: say which label they are of")
-        collected = collect_clips(paths, label)
+        collected = collect_clips(paths, label, self.bundle.modality)
         warnings += collected.notes
         failures += collected.problems
-        todo: list[tuple[str, AudioLike]] = [(clip.label, clip.path) for clip in collected.clips]
+        todo: list[tuple[str, Sample]] = [(clip.label, clip.path) for clip in collected.clips]
         todo += [(label, samples) for samples in arrays if label is not None]
-        for clip_label, audio in todo:
+        for clip_label, sample in todo:
             try:
-                source = _open_source(audio, sample_rate_hz if isinstance(audio, np.ndarray) else None, channel)
-                word = self._find_word(source, hashed=True)
-                if word is None:
+                rate_hz = sample_rate_hz if isinstance(sample, np.ndarray) else None
+                source = open_sample(self.bundle, sample, rate_hz, channel)
+                found = embed(self.bundle, source, hashed=True)
+                if found is None:
                     raise EnrollmentRefused(f"{_no_sound(source)}: record it closer or louder")
             except (InputUnreadable, EnrollmentRefused) as error:
                 failures.append(error)
                 continue
-            warnings += _word_warnings(source, word)
-            embedding = self.bundle.encode(word.log_mels[None])[0]
+            warnings += _warnings(source, found)
             name = os.path.basename(source.name)
-            yield _Sample(clip_label, RECORDING, embedding, bytes.fromhex(source.sha256), name)
+            yield _Sample(clip_label, RECORDING, found.embedding, bytes.fromhex(source.sha256), name)
 
     def _learn_excerpts(
         self,
-        sources: AudioLike | Iterable[AudioLike],
+        sources: Sample | Iterable[Sample],
         tables: Sequence[str | os.PathLike],
         tier: str | None,
         label: str | None,
@@ -330,25 +352,26 @@ class Recognizer:
         recordings = [sources] if isinstance(sources, (str, os.PathLike, np.ndarray)) else list(sources)
         if any(isinstance(recording, np.ndarray) for recording in recordings):
             raise InvalidInput("samples and a table were given: a table is about files")
+        taken = self.bundle.input
+        if isinstance(taken, ImageInput):
+            raise InvalidInput(f"the bundle '{self.bundle.name}' takes pictures: a table is about recordings")
         excerpts, problems = collect_excerpts(tables, [os.fspath(path) for path in recordings], tier, label)
         failures += problems
-        bundle = self.bundle
-        pad_s = bundle.front_end.seconds(bundle.windows.pad_frames)
+        is_word = isinstance(taken.windows, Windows)
+        pad_s = self.bundle.front_end.seconds(taken.windows.pad_frames) if is_word else 0.0
         for excerpt in excerpts:
             try:
                 heard_channel = excerpt.channel if channel is None else channel
                 source = AudioExcerpt(excerpt.path, excerpt.start_s, excerpt.end_s, heard_channel, pad_s)
-                blocks = source.blocks(bundle.front_end.sample_rate_hz)
-                frames = whole_sound(blocks, bundle.front_end, bundle.windows, bundle.filters)
+                found = embed(self.bundle, source, hashed=True, whole=True)
             except InputUnreadable as error:
                 failures.append(error)
                 continue
-            if frames is None:
+            if found is None:
                 failures.append(EnrollmentRefused(f"no sound stands out of '{source.name}'"))
                 continue
             name = f"{os.path.basename(excerpt.path)} {excerpt.start_s:.3f}-{excerpt.end_s:.3f} s"
-            embedding = bundle.encode(frames[None])[0]
-            yield _Sample(excerpt.label, RECORDING, embedding, bytes.fromhex(source.sha256), name)
+            yield _Sample(excerpt.label, RECORDING, found.embedding, bytes.fromhex(source.sha256), name)
 
     def _learn_text(self, text: str, kind: str, language: str | None, label: str, warnings: list[str]) -> _Sample:
         tokens = self.bundle.tokenizer.encode(text, kind, language)
@@ -357,7 +380,7 @@ class Recognizer:
             hint = "type how it is pronounced with --ipa" if kind == "grapheme" else "check that it is IPA"
             raise EnrollmentRefused(
                 f"the bundle '{self.bundle.name}' does not know most of the characters of '{text}' ({unknown}): "
-                f"{hint}, or enroll recordings"
+                f"{hint}, or enroll {self.bundle.sample_noun}s"
             )
         if tokens.unknown:
             warnings.append(f"the bundle does not know these characters of '{text}', they were passed over: {unknown}")
@@ -366,6 +389,14 @@ class Recognizer:
         embedding = self.bundle.encode_text(tokens)
         digest = hashlib.sha256(tokens.ids.astype("<i8").tobytes()).digest()
         return _Sample(label, TEXT, embedding, digest, text)
+
+    def _learn_image(self, image: str | os.PathLike | np.ndarray, label: str) -> _Sample:
+        source = self.bundle.source("image")
+        from edgealign.images import fit, read_picture
+
+        picture = read_picture(image)
+        embedding = self.bundle.encode_image_source(fit(picture.pixels, source.input))
+        return _Sample(label, PICTURE, embedding, bytes.fromhex(picture.sha256), os.path.basename(picture.name))
 
     def _add(self, samples: Sequence[_Sample]) -> tuple[Store, dict[str, tuple[int, int]]]:
         """Puts the samples into the store on disk, as one operation.
@@ -379,7 +410,7 @@ class Recognizer:
         _make_folder(os.path.dirname(self.store_path))
         with Store.update(self.store_path, self.bundle.modality, self.bundle.encoder_sha256, self.bundle.dim) as store:
             for label, of_label in by_label.items():
-                for kind in (RECORDING, TEXT):
+                for kind in (RECORDING, TEXT, PICTURE):
                     rows = [sample for sample in of_label if sample.kind == kind]
                     if rows:
                         n_added[label] = n_added.get(label, 0) + store.add(
@@ -402,11 +433,6 @@ class Recognizer:
                 self._matcher_labels = store.labels()
             return self._matcher, self._matcher_labels
 
-    def _find_word(self, source: AudioSource, hashed: bool = False) -> Word | None:
-        bundle = self.bundle
-        blocks = source.blocks(bundle.front_end.sample_rate_hz, hashed)
-        return find_word(blocks, bundle.front_end, bundle.windows, bundle.filters)
-
     def _check_fits(self, store: Store) -> None:
         if store.modality != self.bundle.modality:
             raise BundleMismatch(
@@ -422,14 +448,21 @@ class Recognizer:
 
 def default_store_path(modality: str) -> str:
     """<modality>.store in the folder that $EDGEALIGN_STORE names, else in the platform's folder for user data."""
-    if modality not in MODALITIES:
-        raise InvalidInput(f"modality is '{modality}': expected {' or '.join(MODALITIES)}")
+    check_modality(modality)
     folder = os.environ.get("EDGEALIGN_STORE")
     if not folder:
         import platformdirs
 
         folder = platformdirs.user_data_dir("edgealign", appauthor=False)
     return os.path.join(folder, f"{modality}.store")
+
+
+def modality_of_only_store(fitting: Iterable[str]) -> str | None:
+    """Of some modalities, the one that has a store in the default place; None without one, InvalidInput with two."""
+    found = [modality for modality in fitting if os.path.lexists(default_store_path(modality))]
+    if len(found) > 1:
+        raise InvalidInput(f"there are stores for {' and '.join(found)}: say with --modality which one is meant")
+    return found[0] if found else None
 
 
 def _make_folder(folder: str) -> None:
@@ -439,22 +472,15 @@ def _make_folder(folder: str) -> None:
         raise StoreUnwritable(f"the folder '{folder}' for the store cannot be made: {error.strerror}") from None
 
 
-def _open_source(audio: AudioLike, sample_rate_hz: float | None, channel: int | None) -> AudioSource:
-    if not isinstance(audio, np.ndarray):
-        if sample_rate_hz is not None:
-            raise InvalidInput("sample_rate_hz was given with a file: it is for samples, a file knows its own")
-        return AudioFile(audio, channel)
-    if sample_rate_hz is None:
-        raise InvalidInput("samples without their sample_rate_hz")
-    return AudioArray(audio, sample_rate_hz, channel)
-
-
 def _no_sound(source: AudioSource) -> str:
     return f"no sound stands out of the {source.duration_s:.1f} s of '{source.name}'"
 
 
-def _word_warnings(source: AudioSource, word: Word) -> list[str]:
+def _warnings(source: AudioSource | Picture, found: Embedded) -> list[str]:
     """Says where the word was found, when that is not plain."""
+    word = found.word
+    if word is None:
+        return []
     used = f"the clearest, at {word.start_s:.1f}-{word.end_s:.1f} s, was used"
     if source.duration_s > SEARCH_WINDOW_S:
         return [
@@ -472,8 +498,8 @@ def _word_warnings(source: AudioSource, word: Word) -> list[str]:
 def _nothing_learned(failures: Sequence[EdgealignError]) -> EdgealignError:
     """The one error for an enrollment of which nothing is left."""
     if not failures:
-        return InvalidInput("nothing to learn from: name clips or a folder of clips, or type a text")
+        return InvalidInput("nothing to learn from: name samples or a folder of them, or type a text")
     if len(failures) == 1:
         return failures[0]
     kind = EnrollmentRefused if any(isinstance(failure, EnrollmentRefused) for failure in failures) else InputUnreadable
-    return kind(f"none of {len(failures)} clips can be learned from; the first: {failures[0]}")
+    return kind(f"none of {len(failures)} samples can be learned from; the first: {failures[0]}")

@@ -1,4 +1,4 @@
-"""Which clips a user means, and which label each of them has: the folder's name, unless a label is given."""
+"""Which clips or pictures a user means, and which label each has: the folder's name, unless a label is given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgealign.audio import EXTENSIONS
+from edgealign import audio, images
 from edgealign.errors import InputUnreadable, InvalidInput
 
 MAX_LABEL_BYTES = 1024  # of UTF-8; the store's limit, checked before any clip is read
@@ -28,19 +28,19 @@ class Collected:
     notes: list[str]
 
 
-def collect_clips(paths: Iterable[str | os.PathLike], label: str | None) -> Collected:
-    """The clips behind files and folders.
+def collect_clips(paths: Iterable[str | os.PathLike], label: str | None, modality: str = "speech") -> Collected:
+    """The clips, or with the modality "image" the pictures, behind files and folders.
 
     A file has the given label, else the name of its folder. A folder has the given label for all clips directly in it;
     without one, each of its folders is a label, and a folder of clips alone is one label itself. Of a folder, only
-    names with an extension of `audio.EXTENSIONS` are taken, and hidden files are not.
+    names with an extension of `audio.EXTENSIONS` or `images.EXTENSIONS` are taken, and hidden files are not.
     """
     label = None if label is None else checked_label(label)
     found = Collected([], [], [])
     for path in map(os.fspath, paths):
         try:
             if os.path.isdir(path):
-                _collect_folder(path, label, found)
+                _collect_folder(path, label, modality, found)
             else:
                 found.clips.append(_clip_of_file(path, label))
         except InputUnreadable as error:
@@ -67,16 +67,42 @@ def checked_label(label: str) -> str:
 
 def audio_files(folder: str) -> list[str]:
     """Paths of the clips that lie directly in a folder, sorted by name."""
+    return sample_files(folder, "speech")
+
+
+def sample_files(folder: str, modality: str) -> list[str]:
+    """Paths of the clips, or with the modality "image" of the pictures, that lie directly in a folder, by name."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise InputUnreadable(f"'{folder}' cannot be read: {error.strerror}") from None
-    return [os.path.join(folder, name) for name in names if is_audio_name(name) and _is_file(folder, name)]
+    return [os.path.join(folder, name) for name in names if _is_sample(name, modality) and _is_file(folder, name)]
 
 
 def is_audio_name(name: str) -> bool:
+    return _is_sample(name, "speech")
+
+
+def is_image_name(name: str) -> bool:
+    return _is_sample(name, "image")
+
+
+def _is_sample(name: str, modality: str) -> bool:
     # A leading dot also marks the "._name.wav" files that macOS leaves on memory cards; they hold no audio.
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+    extensions = images.EXTENSIONS if modality == "image" else audio.EXTENSIONS
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in extensions
+
+
+def are_pictures(paths: Iterable[str | os.PathLike]) -> bool:
+    """Whether the first path is a picture by its name, or a folder with pictures, or folders of them, and no clips."""
+    for path in map(os.fspath, paths):
+        if not os.path.isdir(path):
+            return is_image_name(os.path.basename(path))
+        folders = [path, *sorted(entry.path for entry in os.scandir(path) if entry.is_dir())]
+        if any(audio_files(folder) for folder in folders):
+            return False
+        return any(sample_files(folder, "image") for folder in folders)
+    return False
 
 
 def _is_file(folder: str, name: str) -> bool:
@@ -92,13 +118,15 @@ def _clip_of_file(path: str, label: str | None) -> Clip:
     return Clip(label if label is not None else checked_label(folder), path)
 
 
-def _collect_folder(folder: str, label: str | None, found: Collected) -> None:
-    direct = audio_files(folder)
+def _collect_folder(folder: str, label: str | None, modality: str, found: Collected) -> None:
+    what = "pictures" if modality == "image" else "clips"
+    files = "picture files" if modality == "image" else "audio files"
+    direct = sample_files(folder, modality)
     subfolders = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    nested = {} if label is not None else {subfolder: audio_files(subfolder) for subfolder in subfolders}
+    nested = {} if label is not None else {subfolder: sample_files(subfolder, modality) for subfolder in subfolders}
     if direct and any(nested.values()):
         raise InputUnreadable(
-            f"'{folder}' holds both clips and folders of clips, so its labels are unclear: move the clips into a "
+            f"'{folder}' holds both {what} and folders of {what}, so its labels are unclear: move the {what} into a "
             f"folder of their own, or add --label"
         )
     if direct:
@@ -107,8 +135,8 @@ def _collect_folder(folder: str, label: str | None, found: Collected) -> None:
         return
     if not any(nested.values()):
         where = "directly in it" if label is not None else "in it, or in one folder per label in it"
-        raise InputUnreadable(f"'{folder}' holds no audio files: clips are expected {where}")
-    for subfolder, files in nested.items():
-        if not files:
-            found.notes.append(f"'{subfolder}' holds no audio files and was passed over")
-        found.clips.extend(Clip(checked_label(os.path.basename(subfolder)), path) for path in files)
+        raise InputUnreadable(f"'{folder}' holds no {files}: {what} are expected {where}")
+    for subfolder, inside in nested.items():
+        if not inside:
+            found.notes.append(f"'{subfolder}' holds no {files} and was passed over")
+        found.clips.extend(Clip(checked_label(os.path.basename(subfolder)), path) for path in inside)

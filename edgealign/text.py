@@ -7,11 +7,14 @@ dictionary or a phonemizer; the tables come from the bundle's vocab.json.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgealign.errors import BundleUnreadable, InvalidInput
+from edgealign.manifest import expect, parse_json
 
 KINDS = ("grapheme", "ipa")
 UNDETERMINED = "und"  # BCP 47's subtag for "no language given"
@@ -42,16 +45,29 @@ def normalize(text: str, kind: str) -> str:
 class Tokens:
     """One text as the text encoder sees it.
 
-    ids             int64 [n_tokens]: kind, language, then one per code point, cut at the vocabulary's max_tokens
+    inputs          int64 [1, n_tokens] each, by the name that the text encoder gives it; the ids are the first
     unknown         the code points that the vocabulary lacks, in order of first appearance
     unknown_share   of all code points, in [0, 1]
     known_language  whether the vocabulary has the language; False also where none was given
     """
 
-    ids: np.ndarray
+    inputs: dict[str, np.ndarray]
     unknown: tuple[str, ...]
     unknown_share: float
     known_language: bool
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 [n_tokens]"""
+        return next(iter(self.inputs.values()))[0]
+
+
+class TextTokenizer(Protocol):
+    """What a kind of tokenizer has to do."""
+
+    def encode(self, text: str, kind: str = "grapheme", language: str | None = None) -> Tokens:
+        """Tokens of one text; InvalidInput where it is empty, too long, or of a kind that the tokenizer lacks."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +113,10 @@ class Tokenizer:
         return self.languages[UNDETERMINED], False
 
     def encode(self, text: str, kind: str = "grapheme", language: str | None = None) -> Tokens:
-        """Token ids of one text; InvalidInput where nothing is left of it or it is longer than 1000 code points."""
+        """One text as `tokens`: its kind, its language, then one per code point, cut at max_tokens.
+
+        InvalidInput where nothing is left of it or it is longer than 1000 code points.
+        """
         if len(text) > MAX_TEXT_CODE_POINTS:
             raise InvalidInput(f"text has {len(text)} characters: a word or short phrase was expected")
         characters = normalize(text, kind)
@@ -107,8 +126,29 @@ class Tokenizer:
         unknown = [character for character in characters if character not in self.tokens]
         ids = [self.kinds[kind], language_id, *(self.tokens.get(character, self.unknown) for character in characters)]
         return Tokens(
-            np.array(ids[: self.max_tokens], dtype=np.int64),
+            {"tokens": np.array([ids[: self.max_tokens]], dtype=np.int64)},
             tuple(dict.fromkeys(unknown)),
             len(unknown) / len(characters),
             known_language,
         )
+
+
+def _open_edgealign(entry: dict[str, Any], data: bytes) -> Tokenizer:
+    expect(set(entry) == {"kind", "file"}, "a tokenizer of the kind edgealign has a file and nothing else")
+    return Tokenizer.from_dict(parse_json(data, entry["file"]))
+
+
+# kind -> how its section of the manifest and the bytes of its file become a tokenizer
+TOKENIZERS: dict[str, Callable[[dict[str, Any], bytes], TextTokenizer]] = {"edgealign": _open_edgealign}
+
+
+def open_tokenizer(entry: dict[str, Any], data: bytes) -> TextTokenizer:
+    """The tokenizer of a bundle; BundleUnreadable where its kind is not known or its parts do not fit.
+
+    entry   `tokenizer` of the manifest: `kind`, `file`, and what the kind needs;  data   the bytes of the file
+    """
+    kind = entry.get("kind")
+    if not isinstance(kind, str) or kind not in TOKENIZERS:
+        known = ", ".join(TOKENIZERS)
+        raise BundleUnreadable(f"its tokenizer is of the kind {kind!r}: this edgealign knows {known}")
+    return TOKENIZERS[kind](entry, data)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgealign import kernels
-from edgealign.bundle import FrontEnd, Windows
+from edgealign.inputs import FrontEnd, Windows
 
 SEARCH_WINDOW_S = 60
 SEARCH_OVERLAP_S = 3
@@ -26,6 +26,7 @@ class Word:
     start_s, end_s   where it lies in the clip
     clearness  dB x frames above the threshold of its surroundings
     n_sounds   how many sounds the clip has
+    samples    float32 [n_samples] that the frames are made of, with zeros where the clip lacks them; None unless asked
     """
 
     log_mels: np.ndarray
@@ -33,15 +34,23 @@ class Word:
     end_s: float
     clearness: float
     n_sounds: int
+    samples: np.ndarray | None = None
 
 
-def find_word(blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Windows, filters: np.ndarray) -> Word | None:
+def find_word(
+    blocks: Iterator[np.ndarray],
+    front_end: FrontEnd,
+    windows: Windows,
+    filters: np.ndarray,
+    *,
+    with_samples: bool = False,
+) -> Word | None:
     """The clearest sound of a clip, or None where nothing stands out of its noise floor.
 
     blocks    float32 [n_samples] each, mono, at front_end.sample_rate_hz
     filters   float32 [n_mels, n_fft // 2 + 1]
     """
-    best: tuple[float, np.ndarray, float, float] | None = None
+    best: tuple[float, np.ndarray, float, float, np.ndarray | None] | None = None
     n_sounds = 0
     for window_start_s, lowest_s, highest_s, samples in search_windows(blocks, front_end):
         log_mels = kernels.log_mel(
@@ -55,19 +64,27 @@ def find_word(blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Window
             if best is None or clearness > best[0]:
                 frames = at_least(log_mels, int(first), int(end), windows.min_frames, front_end.energy_floor)
                 start_s = window_start_s + front_end.seconds(first)
-                best = (clearness, frames, start_s, start_s + front_end.seconds(end - first))
+                heard = (
+                    _samples_of(samples, int(first), int(end), windows.min_frames, front_end) if with_samples else None
+                )
+                best = (clearness, frames, start_s, start_s + front_end.seconds(end - first), heard)
     if best is None:
         return None
-    clearness, frames, start_s, end_s = best
-    return Word(frames, start_s, end_s, clearness, n_sounds)
+    clearness, frames, start_s, end_s, heard = best
+    return Word(frames, start_s, end_s, clearness, n_sounds, heard)
 
 
 def whole_sound(
-    blocks: Iterator[np.ndarray], front_end: FrontEnd, windows: Windows, filters: np.ndarray
-) -> np.ndarray | None:
-    """What the encoder sees of a stretch whose ends somebody has set: all of it, or its word where it is too long.
+    blocks: Iterator[np.ndarray],
+    front_end: FrontEnd,
+    windows: Windows,
+    filters: np.ndarray,
+    *,
+    with_samples: bool = False,
+) -> Word | None:
+    """A stretch whose ends somebody has set as one word: all of it, or its clearest sound where it is too long.
 
-    returns   float32 [n_mels, n_frames]; None where a stretch that is too long has no sound that stands out
+    returns   None where a stretch that is too long has no sound that stands out
     """
     held = list(blocks)
     samples = np.concatenate(held)
@@ -75,10 +92,11 @@ def whole_sound(
         samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
     )
     n_frames = log_mels.shape[1]
-    if n_frames <= windows.max_frames:
-        return at_least(log_mels, 0, n_frames, windows.min_frames, front_end.energy_floor)
-    word = find_word(iter(held), front_end, windows, filters)
-    return None if word is None else word.log_mels
+    if n_frames > windows.max_frames:
+        return find_word(iter(held), front_end, windows, filters, with_samples=with_samples)
+    frames = at_least(log_mels, 0, n_frames, windows.min_frames, front_end.energy_floor)
+    heard = _samples_of(samples, 0, n_frames, windows.min_frames, front_end) if with_samples else None
+    return Word(frames, 0.0, front_end.seconds(n_frames), 0.0, 1, heard)
 
 
 def sound_spans(log_mels: np.ndarray, windows: Windows) -> np.ndarray:
@@ -132,12 +150,28 @@ def at_least(log_mels: np.ndarray, first: int, end: int, min_frames: int, energy
     log_mels  float32 [n_mels, n_frames]
     returns   float32 [n_mels, max(min_frames, end - first)]
     """
-    missing = min_frames - (end - first)
-    if missing > 0:
-        n_frames = log_mels.shape[1]
-        first = max(0, min(first - missing // 2, n_frames - min_frames))
-        end = min(n_frames, first + min_frames)
+    first, end = _widened(first, end, min_frames, log_mels.shape[1])
     frames = np.full((len(log_mels), max(min_frames, end - first)), np.log(energy_floor), dtype=np.float32)
     before = (frames.shape[1] - (end - first)) // 2
     frames[:, before : before + end - first] = log_mels[:, first:end]
     return frames
+
+
+def _widened(first: int, end: int, min_frames: int, n_frames: int) -> tuple[int, int]:
+    missing = min_frames - (end - first)
+    if missing <= 0:
+        return first, end
+    first = max(0, min(first - missing // 2, n_frames - min_frames))
+    return first, min(n_frames, first + min_frames)
+
+
+def _samples_of(samples: np.ndarray, first: int, end: int, min_frames: int, front_end: FrontEnd) -> np.ndarray:
+    """The samples under the frames that `at_least` gives, with zeros where it has silence: float32 [n_samples]."""
+    hop = front_end.hop_samples
+    n_frames = max(1, 1 + (len(samples) - front_end.window_samples) // hop)
+    first, end = _widened(first, end, min_frames, n_frames)
+    before = (max(min_frames, end - first) - (end - first)) // 2
+    heard = np.zeros((max(min_frames, end - first) - 1) * hop + front_end.window_samples, dtype=np.float32)
+    inside = samples[first * hop : (end - 1) * hop + front_end.window_samples]
+    heard[before * hop : before * hop + len(inside)] = inside
+    return heard

@@ -95,7 +95,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
         (source / "README.md").write_text(CARD.read_text(encoding="utf-8"), encoding="utf-8")
         return write_bundle(
             target, source,
-            golden_clips=_golden_clips(),
+            golden_samples=_golden_clips(),
             golden_texts=[("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None), ("water", "grapheme", None)],
             name="speech", modality="speech", bundle_version=__version__, dim=config.dim,
             front_end=asdict(FRONT_END), windows=asdict(WINDOWS),

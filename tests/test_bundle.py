@@ -128,7 +128,9 @@ def test_a_damaged_part_is_refused_when_it_is_used(copy: Path, name: str, damage
     ("key", "value", "message"),
     [
         ("format", "zip", "its format is 'zip'"),
-        ("format_version", 2, "format_version is 2: this edgealign reads 1"),
+        ("format_version", 3, "format_version is 3: this edgealign reads 1 and 2"),
+        ("format_version", True, "format_version is True: this edgealign reads 1 and 2"),
+        ("format_version", 2, "lacks input, sources"),
         ("modality", "smell", "modality is 'smell'"),
         ("dim", 0, "dim 0"),
         ("dim", 5000, "dim 5000"),
@@ -358,7 +360,7 @@ def write_again(toy_bundle: Bundle, target: Path, tmp_path: Path, **changes: obj
     shutil.copytree(toy_bundle.path, source, ignore=shutil.ignore_patterns(MANIFEST, "golden.npz"))
     fields = {key: toy_bundle.manifest[key] for key in FIELDS} | changes
     try:
-        return write_bundle(target, source, golden_clips=[word_clip(1)], golden_texts=[("a", "ipa", None)], **fields)
+        return write_bundle(target, source, golden_samples=[word_clip(1)], golden_texts=[("a", "ipa", None)], **fields)
     finally:
         shutil.rmtree(source)
 

@@ -95,7 +95,7 @@ def speech_encoder(projection: np.ndarray, center: np.ndarray) -> bytes:
         helper.make_node("LpNormalization", ["projected"], ["embedding"], axis=1, p=2),
     ]
     constants["zero_axis"] = np.array([0], dtype=np.int64)
-    return _model(
+    return onnx_bytes(
         nodes,
         constants,
         helper.make_tensor_value_info("log_mel", TensorProto.FLOAT, ["batch", FRONT_END["n_mels"], "n_frames"]),
@@ -112,10 +112,10 @@ def text_encoder(generator: np.random.Generator) -> bytes:
         helper.make_node("LpNormalization", ["mean"], ["embedding"], axis=1, p=2),
     ]
     tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "n_tokens"])
-    return _model(nodes, constants, tokens, ["embedding"])
+    return onnx_bytes(nodes, constants, tokens, ["embedding"])
 
 
-def _model(
+def onnx_bytes(
     nodes: list, constants: dict[str, np.ndarray], graph_input: onnx.ValueInfoProto, outputs: list[str]
 ) -> bytes:
     graph = helper.make_graph(
@@ -187,7 +187,7 @@ def make_toy_bundle(folder: Path, seed: int = 0, **windows: float) -> Bundle:
     return write_bundle(
         folder / "bundle",
         source,
-        golden_clips=[word_clip(900), word_clip(901)],
+        golden_samples=[word_clip(900), word_clip(901)],
         golden_texts=[("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None)],
         name="toy",
         modality="speech",
