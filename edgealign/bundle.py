@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgealign.errors import BundleUnreadable, DeviceUnavailable, InvalidInput
-from edgealign.inputs import FrontEnd, ImageInput, LogMelInput, Windows, read_input
+from edgealign.inputs import FrontEnd, ImageInput, Input, LogMelInput, Windows, read_input
 from edgealign.kernels import Calibration
 from edgealign.manifest import canonical_json, expect, parse_json
 from edgealign.text import TextTokenizer, Tokens, open_tokenizer
@@ -193,7 +193,7 @@ class Bundle:
         self.modality: str = manifest["modality"]
         self.bundle_version: str = manifest["bundle_version"]
         self.dim: int = manifest["dim"]
-        self.input = read_input(_input_section(manifest))
+        self.input = _read_input(manifest)
         self.sources = _read_sources(manifest)
         self.calibration = _read_calibration(manifest)
         self.variant: str = variant or manifest["encoder"]["default"]
@@ -502,7 +502,7 @@ def _check_parts(manifest: dict) -> None:
         isinstance(bank, dict) and set(bank) == {"file", "rows"} and type(bank["rows"]) is int and bank["rows"] >= 0,
         "'bank' of the manifest is not a file and a number of rows",
     )
-    taken = read_input(_input_section(manifest))
+    taken = _read_input(manifest)
     pictures = isinstance(taken, ImageInput)
     expect(
         pictures == (manifest["modality"] == "image"), f"a bundle for {manifest['modality']} cannot take {taken.kind}"
@@ -515,11 +515,11 @@ def _check_parts(manifest: dict) -> None:
         expect(isinstance(name, str) and name in manifest["files"], f"the manifest names {name!r} but not its sha256")
 
 
-def _input_section(manifest: dict) -> Any:
-    """What format 2 calls `input`, of either format."""
+def _read_input(manifest: dict) -> Input:
     if manifest["format_version"] == 1:
-        return {"kind": LogMelInput.kind, "front_end": manifest["front_end"], "windows": manifest["windows"]}
-    return manifest["input"]
+        parts = {"kind": LogMelInput.kind, "front_end": manifest["front_end"], "windows": manifest["windows"]}
+        return read_input(parts, "")
+    return read_input(manifest["input"])
 
 
 def _read_sources(manifest: dict) -> dict[str, TextSource | ImageSource]:

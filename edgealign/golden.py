@@ -139,7 +139,7 @@ def compare(bundle: Bundle) -> list[StageParity]:
         for i in range(_count(golden, "text", "embedding")):
             arrays = _part(golden, f"text{i}.")
             embedding, recorded = arrays.pop("embedding"), arrays.pop("text", None)
-            if recorded is not None:  # format 1 keeps the tokens alone
+            if recorded is not None:  # bundles of edgealign 0.1 keep the tokens alone
                 text, kind, language = recorded.tolist()
                 ids = bundle.tokenizer.encode(text, kind, language or None).inputs
                 note("tokenizer", max(_max_difference(ids[name][0], arrays[name]) for name in arrays))

@@ -173,7 +173,10 @@ Input = SoundInput | ImageInput
 
 
 def read_input(section: Any, name: str = "input") -> Input:
-    """The input that a section of a manifest describes; BundleUnreadable where it describes none."""
+    """The input that a section of a manifest describes; BundleUnreadable where it describes none.
+
+    name   of the section, for messages; empty where its parts lie at the top of the manifest
+    """
     expect(isinstance(section, dict), f"'{name}' of the manifest is not an object")
     kind = section.get("kind")
     rest = {key: value for key, value in section.items() if key != "kind"}
@@ -184,16 +187,16 @@ def read_input(section: Any, name: str = "input") -> Input:
     expect(
         kind in ("log_mel", "waveform"), f"'{name}.kind' of the manifest is {kind!r}: this edgealign does not know it"
     )
-    windows = _read_windows(rest.get("windows"), f"{name}.windows")
+    windows = _read_windows(rest.get("windows"), f"{name}.windows".lstrip("."))
     if kind == "log_mel":
         _expect_keys(rest, name, {"front_end", "windows"})
-        return LogMelInput(_read_front_end(rest["front_end"], f"{name}.front_end"), windows)
+        return LogMelInput(_read_front_end(rest["front_end"], f"{name}.front_end".lstrip(".")), windows)
     finds_words = isinstance(windows, Windows)
     _expect_keys(rest, name, {"sample_rate_hz", "windows"} | ({"front_end"} if finds_words else set()))
     rate_hz = rest["sample_rate_hz"]
     fits = type(rate_hz) is int and 4_000 <= rate_hz <= 500_000
     expect(fits, f"'{name}.sample_rate_hz' of the manifest is {rate_hz!r}: expected 4000 to 500000")
-    front_end = _read_front_end(rest["front_end"], f"{name}.front_end") if finds_words else None
+    front_end = _read_front_end(rest["front_end"], f"{name}.front_end".lstrip(".")) if finds_words else None
     same = front_end is None or front_end.sample_rate_hz == rate_hz
     expect(same, f"'{name}' of the manifest has two sample rates")
     return WaveformInput(rate_hz, windows, front_end)
