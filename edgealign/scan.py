@@ -7,7 +7,9 @@ of candidates are encoded, each alone, so that an embedding is the one that `cla
     parts of a longer sound, between the places where its level dips: words that were said in one breath
     windows of 1 s on a regular grid
 
-Candidates that overlap compete: the most probable one is the detection. Its boundaries are then drawn to the sound.
+Most of them are dropped after a first look at many at once (edgealign.sieve): what hardly stands out of the second
+around it, what is far from every label, and what overlaps with likelier ones. Candidates that overlap compete: the most
+probable one is the detection. Its boundaries are then drawn to the sound.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from edgealign import kernels
 from edgealign.audio import AudioSource
 from edgealign.bundle import Bundle, FrontEnd
 from edgealign.errors import InputUnreadable, InvalidInput
+from edgealign.sieve import Sieve
 from edgealign.words import at_least, search_windows
 
 WINDOW_S = 1.0
@@ -33,6 +36,14 @@ MIN_SOUND_S = 0.2  # of a window of the grid must be sound, or most of a shorter
 EDGE_DB = 25.0  # below its loudest frame, a detection has not begun or is over
 MAX_SHARED = 0.3  # of the shorter of two detections may overlap
 BATCH = 16
+STANDS_OUT_DB = 8.0  # the loudest place of a candidate above the quiet ones around it
+AROUND_S = 1.0
+QUIET_QUANTILE = 0.1  # of the levels around
+LEVEL_STEP, LEVEL_FRAMES = 4, 9  # between the places at which levels are compared, and how many are averaged there
+FURTHEST = 0.7  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
+MAX_RIVALS = 2  # of candidates that share half of the shorter one, so many are encoded
+FEW = 2  # candidates of a stretch are encoded without a first look
+BETWEEN_STRETCHES_S = 0.5
 LENGTH_STEP = 4  # lengths of parts are rounded up to it, so that there are batches of equal length
 
 
@@ -81,6 +92,7 @@ class ScanOptions:
     low_hz, high_hz   where sounds are looked for, in the recording; None is the front end's own limit
     audio_speed  the recording is heard this many times as fast; times and frequencies are given as recorded
     top_k        labels to name per detection
+    sieve        most candidates are judged by a first look; False encodes every one, as does merge=False
     """
 
     overlap_s: float = DEFAULT_OVERLAP_S
@@ -91,6 +103,7 @@ class ScanOptions:
     high_hz: float | None = None
     audio_speed: float = 1.0
     top_k: int = 1
+    sieve: bool = True
 
     def check(self) -> None:
         if not 0 <= self.overlap_s < WINDOW_S:
@@ -130,10 +143,22 @@ class _Found:
 
 
 class Scanner:
-    """Finds the labels of a matcher in recordings. One thread at a time may use one."""
+    """Finds the labels of a matcher in recordings. One thread at a time may use one.
 
-    def __init__(self, bundle: Bundle, matcher: kernels.Matcher, labels: Sequence[str], options: ScanOptions):
+    prototypes   float32 [n_labels, dim], for the first look
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        matcher: kernels.Matcher,
+        labels: Sequence[str],
+        prototypes: np.ndarray,
+        options: ScanOptions,
+    ):
         options.check()
+        self._prototypes = prototypes
+        self._sieve = Sieve.of(bundle) if options.sieve and options.merge else None
         self.bundle, self.matcher, self.labels, self.options = bundle, matcher, list(labels), options
         self._accept = [options.accepted_from(label) for label in self.labels]
         self._least = self._accept if options.min_probability is None else [options.min_probability] * len(self.labels)
@@ -202,6 +227,8 @@ class Scanner:
         candidates = self._candidates(levels, spans, offset)
         middles = [front_end.seconds((first + end) / 2) for first, end in candidates]
         mine = [span for span, middle_s in zip(candidates, middles, strict=True) if lowest_s <= middle_s < highest_s]
+        if self._sieve is not None:
+            mine = self._worth_encoding(log_mels, mine, _stands_out(levels, front_end))
         found = []
         for first, end, embedding in self._encode(log_mels, mine):
             matches = self.matcher.classify(embedding, max(2, self.options.top_k))
@@ -241,6 +268,46 @@ class Scanner:
             if n_sound >= self._min_sound:
                 candidates.setdefault((first, first + self._window), False)
         return candidates
+
+    def _worth_encoding(
+        self, log_mels: np.ndarray, spans: list[tuple[int, int]], stands_out: np.ndarray
+    ) -> list[tuple[int, int]]:
+        """The spans that may be a label, after a first look at each stretch of the recording that holds some."""
+        until = np.cumsum(np.concatenate([[0], stands_out]))
+        spans = sorted(
+            (first, end)
+            for first, end in spans
+            if until[min(len(stands_out), -(-end // LEVEL_STEP))] > until[first // LEVEL_STEP]
+        )
+        gap = round(BETWEEN_STRETCHES_S * self.bundle.front_end.sample_rate_hz / self.bundle.front_end.hop_samples)
+        stretches: list[list[tuple[int, int]]] = []
+        reached = -math.inf
+        for first, end in spans:
+            if first > reached + gap:
+                stretches.append([])
+            stretches[-1].append((first, end))
+            reached = max(reached, end)
+        kept: list[tuple[int, int]] = []
+        for stretch in stretches:
+            kept += stretch if len(stretch) <= FEW else self._likeliest(log_mels, stretch)
+        return kept
+
+    def _likeliest(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Of candidates in one stretch of the recording, those that are nearest to a label at a first look."""
+        start, stop = stretch[0][0], max(end for _, end in stretch)
+        looks = self._sieve.embed(log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch])
+        distances = kernels.nearest(looks, self._prototypes)[0][:, 0]
+        first, end = np.array(stretch).T
+        n_rivals = np.zeros(len(stretch), dtype=np.int64)
+        kept: list[tuple[int, int]] = []
+        for i in np.argsort(distances, kind="stable").tolist():
+            if distances[i] > FURTHEST:
+                break
+            if n_rivals[i] < MAX_RIVALS:
+                kept.append(stretch[i])
+                shared = np.minimum(end, end[i]) - np.maximum(first, first[i])
+                n_rivals += 2 * shared > np.minimum(end - first, end[i] - first[i])
+        return kept
 
     def _encode(self, log_mels: np.ndarray, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray]]:
         """Each span with its embedding; spans of one length go through the encoder together."""
@@ -335,10 +402,14 @@ def dips(levels_db: np.ndarray) -> list[int]:
         return []
     padded = np.pad(levels_db, SMOOTHING_FRAMES // 2, mode="edge")
     smooth = np.convolve(padded, np.ones(SMOOTHING_FRAMES) / SMOOTHING_FRAMES, "valid")
+    rises = np.sign(np.diff(smooth))
+    moving = np.flatnonzero(rises)
+    turns = moving[:-1][rises[moving[:-1]] != rises[moving[1:]]] + 1  # highest and lowest places; of equal ones the first
     found: list[int] = []
     highest = lowest = float(smooth[0])
     falling, at = False, 0
-    for frame, level in enumerate(smooth.tolist()):
+    for frame in (*turns.tolist(), len(smooth) - 1):
+        level = float(smooth[frame])
         if not falling:
             highest = max(highest, level)
             if level < highest - DIP_DB:
@@ -358,6 +429,18 @@ def _sound_edges(levels_db: np.ndarray, first: int, end: int, quiet_db: float) -
     if not len(on):
         return first, end
     return first + int(on[0]), first + int(on[-1]) + 1
+
+
+def _stands_out(levels_db: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+    """Whether the level stands out of the quiet places around, for every LEVEL_STEP frames."""
+    power = np.cumsum(np.concatenate([[0.0], 10 ** (levels_db / 10)]))
+    places = np.arange(0, len(levels_db), LEVEL_STEP)
+    ends = np.minimum(len(levels_db), places + LEVEL_FRAMES)
+    smooth = 10 * np.log10((power[ends] - power[places]) / (ends - places) + front_end.energy_floor)
+    around = round(AROUND_S * front_end.sample_rate_hz / front_end.hop_samples / LEVEL_STEP)
+    rank = int(QUIET_QUANTILE * 2 * around)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(smooth, around, mode="edge"), 2 * around + 1)
+    return smooth > np.partition(windows, rank, axis=1)[:, rank] + STANDS_OUT_DB
 
 
 def _shared(a: _Found, b: _Found) -> int:

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
 from typing import Any
 
-from edgealign import __version__
+import numpy as np
+
+from edgealign import __version__, kernels
 from edgealign.audio import AudioFile
 from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
 from edgealign.recognizer import Recognizer
@@ -22,6 +24,7 @@ from edgealign.scan import Detection, Scanner, ScanOptions
 from edgealign.scan_journal import Journal
 from edgealign.scan_outputs import Outputs
 from edgealign.sources import is_audio_name
+from edgealign.store import TEXT
 from edgealign.timestamps import recorded_at, utc_text
 
 MIX, ALL = "mix", "all"
@@ -333,7 +336,10 @@ def _results(
 
 def make_scanner(recognizer: Recognizer, options: ScanOptions) -> Scanner:
     matcher, labels = recognizer.current_matcher()
-    return Scanner(recognizer.bundle, matcher, labels, options)
+    rows, embeddings = recognizer.store.rows(), recognizer.store.embeddings()
+    weights = np.where(rows["kind"] == TEXT, recognizer.bundle.text_weight, 1).astype(np.float32)
+    prototypes = kernels.prototypes(embeddings, rows["label"], len(labels), weights)
+    return Scanner(recognizer.bundle, matcher, labels, prototypes, options)
 
 
 def _guarded(

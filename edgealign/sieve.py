@@ -1,0 +1,137 @@
+"""A first look at overlapping stretches of a recording, at a fraction of the cost of encoding each alone.
+
+The convolutions of an encoder run once over a stretch; every candidate in it is then pooled from what they give, as
+the encoder pools a word (`PositionalPooling` in edgealign/train/encoders.py). What surrounds a candidate reaches into
+such an embedding: its cosine to the embedding of the candidate alone is 0.6 to 0.9. So it says what is worth encoding,
+never what is there. Both halves are taken out of the encoder's own file when it is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgealign import kernels
+from edgealign.bundle import Bundle
+
+# What nodes of an exported encoder give; a quantized one gives it once more, as it is after rounding.
+VALUES, CONTENT = "/encoder/pooling/values/Conv_output_0", "/encoder/pooling/content/Conv_output_0"
+POSITION = "/encoder/pooling/Mul_1_output_0"
+WEIGHT, OFFSET, CENTER = "encoder.pooling.out.weight", "encoder.pooling.out.bias", "center"
+ROUNDED = "_DequantizeLinear_Output"
+STEP = 4  # frames of log-mel per frame of the convolutions
+N_POSITIONS = 16  # at which a candidate's frames are looked at
+MIN_VARIANCE = 1e-4  # of PositionalPooling
+BLOCK = 24  # candidates that are pooled together
+_POSITIONS = (np.arange(N_POSITIONS) + 0.5) / N_POSITIONS
+LEAST_COSINE = 0.98  # to the encoder's embedding, of a stretch that is one candidate
+
+
+class Sieve:
+    """Approximate embeddings of many candidates. One thread at a time may use one."""
+
+    def __init__(self, model: bytes, n_mels: int):
+        """Of an encoder that `Sieve.of` has found fit."""
+        constants = [POSITION, _as_given(model, WEIGHT), OFFSET, CENTER]
+        anything = np.zeros((1, n_mels, N_POSITIONS * STEP), np.float32)
+        position, weight, self._offset, self._center = _Half(model, constants).run(anything)
+        self._weight = kernels.pack(weight)
+        self._position = position.reshape(-1, N_POSITIONS)
+        self._trunk = _Half(model, [_as_given(model, VALUES), _as_given(model, CONTENT)])
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Sieve | None:
+        """The sieve of a bundle's encoder; None where that is built in another way, or does not run on the CPU."""
+        model = bundle.read(bundle.encoder_file())
+        if bundle.device == "cuda" or not all(_names(model, n) for n in (VALUES, CONTENT, POSITION, WEIGHT, CENTER)):
+            return None
+        n_mels = bundle.front_end.n_mels
+        stretch = np.random.default_rng(0).normal(-6, 3, (n_mels, 2 * N_POSITIONS * STEP)).astype(np.float32)
+        alone = bundle.encode(stretch[None])  # also checks the file before it is used here
+        sieve = cls(model, n_mels)
+        cosine = float((sieve.embed(stretch, [(0, stretch.shape[1])]) @ alone.T)[0, 0])
+        return sieve if cosine >= LEAST_COSINE else None
+
+    def embed(self, log_mels: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Approximate embeddings of parts of a stretch.
+
+        log_mels  float32 [n_mels, n_frames], n_frames at least what the encoder takes
+        spans     (first frame, one past the last) of each part
+        returns   float32 [n_spans, dim], unit rows
+        """
+        values, content = self._trunk.run(np.ascontiguousarray(log_mels[None]))
+        values, content = values[0, :, 0], content[0, :, 0]  # [heads * channels, n], [heads, n]
+        heads, n_frames = content.shape
+        per_head = values.reshape(heads, -1, n_frames).transpose(0, 2, 1)
+        moments = np.concatenate([per_head, per_head * per_head], axis=2)  # [heads, n, 2 * channels]
+        ends = np.array(spans, dtype=np.int64)
+        first = np.minimum(ends[:, 0] // STEP, n_frames - 1)
+        length = np.minimum(np.maximum(1, -(-(ends[:, 1] - ends[:, 0]) // STEP)), n_frames - first)
+        features = np.empty((len(spans), values.shape[0] * 2), np.float32)
+        order = np.argsort(first, kind="stable")
+        for at in range(0, len(order), BLOCK):
+            rows = order[at : at + BLOCK]
+            features[rows] = self._pool(moments, content, first[rows], length[rows])
+        projected = kernels.inner_product(features, self._weight) + self._offset
+        return _unit(_unit(projected) - self._center)
+
+    def _pool(self, moments: np.ndarray, content: np.ndarray, first: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Means and deviations of each candidate under its attention: float32 [n, 2 * heads * channels]."""
+        heads, n_spans = len(moments), len(first)
+        start, stop = int(first.min()), int((first + length).max())
+        # [n_spans, N_POSITIONS]: the frames at evenly spaced positions; short candidates have some of them twice.
+        sampled = first[:, None] + (_POSITIONS * length[:, None]).astype(np.int64)
+        logits = content[:, sampled] - self._position[:, None]
+        attention = np.exp(logits - logits.max(axis=2, keepdims=True))
+        attention /= attention.sum(axis=2, keepdims=True)
+        rows = np.arange(heads * n_spans)[:, None] * (stop - start)
+        cells = rows + np.tile(sampled - start, (heads, 1))
+        by_frame = np.bincount(cells.ravel(), attention.ravel(), len(rows) * (stop - start)).astype(np.float32)
+        pooled = by_frame.reshape(heads, n_spans, -1) @ moments[:, start:stop]  # products too small for BLAS threads
+        means, squares = np.split(pooled, 2, axis=2)
+        deviations = np.sqrt(np.maximum(squares - means * means, MIN_VARIANCE))
+        return np.stack([means, deviations]).transpose(2, 0, 1, 3).reshape(n_spans, -1)
+
+
+class _Half:
+    """Some tensors inside a model, and only what they are computed from."""
+
+    def __init__(self, model: bytes, outputs: list[str]):
+        import onnxruntime
+
+        # A message that occurs twice in protobuf is merged: these are further outputs of the model's graph.
+        added = b"".join(_field(12, _field(1, name.encode())) for name in outputs)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(model + _field(7, added), options, ["CPUExecutionProvider"])
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.only_execute_path_to_fetches = True
+        self._outputs = outputs
+
+    def run(self, log_mel: np.ndarray) -> list[Any]:
+        return self._session.run(self._outputs, {"log_mel": log_mel}, self._run_options)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    """A field of a protobuf message that holds bytes."""
+    size, length = [], len(data)
+    while length > 0x7F:
+        size.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([number << 3 | 2, *size, length]) + data
+
+
+def _names(model: bytes, name: str) -> bool:
+    """Whether the model has something of that name, or the name after rounding."""
+    return _field(1, name.encode())[1:] in model or _field(1, (name + ROUNDED).encode())[1:] in model
+
+
+def _as_given(model: bytes, name: str) -> str:
+    return name + ROUNDED if _field(1, (name + ROUNDED).encode())[1:] in model else name
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.sqrt((rows * rows).sum(axis=1, keepdims=True))
