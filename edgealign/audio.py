@@ -144,16 +144,18 @@ class AudioFile(AudioSource):
 
     def _native_blocks(self) -> Iterator[np.ndarray]:
         block_samples = max(1, BLOCK_VALUES // self.n_channels)
+        # The commonest form as it is: the same bits, and libsndfile takes ten times as long to convert it.
+        dtype = "int16" if self._file.subtype == "PCM_16" else "float32"
         with self._file as file:
             while self.n_samples < self._n_wanted:
                 n_wanted = min(block_samples, self._n_wanted - self.n_samples)
                 try:
-                    block = file.read(n_wanted, dtype="float32", always_2d=True)
+                    block = file.read(n_wanted, dtype=dtype, always_2d=True)
                 except self._decoding_errors as error:
                     raise AudioUnreadable(f"'{self.path}' breaks off at {self.duration_s:.1f} s: {error}") from None
                 if not len(block):
                     return
-                yield block
+                yield block if dtype == "float32" else block * np.float32(2**-15)
 
 
 class AudioExcerpt(AudioFile):

@@ -404,7 +404,7 @@ def dips(levels_db: np.ndarray) -> list[int]:
     smooth = np.convolve(padded, np.ones(SMOOTHING_FRAMES) / SMOOTHING_FRAMES, "valid")
     rises = np.sign(np.diff(smooth))
     moving = np.flatnonzero(rises)
-    turns = moving[:-1][rises[moving[:-1]] != rises[moving[1:]]] + 1  # highest and lowest places; of equal ones the first
+    turns = moving[:-1][rises[moving[:-1]] != rises[moving[1:]]] + 1  # highest and lowest; of equal ones the first
     found: list[int] = []
     highest = lowest = float(smooth[0])
     falling, at = False, 0
