@@ -177,8 +177,8 @@ class Progress:
 
     EVERY_S, EVERY_S_ELSEWHERE = 0.2, 30.0
 
-    def __init__(self, n_recordings: int) -> None:
-        self.n_recordings = n_recordings
+    def __init__(self, n_inputs: int, noun: str = "recordings") -> None:
+        self.n_inputs, self.noun = n_inputs, noun
         self.began = self.shown = time.monotonic()
         self.on_terminal = sys.stderr.isatty()
 
@@ -188,7 +188,7 @@ class Progress:
             return
         self.shown = now
         left = f", {_clock((now - self.began) * (1 - share) / share)} left" if 0 < share < 1 else ""
-        line = f"{share:4.0%}  {n_done} of {self.n_recordings} recordings{left}"
+        line = f"{share:4.0%}  {n_done} of {self.n_inputs} {self.noun}{left}"
         if self.on_terminal:
             print(f"\r{line:<60}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
         elif share < 1:

@@ -1,0 +1,323 @@
+"""How well a store names clips whose labels are known: counts, intervals, confusions, precision against recall.
+
+The folder of a clip is what it holds. A label that is not in the store stands for "anything else": its clips should be
+unknown. Shares have the exact 95 % intervals of `thresholds`; clips of one session by one speaker are less independent
+than these assume.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
+from edgealign.recognizer import Recognizer
+from edgealign.sources import Clip
+from edgealign.thresholds import Interval, rate_interval, share_interval
+
+UNKNOWN = None  # as an answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One clip: what it holds, what was answered (None: unknown), the closest label and its probability (None where
+    no sound stands out), and how long it lasts (None for a picture)."""
+
+    file: str
+    truth: str
+    answer: str | None
+    closest: str | None
+    probability: float | None
+    duration_s: float | None
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """Clips of one label, how many were right, unknown, or taken for another, and the share that is right."""
+
+    label: str
+    n: int
+    right: int
+    unknown: int
+    taken_for: tuple[tuple[str, int], ...]
+    share: Interval
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a store makes of clips whose labels are known.
+
+    labels    of the store, in its order
+    asked     every clip that could be read
+    failures  of those that could not
+    """
+
+    labels: tuple[str, ...]
+    asked: tuple[Asked, ...]
+    failures: tuple[EdgealignError, ...]
+
+    @cached_property
+    def enrolled(self) -> list[Asked]:
+        """Clips of labels that are in the store."""
+        return [one for one in self.asked if one.truth in set(self.labels)]
+
+    @cached_property
+    def others(self) -> list[Asked]:
+        """Clips of anything else."""
+        return [one for one in self.asked if one.truth not in set(self.labels)]
+
+    @property
+    def right(self) -> Interval | None:
+        """Share of the enrolled clips that got their label."""
+        return _share(sum(one.answer == one.truth for one in self.enrolled), len(self.enrolled))
+
+    @property
+    def right_if_forced(self) -> Interval | None:
+        """The same if nothing could be unknown: whose closest label is the right one."""
+        return _share(sum(one.closest == one.truth for one in self.enrolled), len(self.enrolled))
+
+    @property
+    def others_accepted(self) -> Interval | None:
+        """Share of the other clips that got a label."""
+        return _share(sum(one.answer is not UNKNOWN for one in self.others), len(self.others))
+
+    @property
+    def false_alarms_per_hour(self) -> Interval | None:
+        """Other clips that got a label, by the time that they last; None without such clips, and for pictures."""
+        hours = sum(one.duration_s or 0.0 for one in self.others) / 3600
+        accepted = sum(one.answer is not UNKNOWN for one in self.others)
+        return rate_interval(accepted, hours) if hours > 0 else None
+
+    @cached_property
+    def by_label(self) -> list[LabelScore]:
+        """In the order of the store, without the labels that nobody asked for."""
+        scores = []
+        for label in self.labels:
+            answers = Counter(one.answer for one in self.enrolled if one.truth == label)
+            n, right, unknown = answers.total(), answers.pop(label, 0), answers.pop(UNKNOWN, 0)
+            if n:
+                wrong = tuple(sorted(answers.items(), key=lambda item: (-item[1], item[0])))
+                scores.append(LabelScore(label, n, right, unknown, wrong, share_interval(right, n)))
+        return scores
+
+    def confusion(self) -> tuple[list[str], list[str | None], list[list[int]]]:
+        """What was said, what was answered, and how many clips of each: every other label is a row of its own."""
+        truths = [score.label for score in self.by_label] + sorted({one.truth for one in self.others})
+        seen = {one.answer for one in self.asked}
+        answers = [label for label in self.labels if label in seen or label in set(truths)] + [UNKNOWN]
+        counts = Counter((one.truth, one.answer) for one in self.asked)
+        return truths, answers, [[counts[truth, answer] for answer in answers] for truth in truths]
+
+    def precision_recall(self) -> list[tuple[float, float, float]]:
+        """(probability, precision, recall) for every probability that could be asked of an answer, largest first.
+
+        precision   of the clips whose closest label is as probable, those whose label it is
+        recall      of the enrolled clips, those that are so found
+        """
+        ranked = sorted((one for one in self.asked if one.probability is not None), key=lambda one: -one.probability)
+        points: list[tuple[float, float, float]] = []
+        right = 0
+        for n, one in enumerate(ranked, 1):
+            right += one.closest == one.truth
+            if n == len(ranked) or ranked[n].probability < one.probability:
+                points.append((one.probability, right / n, right / max(len(self.enrolled), 1)))
+        return points
+
+    @property
+    def average_precision(self) -> float:
+        """Precision averaged over the recall that each further clip brings: sum of (r_i - r_{i-1}) p_i."""
+        total = before = 0.0
+        for _, precision, recall in self.precision_recall():
+            total, before = total + (recall - before) * precision, recall
+        return total
+
+    def as_dict(self) -> dict:
+        """For other programs; shares are {"value", "low", "high"}, the interval of 95 %."""
+        truths, answers, counts = self.confusion()
+        return {
+            "n_enrolled": len(self.enrolled),
+            "n_others": len(self.others),
+            "right": _as_dict(self.right),
+            "right_if_forced": _as_dict(self.right_if_forced),
+            "others_accepted": _as_dict(self.others_accepted),
+            "false_alarms_per_hour": _as_dict(self.false_alarms_per_hour),
+            "average_precision": self.average_precision if self.enrolled else None,
+            "labels": [
+                {
+                    "label": one.label, "n": one.n, "right": one.right, "unknown": one.unknown,
+                    "taken_for": dict(one.taken_for), "share": _as_dict(one.share),
+                }
+                for one in self.by_label
+            ],
+            "confusion": {"truth": truths, "answer": answers, "counts": counts},
+            "precision_recall": [list(point) for point in self.precision_recall()],
+            "files": [
+                {"file": one.file, "truth": one.truth, "answer": one.answer, "probability": one.probability}
+                for one in self.asked
+            ],
+            "failures": [str(failure) for failure in self.failures],
+        }  # fmt: skip
+
+
+def evaluate(
+    recognizer: Recognizer,
+    clips: Sequence[Clip],
+    channel: int | None = None,
+    progress: Callable[[float, int], None] = lambda share, n_done: None,
+) -> Evaluation:
+    """Ask for every clip; what cannot be read is listed in the result.
+
+    progress   told the share that is done and the number of clips
+    raises     InputUnreadable where no clip can be read, StoreUnreadable without labels
+    """
+    if not clips:
+        raise InvalidInput("nothing to evaluate: name a folder with a folder of clips for each label")
+    labels = tuple(recognizer.store.labels())
+    asked: list[Asked] = []
+    failures: list[EdgealignError] = []
+    for n_done, clip in enumerate(clips, 1):
+        try:
+            answer = recognizer.classify(clip.path, channel=channel, top_k=1)
+            closest = answer.top[0].label if answer.top else None
+            duration_s = None if recognizer.bundle.modality == "image" else _duration_s(clip.path)
+            asked.append(Asked(clip.path, clip.label, answer.label, closest, answer.probability, duration_s))
+        except InputUnreadable as error:
+            failures.append(error)
+        progress(n_done / len(clips), n_done)
+    if not asked:
+        raise InputUnreadable(f"none of {len(clips)} clips can be read; the first: {failures[0]}")
+    return Evaluation(labels, tuple(asked), tuple(failures))
+
+
+def _duration_s(path: str) -> float:
+    import soundfile
+
+    return soundfile.info(path).duration
+
+
+def _share(count: int, total: int) -> Interval | None:
+    return share_interval(count, total) if total else None
+
+
+def _as_dict(interval: Interval | None) -> dict[str, float] | None:
+    return None if interval is None else {"value": interval.value, "low": interval.low, "high": interval.high}
+
+
+# ---- the page ----
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>edgealign evaluate</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d2733; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+th, td {{ padding: .2rem .6rem; text-align: right; font-weight: 400; border-bottom: 1px solid #e3e8ee }}
+th:first-child {{ text-align: left }} thead th {{ color: #66727f; vertical-align: bottom }}
+.matrix td {{ text-align: center; min-width: 2rem; border: 1px solid white }} .scroll {{ overflow-x: auto }}
+.matrix td.right {{ outline: 2px solid #1a7f4b; outline-offset: -2px }}
+</style>
+<h1>How well these clips were named</h1>
+{summary}
+<h2>By label</h2>
+{labels}
+<h2>What was answered</h2>
+<p>A line for what a clip holds, a column for the answer. Outlined: what is right.</p>
+<div class="scroll">{matrix}</div>
+<h2>Precision and recall</h2>
+<p>If answers needed another probability: each point is one. Average precision {average:.3f}.</p>
+{curve}
+</html>
+"""
+
+
+def page(evaluation: Evaluation) -> str:
+    """The evaluation as one HTML file without scripts, and without anything from elsewhere."""
+    summary = "".join(f"<p>{html.escape(line)}</p>" for line in summary_lines(evaluation))
+    rows = [
+        [one.label, str(one.n), *(str(n) for n in (one.right, one.unknown)), taken_for(one), shown_share(one.share)]
+        for one in evaluation.by_label
+    ]
+    return PAGE.format(
+        summary=summary,
+        labels=_html_table(("label", "clips", "right", "unknown", "taken for", "right, 95 % interval"), rows),
+        matrix=_matrix(evaluation),
+        average=evaluation.average_precision,
+        curve=_curve(evaluation.precision_recall()),
+    )
+
+
+def summary_lines(evaluation: Evaluation) -> list[str]:
+    """The result in sentences."""
+    lines = []
+    if evaluation.right is not None:
+        lines.append(
+            f"{len(evaluation.enrolled)} clips of enrolled labels: {shown_share(evaluation.right)} right; "
+            f"{shown_share(evaluation.right_if_forced)} if none could be unknown"
+        )
+    if evaluation.others_accepted is not None:
+        lines.append(f"{len(evaluation.others)} other clips: {shown_share(evaluation.others_accepted)} got a label")
+        rate = evaluation.false_alarms_per_hour
+        if rate is not None:
+            lines.append(f"false alarms per hour of them: {rate.value:.1f} ({rate.low:.1f} to {rate.high:.1f})")
+    if evaluation.failures:
+        lines.append(f"{len(evaluation.failures)} clips could not be read")
+    return lines
+
+
+def shown_share(share: Interval) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"
+
+
+def taken_for(score: LabelScore) -> str:
+    """The three labels that a label's clips were most often taken for."""
+    return ", ".join(f"{label} ({n})" for label, n in score.taken_for[:3]) or "-"
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        f"<tr><th>{html.escape(name)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _matrix(evaluation: Evaluation) -> str:
+    truths, answers, counts = evaluation.confusion()
+    enrolled = set(evaluation.labels)
+    head = "".join(f"<th>{html.escape('unknown' if a is UNKNOWN else a)}</th>" for a in answers)
+    body = []
+    for truth, row in zip(truths, counts, strict=True):
+        right = truth if truth in enrolled else UNKNOWN
+        cells = "".join(
+            f'<td style="background:rgba(13,63,117,{0.85 * n / sum(row):.2f});color:{_ink(n / sum(row))}"'
+            f"{' class=right' if answer == right else ''}>{n or ''}</td>"
+            for answer, n in zip(answers, row, strict=True)
+        )
+        name = html.escape(truth) if truth in enrolled else f"{html.escape(truth)} <small>(not enrolled)</small>"
+        body.append(f"<tr><th>{name}</th>{cells}</tr>")
+    return f"<table class=matrix><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _ink(share: float) -> str:
+    return "white" if share > 0.5 else "#1d2733"
+
+
+def _curve(points: Sequence[tuple[float, float, float]]) -> str:
+    side, margin = 360, 44
+    line = " ".join(f"{margin + side * r:.1f},{margin / 2 + side * (1 - p):.1f}" for _, p, r in points)
+    ticks = "".join(
+        f'<text x="{margin + side * t:.0f}" y="{side + margin / 2 + 18}" text-anchor="middle">{t:.0%}</text>'
+        f'<text x="{margin - 6}" y="{margin / 2 + side * (1 - t) + 4:.0f}" text-anchor="end">{t:.0%}</text>'
+        for t in (0, 0.25, 0.5, 0.75, 1)
+    )
+    return (
+        f'<svg width="{side + 2 * margin}" height="{side + 2 * margin}" font-size="11" fill="#66727f">'
+        f'<rect x="{margin}" y="{margin / 2}" width="{side}" height="{side}" fill="none" stroke="#c5ced8"/>{ticks}'
+        f'<text x="{margin + side / 2}" y="{side + margin}" text-anchor="middle" dy="14">recall</text>'
+        f'<text x="4" y="{margin / 2 - 6}">precision</text>'
+        f'<polyline points="{line}" fill="none" stroke="#1f5c98" stroke-width="2"/></svg>'
+    )
