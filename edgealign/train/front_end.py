@@ -39,13 +39,16 @@ FRONT_END = FrontEnd()
 WINDOWS = Windows()
 
 
-def mel_filters(warp: float | np.ndarray = 1.0) -> np.ndarray:
+# For sounds that are not speech: longer windows tell low bands apart, and slower frames cost half.
+SOUND_FRONT_END = FrontEnd(window_samples=640, hop_samples=320, n_fft=1024, n_mels=64, low_hz=50.0, high_hz=7900.0)
+
+
+def mel_filters(warp: float | np.ndarray = 1.0, f: FrontEnd = FRONT_END) -> np.ndarray:
     """Triangular filters, evenly spaced on the HTK mel scale, height 1: float32 [n_mels, n_fft // 2 + 1].
 
     warp   the spectrum is read at `warp` times each frequency, as if the vocal tract were shorter (> 1) or longer; an
            array has a factor for each of the n_mels + 2 edges of the filters
     """
-    f = FRONT_END
 
     def mel(hz: np.ndarray) -> np.ndarray:
         return 2595 * np.log10(1 + hz / 700)

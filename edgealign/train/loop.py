@@ -112,7 +112,7 @@ class Loop:
                 self._log(terms)
                 pace_s = (now - started) / (self.step - first)
                 numbers = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
-                left = _duration((self.config.steps - self.step) * pace_s)
+                left = duration((self.config.steps - self.step) * pace_s)
                 self._say(report, f"step {self.step}/{self.config.steps} {numbers} {pace_s:.2f} s/step, {left} left")
             if self.step % self.config.validate_every == 0 or last:
                 self._validate(report)
@@ -309,5 +309,5 @@ def _tensorboard(folder: Path) -> object:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

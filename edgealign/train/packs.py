@@ -67,7 +67,7 @@ def text_to_image(data: Path, _fold: int) -> Listing:
     for label, files in rows_of_label(data, "caltech101_train").items():
         photographs[label] += files
     emoji_called = {by_locale.get("en", "").casefold(): code for code, by_locale in names.items()}
-    emoji_of = {label: emoji_called.get(_words(label)) for label in photographs}
+    emoji_of = {label: emoji_called.get(words_of(label)) for label in photographs}
     drawn = defaultdict(list)
     for row in read_table(data / "openmoji_cldr" / "manifest.tsv"):
         code = Path(row["file"]).stem
@@ -79,7 +79,7 @@ def text_to_image(data: Path, _fold: int) -> Listing:
         name = f"photograph {label}"
         listing.roles[name] = roles[label]
         for phrase in PHRASES:
-            listing.source(phrase.format(_words(label)), name)
+            listing.source(phrase.format(words_of(label)), name)
         code = emoji_of[label]
         for locale in LOCALES if code else ():
             if locale in names[code]:
@@ -90,7 +90,7 @@ def text_to_image(data: Path, _fold: int) -> Listing:
     return listing
 
 
-def _words(label: str) -> str:
+def words_of(label: str) -> str:
     return label.replace("_", " ").casefold()
 
 
