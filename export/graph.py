@@ -24,6 +24,16 @@ SPEECH_SHAPES = ((1, 18), (1, 61), (1, 98), (3, 150), (1, 300))  # batch, frames
 TEXT_SHAPES = ((1, 3), (1, 9), (4, 14), (1, 40))  # batch, tokens
 
 
+def check_target(target: Path) -> None:
+    """Minutes before the bundle is written, say that it cannot be."""
+    if target.exists() and not (target / "manifest.json").is_file():
+        raise InvalidInput(f"'{target}' exists and is not a bundle: name a new folder, nothing was overwritten")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"no bundle can be written to '{target}' ({error.strerror}): name another folder") from error
+
+
 class ParityLost(EdgealignError):
     """An exported encoder does not give what its checkpoint gives."""
 
@@ -73,7 +83,7 @@ class ExportedSpeech(nn.Module):
         self.center = nn.Buffer(center)
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        return _centered(self.encoder(log_mel), self.center)
+        return centered(self.encoder(log_mel), self.center)
 
 
 class ExportedText(nn.Module):
@@ -85,10 +95,10 @@ class ExportedText(nn.Module):
         self.center = nn.Buffer(center)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return _centered(self.encoder(tokens), self.center)
+        return centered(self.encoder(tokens), self.center)
 
 
-def _centered(x: Tensor, center: Tensor) -> Tensor:
+def centered(x: Tensor, center: Tensor) -> Tensor:
     x = x / torch.sqrt((x * x).sum(dim=1, keepdim=True))
     x = x - center
     return x / torch.sqrt((x * x).sum(dim=1, keepdim=True))
@@ -98,17 +108,17 @@ def speech_to_onnx(module: ExportedSpeech, n_mels: int) -> bytes:
     """ONNX bytes of the speech encoder, checked against torch at SPEECH_SHAPES."""
     generator = torch.Generator().manual_seed(0)
     examples = [torch.randn(b, n_mels, t, generator=generator) * 3 - 6 for b, t in SPEECH_SHAPES]
-    return _export(module, examples, "log_mel", {0: "batch", 2: "n_frames"})
+    return to_onnx(module, examples, "log_mel", {0: "batch", 2: "n_frames"})
 
 
 def text_to_onnx(module: ExportedText, n_tokens: int) -> bytes:
     """ONNX bytes of the text encoder, checked against torch at TEXT_SHAPES."""
     generator = torch.Generator().manual_seed(0)
     examples = [torch.randint(n_tokens, shape, generator=generator) for shape in TEXT_SHAPES]
-    return _export(module, examples, "tokens", {0: "batch", 1: "n_tokens"})
+    return to_onnx(module, examples, "tokens", {0: "batch", 1: "n_tokens"})
 
 
-def _export(module: nn.Module, examples: list[Tensor], name: str, dynamic: dict[int, str]) -> bytes:
+def to_onnx(module: nn.Module, examples: list[Tensor], name: str, dynamic: dict[int, str]) -> bytes:
     module.eval()
     file = io.BytesIO()
     with warnings.catch_warnings():

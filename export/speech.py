@@ -44,7 +44,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
 
     corpus_path   the corpus that the checkpoint was trained on: quantization samples, bank and validation words
     """
-    _check_target(target)
+    graph.check_target(target)
     checkpoint = graph.Checkpoint.load(checkpoint_path)
     corpus = Corpus(corpus_path)
     if checkpoint.corpus_sha256 != corpus.sha256:
@@ -108,16 +108,6 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
             calibration=calibration,
             license="Apache-2.0", attribution=ATTRIBUTION,
         )  # fmt: skip
-
-
-def _check_target(target: Path) -> None:
-    """Minutes before the bundle is written, say that it cannot be."""
-    if target.exists() and not (target / "manifest.json").is_file():
-        raise InvalidInput(f"'{target}' exists and is not a bundle: name a new folder, nothing was overwritten")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"no bundle can be written to '{target}' ({error.strerror}): name another folder") from error
 
 
 class Clips:

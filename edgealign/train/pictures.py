@@ -18,6 +18,7 @@ from edgealign.writing import replace_file
 VERSION = 1
 KEPT_PX = 96  # what is varied has room around the SIZE_PX that the encoder sees
 SIZE_PX = 64
+SMALL_PX = 48  # in the first part of training, which costs half then
 DRAWN_SHARE = 0.3  # of the batches in which a photograph of a category gives way to the emoji of that name
 
 
@@ -119,11 +120,11 @@ def plain(arrays: np.ndarray) -> Tensor:
 class PictureBatches:
     """Two variations each of some pictures. Draws from the seed and the step alone."""
 
-    photographed_labels, photographs = 18, 2
-    drawn_pictures = 28  # emoji, and a few dishes
+    photographed_labels, photographs = 24, 2
+    drawn_pictures = 16  # emoji, and a few dishes
 
-    def __init__(self, pictures: list[Picture], arrays: np.ndarray, seed: int) -> None:
-        self.arrays, self.seed = arrays, seed
+    def __init__(self, pictures: list[Picture], arrays: np.ndarray, seed: int, small_steps: int = 0) -> None:
+        self.arrays, self.seed, self.small_steps = arrays, seed, small_steps
         training = [(row, picture) for row, picture in enumerate(pictures) if picture.role == "train"]
         self.labels = {name: i for i, name in enumerate(sorted({p.label for _, p in training}))}
         self.groups = {name: i for i, name in enumerate(sorted({p.group for _, p in training}))}
@@ -141,7 +142,7 @@ class PictureBatches:
                 self.single.append(row)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """image [n, 3, SIZE_PX, SIZE_PX], labels, groups, instances, each [n]; row i + n/2 is another view of row i."""
+        """image [n, 3, size_px, size_px], labels, groups, instances, each [n]; row i + n/2 is another view of row i."""
         rng = np.random.default_rng([self.seed, step])
         names = sorted(self.photographs_of)
         rows = []
@@ -152,22 +153,24 @@ class PictureBatches:
                 rows[-1] = self.drawing_of[name]
         rows += rng.choice(self.single, min(self.drawn_pictures, len(self.single)), replace=False).tolist()
         labels, groups = torch.tensor([self.of_row[row] for row in rows]).T
-        x = vary(torch.from_numpy(self.arrays[rows + rows]), torch.Generator().manual_seed(int(rng.integers(2**62))))
+        size_px = SMALL_PX if step < self.small_steps else SIZE_PX
+        torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        x = vary(torch.from_numpy(self.arrays[rows + rows]), torch_rng, size_px)
         return x, labels.repeat(2), groups.repeat(2), torch.arange(len(rows)).repeat(2)
 
 
-def vary(arrays: Tensor, rng: torch.Generator) -> Tensor:
-    """Cut out, turned, mirrored, recolored, partly hidden: float32 [n, 3, SIZE_PX, SIZE_PX] in 0..1 of uint8
+def vary(arrays: Tensor, rng: torch.Generator, size_px: int = SIZE_PX) -> Tensor:
+    """Cut out, turned, mirrored, recolored, partly hidden: float32 [n, 3, size_px, size_px] in 0..1 of uint8
     [n, 4, KEPT_PX, KEPT_PX]."""
     n = len(arrays)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(n, *shape, generator=rng)
 
-    # An affine map: area 0.3 to 1.2 of the picture, sides up to 4 : 3, turned by up to 20 degrees.
-    scale = torch.sqrt(uniform(0.3, 1.15))
+    # An affine map: area 0.4 to 1.1 of the picture, sides up to 4 : 3, turned by up to 20 degrees.
+    scale = torch.sqrt(uniform(0.4, 1.1))
     sides = torch.exp(uniform(-0.15, 0.15))
-    angle = uniform(-0.35, 0.35) * (uniform(0, 1) < 0.5)
+    angle = uniform(-0.35, 0.35) * (uniform(0, 1) < 0.4)
     mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     x_scale, y_scale = scale * sides, scale / sides
     room = (1 - scale).clamp(min=0.05)
@@ -175,13 +178,13 @@ def vary(arrays: Tensor, rng: torch.Generator) -> Tensor:
         torch.stack([mirror * x_scale * angle.cos(), -y_scale * angle.sin(), uniform(-1, 1) * room], dim=1),
         torch.stack([mirror * x_scale * angle.sin(), y_scale * angle.cos(), uniform(-1, 1) * room], dim=1),
     ], dim=1)  # fmt: skip
-    grid = F.affine_grid(theta, (n, 4, SIZE_PX, SIZE_PX), align_corners=False)
+    grid = F.affine_grid(theta, (n, 4, size_px, size_px), align_corners=False)
     moved = F.grid_sample(arrays.float() / 255, grid, padding_mode="border", align_corners=False)
     paper = torch.where(uniform(0, 1, 1, 1, 1) < 0.6, torch.ones(()), uniform(0, 1, 3, 1, 1))
     x = moved[:, :3] * moved[:, 3:] + paper * (1 - moved[:, 3:])
     # Light, contrast, saturation, a cast of color; gray at times.
     gray = x.mean(dim=1, keepdim=True)
-    saturation = uniform(0.3, 1.7, 1, 1, 1) * (uniform(0, 1, 1, 1, 1) > 0.12)
+    saturation = uniform(0.4, 1.6, 1, 1, 1) * (uniform(0, 1, 1, 1, 1) > 0.07)
     x = gray + (x - gray) * saturation
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     x = (x - mean) * uniform(0.6, 1.4, 1, 1, 1) + mean * uniform(0.6, 1.4, 1, 1, 1)
@@ -191,10 +194,10 @@ def vary(arrays: Tensor, rng: torch.Generator) -> Tensor:
     x = torch.where(uniform(0, 1, 1, 1, 1) < 0.2, blurred, x)
     x = x + torch.randn(x.shape, generator=rng) * uniform(0, 0.04, 1, 1, 1)
     # A rectangle is hidden.
-    place = torch.arange(SIZE_PX)
-    hidden = uniform(0, 1, 1, 1) < 0.4
+    place = torch.arange(size_px)
+    hidden = uniform(0, 1, 1, 1) < 0.25
     for axis in (1, 2):
-        length = uniform(0.1, 0.4, 1) * SIZE_PX
-        start = uniform(0, 1, 1) * (SIZE_PX - length)
+        length = uniform(0.1, 0.4, 1) * size_px
+        start = uniform(0, 1, 1) * (size_px - length)
         hidden = hidden & ((place >= start) & (place < start + length)).unsqueeze(3 - axis)
     return torch.where(hidden[:, None], uniform(0, 1, 3, 1, 1), x).clamp(0, 1)

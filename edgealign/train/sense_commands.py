@@ -27,7 +27,7 @@ Pictures = Annotated[
 ]
 WordSteps = Annotated[int, typer.Option(min=1, help="Updates of the text source.")]
 
-STEPS = {"audio": 800, "image": 900}
+STEPS = {"audio": 800, "image": 1400}
 
 
 def audio(
@@ -63,7 +63,7 @@ def _train(
     config = replace(config, **chosen_settings(settings, SensesConfig))
     shown_by = None if pictures is None else Sense.load(pictures, "image")
     data = SenseData(packs_folder(data), cache or default_cache(), config.fold, _report)
-    trainer = SenseTrainer(data.batches(modality, seed), data.validation(modality), config, run)
+    trainer = SenseTrainer(data.batches(modality, seed, config.steps), data.validation(modality), config, run)
     trainer.run(_report, minutes)
     if trainer.step >= config.steps:
         sense = Sense.of_run(run)

@@ -16,6 +16,9 @@ from edgealign.train import packs, pictures, sounds, starts
 from edgealign.train.senses import Sense
 
 
+SMALL_SHARE = 0.6  # of the steps see pictures of pictures.SMALL_PX
+
+
 class SenseData:
     """fold   as in `SensesConfig`: -1 leaves nothing for validation and test."""
 
@@ -38,10 +41,11 @@ class SenseData:
     def arrays(self) -> np.ndarray:
         return pictures.load(self.pictures, self.cache, self.report)
 
-    def batches(self, modality: str, seed: int) -> sounds.SoundBatches | pictures.PictureBatches:
+    def batches(self, modality: str, seed: int, steps: int = 0) -> sounds.SoundBatches | pictures.PictureBatches:
+        """For a schedule of so many steps."""
         if modality == "audio":
             return sounds.SoundBatches(self.sounds, self.log_mels, seed)
-        return pictures.PictureBatches(self.pictures, self.arrays, seed)
+        return pictures.PictureBatches(self.pictures, self.arrays, seed, int(SMALL_SHARE * steps))
 
     def validation(self, modality: str) -> tuple[list[Tensor], np.ndarray] | None:
         """Samples of the role val as the encoder reads them, in batches, and labels int [n]; None where there are none.

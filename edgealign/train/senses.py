@@ -206,6 +206,15 @@ def load_state(path: Path, form: str = FORMAT) -> dict:
     return state
 
 
+def is_sense(path: Path) -> bool:
+    """Whether a file is what `Sense.save` wrote; False for what is no checkpoint at all."""
+    try:
+        load_state(path, SENSE_FORMAT)
+    except InvalidInput:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Sense:
     """A trained encoder and its sources: what `edgealign export` takes.
