@@ -15,7 +15,6 @@ from torch import Tensor
 from edgealign.train import packs, pictures, sounds, starts
 from edgealign.train.senses import Sense
 
-
 SMALL_SHARE = 0.6  # of the steps see pictures of pictures.SMALL_PX
 
 
