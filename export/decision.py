@@ -58,11 +58,15 @@ class Questions:
     way: np.ndarray
 
 
-def fit(pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: float, seed: int = 0) -> dict[str, float]:
+def fit(
+    pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: float, seed: int = 0,
+    false_accepts: float = FALSE_ACCEPT_SHARE,
+) -> dict[str, float]:  # fmt: skip
     """The `calibration` section of a manifest.
 
     noises  float32 [n, dim], embeddings of sounds that are no words and not in the bank
     bank    float32 [n, dim]
+    false_accepts   share of never-enrolled words that a store of FALSE_ACCEPT_LABELS labels may accept
     """
     rng = np.random.default_rng(seed)
     prior_loo = float(np.mean([_leave_one_out_mean(pool, rng) for pool in pools]))
@@ -81,7 +85,7 @@ def fit(pools: list[Pool], noises: np.ndarray, bank: np.ndarray, text_weight: fl
     start = np.array([0, 0.5, 0.5, -1, 1, 0, 0.1, -0.1])
     weights = minimize(loss, start, jac=True, bounds=BOUNDS, method="L-BFGS-B").x
     # The strictest of the pools: a threshold that holds in the studio must hold outside.
-    refused = [_threshold(q, q.features @ weights) for q in asked]
+    refused = [_threshold(q, q.features @ weights, false_accepts) for q in asked]
     # The bias takes the threshold in: a label is accepted where its probability is at least one half.
     weights[FEATURES.index("w_bias")] -= max(refused)
     return dict(zip(FEATURES, map(float, weights), strict=True)) | {
@@ -201,15 +205,15 @@ def _strangers(asked: Questions, shots: int = 5) -> np.ndarray:
     return asked.stranger & (asked.shots == min(shots, asked.shots[asked.stranger].max()))
 
 
-def _threshold(asked: Questions, logits: np.ndarray) -> float:
-    """The least logit at which FALSE_ACCEPT_SHARE of the strangers are accepted where FALSE_ACCEPT_LABELS are enrolled.
+def _threshold(asked: Questions, logits: np.ndarray, false_accepts: float) -> float:
+    """The least logit at which the share `false_accepts` of the strangers are accepted where FALSE_ACCEPT_LABELS are enrolled.
 
     A stranger is accepted by chance once per label, so one that was asked of fewer labels counts for so many more.
     """
     own = _strangers(asked)
     falling = np.argsort(-logits[own])
     share = np.cumsum(FALSE_ACCEPT_LABELS / asked.way[own][falling]) / len(falling)
-    first_refused = min(int(np.searchsorted(share, FALSE_ACCEPT_SHARE, side="right")), len(falling) - 1)
+    first_refused = min(int(np.searchsorted(share, false_accepts, side="right")), len(falling) - 1)
     return float(np.nextafter(logits[own][falling][first_refused], np.inf))
 
 

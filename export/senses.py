@@ -28,11 +28,12 @@ from edgealign.train.source_networks import PictureMap, Words
 
 WINDOWS = {"version": 2, "window_s": 5.0, "hop_s": 2.5, "min_s": 0.25}
 PICTURE_INPUT = {
-    "kind": "image", "height_px": pictures.SIZE_PX, "width_px": pictures.SIZE_PX, "fit": "cover",
+    "kind": "image", "height_px": pictures.SEEN_PX, "width_px": pictures.SEEN_PX, "fit": "cover",
     "resample": "bilinear",
 }  # fmt: skip
 # Samples that a word or a picture counts as. Chosen on validation classes.
 SOURCE_WEIGHT = {"audio": 0.5, "image": 0.5}
+FALSE_ACCEPTS = 0.1  # of other things, on validation classes: at the 5 % of words, one shot would answer too seldom
 CALIBRATION_SAMPLES, HELD_OUT_SAMPLES = 160, 100
 LEVEL_RANGE = (-9.0, 3.0)  # natural log: by how much the energy of a log-mel is changed to see the ranges of levels
 ATTRIBUTION = {
@@ -142,7 +143,7 @@ class Encoded:
                 samples = (noise / np.abs(noise).max() * 10 ** rng.uniform(-3, -0.3)).astype(np.float32)
                 found.append(sounds.log_mel(samples)[None])
             else:
-                side = pictures.SIZE_PX
+                side = pictures.SEEN_PX
                 corners = torch.from_numpy(rng.uniform(0, 1, (1, 3, *([1, 2, 4][i % 3],) * 2))).float()
                 shade = F.interpolate(corners, (side, side), mode="bilinear", align_corners=False).numpy()
                 noisy = shade + rng.normal(0, rng.choice([0, 0.05, 0.3]), (1, 3, side, side))
@@ -162,7 +163,7 @@ class Encoded:
                 plain[i] = sounds.vary(x, generator).numpy()
             else:
                 array = torch.cat([(x * 255).to(torch.uint8), torch.full_like(x[:, :1], 255, dtype=torch.uint8)], dim=1)
-                plain[i] = pictures.vary(F.interpolate(array, pictures.KEPT_PX), generator).numpy()
+                plain[i] = pictures.vary(array, generator, pictures.SEEN_PX).numpy()
         text = {}
         if embed_tokens is not None and self.sense.words is not None:
             tokenizer = starts.Tokenizer.from_dict(self.sense.vocabulary)
@@ -297,7 +298,7 @@ def _decision(encoded: Encoded, report: Callable[[str], None]) -> dict[str, floa
     bank = embed(encoded.background()).astype(np.float16).astype(np.float32)
     noises = embed(encoded.noises(100, seed=2))
     pool, weight = encoded.pool(embed, tokens), SOURCE_WEIGHT[encoded.modality]
-    calibration = decision.fit([pool], noises, bank, weight)
+    calibration = decision.fit([pool], noises, bank, weight, false_accepts=FALSE_ACCEPTS)
     for line in decision.report(calibration, [pool], noises, bank, weight):
         report(line)
     return calibration

@@ -16,9 +16,10 @@ from edgealign.train import packs
 from edgealign.writing import replace_file
 
 VERSION = 1
-KEPT_PX = 96  # what is varied has room around the SIZE_PX that the encoder sees
-SIZE_PX = 64
-SMALL_PX = 48  # in the first part of training, which costs half then
+SEEN_PX = 96  # what the encoder sees on a device
+# In training it sees parts of a picture, smaller: things look larger in a part, so that a whole picture is best seen at
+# more pixels (Touvron et al. 2019), and the first part of training costs half.
+CUT_PX, SMALL_CUT_PX = 64, 48
 DRAWN_SHARE = 0.3  # of the batches in which a photograph of a category gives way to the emoji of that name
 
 
@@ -82,7 +83,7 @@ def emoji_names(data: Path) -> dict[str, tuple[tuple[str, str], ...]]:
 
 
 def pixels(file: Path) -> np.ndarray:
-    """The middle square, KEPT_PX on each side: uint8 [4, KEPT_PX, KEPT_PX], RGB and how opaque it is."""
+    """The middle square, SEEN_PX on each side: uint8 [4, SEEN_PX, SEEN_PX], RGB and how opaque it is."""
     from PIL import Image
 
     with Image.open(file) as opened:
@@ -90,13 +91,13 @@ def pixels(file: Path) -> np.ndarray:
     side = min(picture.size)
     left, top = ((length - side) // 2 for length in picture.size)
     box = (left, top, left + side, top + side)
-    picture = picture.resize((KEPT_PX, KEPT_PX), Image.Resampling.BILINEAR, box=box, reducing_gap=None)
+    picture = picture.resize((SEEN_PX, SEEN_PX), Image.Resampling.BILINEAR, box=box, reducing_gap=None)
     return np.asarray(picture, np.uint8).transpose(2, 0, 1)
 
 
 def load(pictures: list[Picture], cache: Path, report: Callable[[str], None]) -> np.ndarray:
-    """uint8 [n, 4, KEPT_PX, KEPT_PX]; from `cache` where they were read before."""
-    digest = hashlib.sha256(f"{VERSION} {KEPT_PX}".encode())
+    """uint8 [n, 4, SEEN_PX, SEEN_PX]; from `cache` where they were read before."""
+    digest = hashlib.sha256(f"{VERSION} {SEEN_PX}".encode())
     for picture in pictures:
         digest.update(f"{picture.file} {picture.file.stat().st_size}\n".encode())
     path = cache / f"pictures-{digest.hexdigest()[:16]}.npy"
@@ -111,10 +112,9 @@ def load(pictures: list[Picture], cache: Path, report: Callable[[str], None]) ->
 
 
 def plain(arrays: np.ndarray) -> Tensor:
-    """As they are, on white: float32 [n, 3, SIZE_PX, SIZE_PX] in 0..1 of uint8 [n, 4, KEPT_PX, KEPT_PX]."""
+    """As they are, on white: float32 [n, 3, SEEN_PX, SEEN_PX] in 0..1 of uint8 [n, 4, SEEN_PX, SEEN_PX]."""
     x = torch.from_numpy(arrays).float() / 255
-    x = x[:, :3] * x[:, 3:] + 1 - x[:, 3:]
-    return F.interpolate(x, (SIZE_PX, SIZE_PX), mode="bilinear", antialias=True).clamp(0, 1)
+    return x[:, :3] * x[:, 3:] + 1 - x[:, 3:]
 
 
 class PictureBatches:
@@ -153,15 +153,15 @@ class PictureBatches:
                 rows[-1] = self.drawing_of[name]
         rows += rng.choice(self.single, min(self.drawn_pictures, len(self.single)), replace=False).tolist()
         labels, groups = torch.tensor([self.of_row[row] for row in rows]).T
-        size_px = SMALL_PX if step < self.small_steps else SIZE_PX
+        size_px = SMALL_CUT_PX if step < self.small_steps else CUT_PX
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
         x = vary(torch.from_numpy(self.arrays[rows + rows]), torch_rng, size_px)
         return x, labels.repeat(2), groups.repeat(2), torch.arange(len(rows)).repeat(2)
 
 
-def vary(arrays: Tensor, rng: torch.Generator, size_px: int = SIZE_PX) -> Tensor:
+def vary(arrays: Tensor, rng: torch.Generator, size_px: int = CUT_PX) -> Tensor:
     """Cut out, turned, mirrored, recolored, partly hidden: float32 [n, 3, size_px, size_px] in 0..1 of uint8
-    [n, 4, KEPT_PX, KEPT_PX]."""
+    [n, 4, SEEN_PX, SEEN_PX]."""
     n = len(arrays)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

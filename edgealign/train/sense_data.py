@@ -15,7 +15,7 @@ from torch import Tensor
 from edgealign.train import packs, pictures, sounds, starts
 from edgealign.train.senses import Sense
 
-SMALL_SHARE = 0.6  # of the steps see pictures of pictures.SMALL_PX
+SMALL_SHARE = 0.6  # of the steps see pictures of pictures.SMALL_CUT_PX
 
 
 class SenseData:

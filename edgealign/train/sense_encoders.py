@@ -67,7 +67,7 @@ class SoundEncoder(nn.Module):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         top = log_mel.amax(dim=(1, 2), keepdim=True)
-        x = torch.maximum(log_mel - top, torch.tensor(-NEPERS_HEARD))
+        x = (log_mel - top).clamp(min=-NEPERS_HEARD)
         level = torch.log(torch.exp(x).mean(dim=1, keepdim=True))
         active = torch.sigmoid(level - level.amax(dim=2, keepdim=True) + NEPERS_ACTIVE)  # [batch, 1, n_frames]
         x = x / 3 + 2
