@@ -206,7 +206,7 @@ def _strangers(asked: Questions, shots: int = 5) -> np.ndarray:
 
 
 def _threshold(asked: Questions, logits: np.ndarray, false_accepts: float) -> float:
-    """The least logit at which the share `false_accepts` of the strangers are accepted where FALSE_ACCEPT_LABELS are enrolled.
+    """The least logit at which the share `false_accepts` of strangers is accepted, with FALSE_ACCEPT_LABELS enrolled.
 
     A stranger is accepted by chance once per label, so one that was asked of fewer labels counts for so many more.
     """

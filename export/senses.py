@@ -35,7 +35,7 @@ PICTURE_INPUT = {
 SOURCE_WEIGHT = {"audio": 0.5, "image": 0.5}
 FALSE_ACCEPTS = 0.1  # of other things, on validation classes: at the 5 % of words, one shot would answer too seldom
 CALIBRATION_SAMPLES, HELD_OUT_SAMPLES = 160, 100
-LEVEL_RANGE = (-9.0, 3.0)  # natural log: by how much the energy of a log-mel is changed to see the ranges of levels
+LEVEL_RANGE = (-9.0, 3.0)  # nepers that are added to a log-mel: recordings differ in level
 ATTRIBUTION = {
     "audio": [
         "ESC-50 clips marked CC0 or CC BY (K. J. Piczak); their authors are named in ESC-50's own metadata",
@@ -105,17 +105,22 @@ class Encoded:
         return isinstance(self.listed[row].file, tuple)
 
     def varied(self, n: int, seed: int) -> list[np.ndarray]:
-        """n training samples under other conditions, each with a batch dimension; sounds of other lengths, too."""
-        batches, found, step = self.data.batches(self.modality, seed), [], 0
-        while len(found) < n:
-            drawn = batches.draw(step)[0].numpy()
-            found += [np.ascontiguousarray(x[None]) for x in drawn[self.rng.permutation(len(drawn))[:25]]]
-            step += 1
-        if self.modality == "audio":
-            found = [x + np.float32(self.rng.uniform(*LEVEL_RANGE)) for x in found]
-        plain = self.rng.choice(self.training, n // 2, replace=False).tolist()
-        wholes = [x[None] for batch in self.data.inputs(self.modality, plain) for x in batch.numpy()]
-        return [found[i] for i in self.rng.permutation(len(found))[: n - len(wholes)]] + wholes
+        """n training samples under other conditions, every other one as it is; each with a batch dimension."""
+        rng, plain = np.random.default_rng(seed), n // 2
+        rows = rng.choice(self.training, n, replace=len(self.training) < n).tolist()
+        generator = torch.Generator().manual_seed(seed)
+        found = [x[None] for batch in self.data.inputs(self.modality, rows[:plain]) for x in batch.numpy()]
+        for row in rows[plain:]:
+            if self.modality == "audio":
+                x = self.data.log_mels.whole(row)
+                length = int(rng.integers(min(25, x.shape[1]), x.shape[1] + 1))
+                first = int(rng.integers(x.shape[1] - length + 1))
+                varied = sounds.vary(torch.from_numpy(x[None, :, first : first + length]), generator)
+                found.append((varied + rng.uniform(*LEVEL_RANGE)).float().numpy())
+            else:
+                array = torch.from_numpy(self.data.arrays[row][None])
+                found.append(pictures.vary(array, generator, pictures.SEEN_PX).numpy())
+        return [found[i] for i in rng.permutation(n)]
 
     def background(self) -> list[np.ndarray]:
         """Samples of the background bank: few of each class, so that a user's class is not lost among its like."""
@@ -239,7 +244,6 @@ def _parts(encoded: Encoded, report: Callable[[str], None]) -> dict:
     sense = encoded.sense
     data = _onnx(encoded)
     samples = encoded.varied(CALIBRATION_SAMPLES + HELD_OUT_SAMPLES, seed=11)
-    samples = [samples[i] for i in encoded.rng.permutation(len(samples))]
     seen, held_out = samples[:CALIBRATION_SAMPLES], samples[CALIBRATION_SAMPLES:]
     int8, drift = quantize(data, _tensor(sense), seen, held_out)
     stored = graph.with_half_weights(data)

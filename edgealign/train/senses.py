@@ -154,7 +154,8 @@ class SenseTrainer:
             samples, labels = self.validation
             with torch.inference_mode():
                 embeddings = torch.cat([self.average.embed(x) for x in samples]).numpy()
-            scores = {f"{k} shot": accuracy(embeddings, labels, k) for k in (1, 5)}
+            enough = np.sort(np.bincount(labels))[-2:].min()  # of the two largest labels: the fewest that can be asked
+            scores = {f"{k} shot": accuracy(embeddings, labels, k) for k in (1, 5) if k < enough}
             report("validation " + " ".join(f"{name} {value:.1f} %" for name, value in scores.items()))
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps({"step": self.step, "trained_s": round(self.trained_s), **terms, **scores}) + "\n")
@@ -294,7 +295,10 @@ def _encoder(config: dict, state: dict[str, Tensor]) -> SenseEncoder:
 
 
 def accuracy(embeddings: np.ndarray, labels: np.ndarray, n_shot: int, n_way: int = 5, n_episodes: int = 300) -> float:
-    """Percent of queries whose nearest prototype is that of their label, mean over episodes drawn from a fixed seed."""
+    """Percent of queries whose nearest prototype is that of their label, mean over episodes drawn from a fixed seed.
+
+    A label of n_shot samples or fewer is not asked.
+    """
     rng = np.random.default_rng(n_shot)
     rows_of = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     rows_of = [rows for rows in rows_of if len(rows) > n_shot]

@@ -67,7 +67,9 @@ def listed(data: Path, fold: int | None) -> list[Sound]:
     words = packs.rows_of_label(data, "arabic_sc_train")
     rng = random.Random(packs.SEED)
     for label in rng.sample(sorted(words), min(SPOKEN_LABELS, len(words))):
-        found += [Sound(file, "speech", "train") for file in rng.sample(words[label], SPOKEN_CLIPS)]
+        found += [
+            Sound(file, "speech", "train") for file in rng.sample(words[label], min(SPOKEN_CLIPS, len(words[label])))
+        ]
     found += [
         Sound((recipe, take), f"made {recipe}", "train") for recipe in range(N_RECIPES) for take in range(N_TAKES)
     ]

@@ -28,8 +28,9 @@ class Words(nn.Module):
         self.embedding = nn.Linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        padded = F.pad(tokens, (0, 1))
-        ends = (padded == PAD) & (F.pad(tokens, (1, 0), value=BOUNDARY) != PAD)
+        edge = torch.zeros_like(tokens[:, :1])
+        padded = torch.cat([tokens, edge + PAD], dim=1)
+        ends = (padded == PAD) & (torch.cat([edge + BOUNDARY, tokens], dim=1) != PAD)
         ids = torch.where(ends, torch.full_like(padded, BOUNDARY), padded)
         found, there = [self.character_embedding(ids)], [ids != PAD]
         run, whole = ids, ids != PAD

@@ -1,0 +1,205 @@
+"""Encoders of sounds and pictures: what they are trained on, training and export on tiny packs, the shipped bundles."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import tiny_packs
+import torch
+from typer.testing import CliRunner
+
+from edgealign import Bundle, cli
+from edgealign.errors import InvalidInput
+from edgealign.export import main as export_main
+from edgealign.export import quantize
+from edgealign.text import Tokenizer
+from edgealign.train import main as train_main
+from edgealign.train import packs, pictures, sense_commands, sounds, starts
+from edgealign.train.made_sounds import made_sound
+from edgealign.train.sense_encoders import SenseConfig, SenseEncoder
+from edgealign.train.senses import Sense, accuracy, load_state
+from edgealign.train.source_networks import Words
+
+DATA = os.environ.get("EDGEALIGN_DATA")
+needs_packs = pytest.mark.skipif(not DATA, reason="EDGEALIGN_DATA does not name the folder of the packs")
+
+
+# ---- data ----
+
+
+def test_a_made_sound_is_the_same_each_time_and_takes_are_alike():
+    assert np.array_equal(made_sound(3, 1), made_sound(3, 1))
+    mels = [[sounds.log_mel(made_sound(recipe, take)).mean(axis=1) for take in range(3)] for recipe in range(12)]
+    flat = np.array(mels).reshape(36, -1)
+    assert np.isfinite(flat).all()
+    unit = flat - flat.mean(axis=0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    near = (unit @ unit.T - 2 * np.eye(36)).argmax(axis=1) // 3
+    assert (near == np.arange(36) // 3).mean() > 0.6  # chance is 2 of 35
+
+
+@needs_packs
+def test_every_sound_class_is_tested_in_one_fold_and_only_free_clips_are_trained_on():
+    data = Path(DATA)
+    by_fold = [sounds.class_roles(data, fold) for fold in range(3)]
+    for label in by_fold[0]:
+        assert [roles[label] for roles in by_fold].count("test") == 1, label
+    licence = {row["file"]: row["licence"] for row in packs.read_table(data / "esc50" / "manifest.tsv")}
+    for fold in (None, 0):
+        for sound in sounds.listed(data, fold):
+            if sound.role == "train" and "esc50" in str(sound.file):
+                assert licence["/".join(Path(sound.file).parts[-2:])] in ("CC0", "CC-BY")
+    with pytest.raises(InvalidInput, match="no fold 3"):
+        sounds.class_roles(data, 3)
+
+
+@needs_packs
+def test_no_picture_of_a_tested_category_is_trained_on():
+    listed = pictures.listed(Path(DATA), split=True)
+    by_role = {role: {p.group for p in listed if p.role == role} for role in ("train", "val", "test")}
+    assert not by_role["train"] & by_role["test"] and not by_role["val"] & by_role["test"]
+    tested = {name.removeprefix("photograph ").replace("_", " ") for name in by_role["test"]}
+    called = {text for p in listed if p.role == "train" for locale, text in p.names if locale == "en"}
+    assert not tested & called
+    assert {p.role for p in pictures.listed(Path(DATA), split=False)} == {"train"}
+
+
+def test_varied_sounds_and_pictures_are_finite_and_differ():
+    x = torch.from_numpy(np.stack([sounds.log_mel(made_sound(i, 0))[:, :120] for i in range(4)]))
+    varied = sounds.vary(x, torch.Generator().manual_seed(0))
+    assert varied.shape == x.shape and varied.isfinite().all() and not torch.allclose(varied, x)
+    arrays = torch.randint(0, 255, (5, 4, pictures.SEEN_PX, pictures.SEEN_PX), dtype=torch.uint8)
+    varied = pictures.vary(arrays, torch.Generator().manual_seed(0), 32)
+    assert varied.shape == (5, 3, 32, 32) and varied.min() >= 0 and varied.max() <= 1
+
+
+# ---- encoders ----
+
+
+def test_the_level_of_a_sound_does_not_change_its_embedding():
+    torch.manual_seed(0)
+    encoder = SenseEncoder(SenseConfig(widths=(8, 8, 16, 16), n_rows=64)).eval()
+    x = torch.from_numpy(sounds.log_mel(made_sound(1, 0)))[None]
+    with torch.no_grad():
+        assert torch.allclose(encoder.embed(x), encoder.embed(x - 5), atol=1e-5)
+        assert encoder.embed(torch.full((1, 64, 9), -20.0)).isfinite().all()  # digital silence
+
+
+def test_padding_does_not_change_what_a_word_stands_for():
+    vocab = starts.vocabulary(["dog", "chien", "ሰላም"])
+    tokenizer = Tokenizer.from_dict(vocab)
+    torch.manual_seed(0)
+    words = Words(3 + len(vocab["tokens"]), 16).eval()
+    with torch.no_grad():
+        together = words(starts.pad_tokens(tokenizer, ["dog", "ሰላም", "chien", "Ωmega"]))
+        for row, text in zip(together, ("dog", "ሰላም", "chien", "Ωmega"), strict=True):
+            assert torch.allclose(row, words(starts.pad_tokens(tokenizer, [text]))[0], atol=1e-5)
+    assert not torch.allclose(together[0], together[2], atol=1e-3)
+
+
+def test_accuracy_is_of_the_nearest_prototype():
+    labels = np.repeat(np.arange(6), 8)
+    assert accuracy(np.eye(6)[labels].astype(np.float32), labels, 1) == 100
+    noise = np.random.default_rng(0).normal(0, 1, (48, 8)).astype(np.float32)
+    assert 10 < accuracy(noise, labels, 1) < 35
+
+
+# ---- from packs to bundles ----
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `image` and `audio` on tiny packs, and the bundles that were exported from them."""
+    folder = tmp_path_factory.mktemp("senses")
+    data = tiny_packs.write(folder / "packs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sounds, "N_RECIPES", 8)
+        patch.setattr(sounds, "FREE", ("CC0",))
+        patch.setattr(quantize, "MIN_SNR_DB", 10.0)  # three steps make no encoder that quantizes well
+        patch.setattr(
+            sense_commands,
+            "encoder_config",
+            lambda modality: SenseConfig(modality, dim=32, widths=(8, 16, 16, 16), dropout=0.0),
+        )
+        common = ["--data", str(data), "--cache", str(folder / "cache"), "--steps", "3"]
+        words = ["--word-steps", "40"]
+        train_main.main(["image", str(folder / "image"), *common, *words])
+        shown = ["--pictures", str(folder / "image" / "sense.pt")]
+        train_main.main(["audio", str(folder / "audio"), *common, "--minutes", "0"])
+        assert load_state(folder / "audio" / "last.pt")["step"] == 1  # stopped, and goes on
+        train_main.main(["audio", str(folder / "audio"), *common, *words, *shown])
+        with pytest.raises(InvalidInput, match="other values of seed"):
+            train_main.main(["audio", str(folder / "audio"), *common, "--seed", "1"])
+        for name in ("image", "audio"):
+            checkpoint = str(folder / name / "sense.pt")
+            export_main.main([
+                checkpoint, "-o", str(folder / f"{name}_bundle"), "--data", str(data), "--cache", str(folder / "cache"),
+                "--weights", str(folder / f"{name}.pt"),
+            ])  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def invoke(*arguments: object):
+        return CliRunner().invoke(cli.app.app, [str(argument) for argument in arguments])
+
+    monkeypatch.setenv("EDGEALIGN_STORE", str(tmp_path / "user.eas"))
+    return invoke
+
+
+def test_a_run_is_logged_and_its_checkpoint_is_what_was_exported(made):
+    logged = [json.loads(line) for line in (made / "image" / "log.jsonl").read_text().splitlines()]
+    assert logged[-1]["step"] == 3 and {"label", "group", "instance", "1 shot"} <= set(logged[-1])
+    sense = Sense.load(made / "audio.pt", "audio")
+    assert sense.words is not None and sense.pictures is not None
+    with pytest.raises(InvalidInput, match="of the modality audio: expected image"):
+        Sense.load(made / "audio.pt", "image")
+    (made / "none.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(InvalidInput, match="is not a checkpoint"):
+        Sense.load(made / "none.pt")
+
+
+@pytest.mark.parametrize("name", ["audio", "image"])
+def test_an_exported_bundle_is_whole_and_gives_its_golden_vectors(made, name):
+    bundle = Bundle.open(made / f"{name}_bundle")
+    bundle.verify()
+    assert bundle.modality == name and set(bundle.sources) == {"text", *(["image"] if name == "audio" else [])}
+    from edgealign import golden
+
+    assert all(stage.passed for stage in golden.compare(bundle))
+
+
+def test_a_checkpoint_of_all_classes_needs_another_for_the_decision(made, tmp_path):
+    sense = Sense.load(made / "image.pt")
+    sense.config["fold"] = -1
+    sense.save(tmp_path / "all.pt")
+    with pytest.raises(InvalidInput, match="name with --split"):
+        export_main.main([
+            str(tmp_path / "all.pt"), "-o", str(tmp_path / "b"), "--data", str(made / "packs"),
+            "--cache", str(made / "cache"),
+        ])  # fmt: skip
+
+
+def test_sounds_are_told_apart_and_start_from_words_and_pictures(made, run, tmp_path):
+    for recipe in range(3):
+        for take in range(4):
+            folder = tmp_path / ("samples" if take < 3 else "ask") / f"kind{recipe}"
+            folder.mkdir(parents=True, exist_ok=True)
+            soundfile.write(folder / f"{take}.wav", made_sound(recipe * 4, take, seed=4), 16_000)
+    store = ["--store", tmp_path / "sounds.eas"]
+    bundle = ["--bundle", made / "audio_bundle", "--modality", "audio", *store]
+    assert run("enroll", tmp_path / "samples", *bundle).exit_code == 0
+    answered = run("classify", *sorted((tmp_path / "ask").glob("*/*.wav")), *bundle, "--format", "json")
+    rows = [json.loads(line) for line in answered.stdout.splitlines()]
+    assert answered.exit_code == 0 and len(rows) == 3 and {row["modality"] for row in rows} == {"audio"}
+    assert sum(row["top"][0]["label"] == Path(row["file"]).parent.name for row in rows) >= 2
+    tiny_packs.drawing(1, 0).save(tmp_path / "shown.png")
+    started = run("enroll", "--label", "shown", "--image", tmp_path / "shown.png", *bundle)
+    assert started.exit_code == 0, started.output
+    assert run("enroll", "--label", "named", "--text", "thing 3", *bundle).exit_code == 0
+    listed = run("store", "list", *store)
+    assert "shown" in listed.stdout and "named" in listed.stdout
