@@ -51,11 +51,12 @@ app = typer.Typer(
 app.add_typer(artifacts.store_app, name="store")
 app.add_typer(artifacts.bundle_app, name="bundle")
 if sys.argv[1:2] != ["classify"]:  # whose cold start is a promise: it does not wait for other commands to be set up
-    from edgealign.cli import evaluating, listening, scanning
+    from edgealign.cli import evaluating, importing, listening, scanning
 
     scanning.register(app)
     app.command()(listening.listen)
     app.command()(evaluating.evaluate)
+    artifacts.bundle_app.command("import")(importing.import_model)
 
 
 def main() -> None:

@@ -426,11 +426,16 @@ class Bundle:
 
     def _run(self, name: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
         session = self._session(name)
+        n_rows = len(next(iter(inputs.values())))
         try:
-            (embeddings,) = session.run(["embedding"], inputs)
+            if n_rows > 1 and session.get_inputs()[0].shape[0] == 1:  # a graph that takes one at a time
+                rows = [session.run(["embedding"], {k: v[i : i + 1] for k, v in inputs.items()}) for i in range(n_rows)]
+                embeddings = np.concatenate([row for (row,) in rows])
+            else:
+                (embeddings,) = session.run(["embedding"], inputs)
         except Exception as error:  # see _make_session
             raise BundleUnreadable(f"bundle '{self.path}': '{name}' cannot be run: {error}") from None
-        expected = (len(next(iter(inputs.values()))), self.dim)
+        expected = (n_rows, self.dim)
         if embeddings.dtype != np.float32 or embeddings.shape != expected or not np.isfinite(embeddings).all():
             raise BundleUnreadable(
                 f"bundle '{self.path}': '{name}' answered {embeddings.dtype} {embeddings.shape}, expected finite "
@@ -620,9 +625,7 @@ def write_bundle(
     from edgealign import golden
 
     target, source = os.path.abspath(os.fspath(target)), os.fspath(source)
-    if os.path.lexists(target) and not _is_bundle(target):
-        raise InvalidInput(f"'{target}' exists and is not a bundle: name a new folder, nothing was overwritten")
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    check_target(target)
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}-", dir=os.path.dirname(target))
     try:
         files = {}
@@ -656,6 +659,17 @@ def write_bundle(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Bundle.open(target)
+
+
+def check_target(target: str | os.PathLike) -> None:
+    """That a bundle can be written there, and the folder around it; InvalidInput where something else is in the way."""
+    target = os.path.abspath(os.fspath(target))
+    if os.path.lexists(target) and not _is_bundle(target):
+        raise InvalidInput(f"'{target}' exists and is not a bundle: name a new folder, nothing was overwritten")
+    try:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"no bundle can be written to '{target}' ({error.strerror}): name another folder") from None
 
 
 def _is_bundle(folder: str) -> bool:

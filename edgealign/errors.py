@@ -12,6 +12,7 @@
     ├── InputUnreadable     4   no file of those named could be read
     │   ├── AudioUnreadable
     │   ├── ImageUnreadable
+    │   ├── ModelUnreadable     an ONNX model that cannot be imported
     │   └── AnnotationUnreadable   a table of annotations
     ├── SomeInputsFailed    5   the work is done, but not for every file
     └── EnrollmentRefused   6   no clip or text was good enough to learn from
@@ -72,6 +73,10 @@ class AudioUnreadable(InputUnreadable):
 
 
 class ImageUnreadable(InputUnreadable):
+    pass
+
+
+class ModelUnreadable(InputUnreadable):
     pass
 
 

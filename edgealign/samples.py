@@ -12,7 +12,7 @@ import numpy as np
 from edgealign import kernels
 from edgealign.audio import AudioArray, AudioFile, AudioSource
 from edgealign.errors import BundleUnreadable, InvalidInput
-from edgealign.inputs import ImageInput, LogMelInput, Windows
+from edgealign.inputs import ClipWindows, ImageInput, LogMelInput, Windows
 from edgealign.words import Word, find_word, whole_sound
 
 if TYPE_CHECKING:
@@ -89,9 +89,14 @@ def word_values(bundle: Bundle, word: Word) -> np.ndarray:
     return (word.log_mels if isinstance(bundle.input, LogMelInput) else word.samples)[None]
 
 
-def clip_values(bundle: Bundle, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """What the encoder takes of a clip, window by window: `values` of Bundle.encode, with a batch of one."""
-    for samples in bundle.input.windows.cut(blocks, bundle.input.sample_rate_hz):
+def clip_values(
+    bundle: Bundle, blocks: Iterator[np.ndarray], windows: ClipWindows | None = None
+) -> Iterator[np.ndarray]:
+    """What the encoder takes of a clip, window by window: `values` of Bundle.encode, with a batch of one.
+
+    windows   other ones than those of the bundle
+    """
+    for samples in (windows or bundle.input.windows).cut(blocks, bundle.input.sample_rate_hz):
         yield (log_mel(bundle, samples) if isinstance(bundle.input, LogMelInput) else samples)[None]
 
 

@@ -1,0 +1,660 @@
+"""`edgealign bundle import`: somebody else's ONNX model becomes a bundle. docs/import.md walks through it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgealign import __version__, kernels, machine
+from edgealign.bundle import FILTERS, Bundle, check_target, write_bundle
+from edgealign.errors import BundleUnreadable, InputUnreadable, InvalidInput, ModelUnreadable
+from edgealign.export.foreign import ForeignModel, Probe, Step, session_of, steps_to_embedding
+from edgealign.inputs import ClipWindows, FrontEnd, ImageInput, Windows, read_input
+from edgealign.samples import clip_values, embed, open_sample
+from edgealign.sources import sample_files
+
+ENCODER = "encoder.onnx"
+MAX_DRIFT = 1e-5  # cosine distance between the model and what was made of it
+MAX_BANK_ROWS = 4000
+LATENCY_RUNS, LATENCY_S = 20, 2.0
+SHORTEST_S = 0.5  # what a model that takes any length is asked to take at least
+# Of speech whose word is found: what the shipped encoder's front end and window policy have, in ms where it is a time.
+WORD_FRONT_END_MS, WORD_HOP_MS, WORD_BANDS = 25, 10, 48
+WORD_WINDOWS = {
+    "version": 1, "min_frames": 18, "floor_quantile": 0.05, "above_floor_db": 6.0, "below_peak_db": 32.0,
+    "merge_frames": 30, "min_span_frames": 6, "pad_frames": 10, "max_frames": 300,
+}  # fmt: skip
+LOGS = {"ln": 1.0, "log10": 1 / math.log(10), "db": 10 / math.log(10)}
+
+# The decision of an encoder of which nothing else is known. With a bank only scores that the bank normalizes count, so
+# that the scale of an encoder's distances does not matter; the bias is then fitted to the bank, see fit_decision.
+DECISION = {
+    "w_bias": -2.0, "w_z": 0.5, "w_t": 0.5, "w_distance": 0.0, "w_margin": 0.0, "w_loo": 0.0, "w_shots": 0.0,
+    "w_text": 0.0, "accept_logit": 0.0, "top": 40, "prior_loo": 0.15, "prior_weight": 2.0, "lone_margin": 0.25,
+}  # fmt: skip
+# Without one, a sample is accepted up to about twice the spread of the label's own.
+DECISION_WITHOUT_BANK = DECISION | {
+    "w_bias": 0.0,
+    "w_z": 0.0,
+    "w_t": 0.0,
+    "w_distance": -20.0,
+    "w_margin": 5.0,
+    "w_loo": 40.0,
+}
+FALSE_ACCEPT_SHARE, FALSE_ACCEPT_LABELS = 0.05, 5
+LEAST_FILES, EPISODES, QUESTIONS = 24, 200, 8
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What a user says about a model; None where the model itself tells.
+
+    kind         "waveform", "log_mel" or "image"
+    window_s, hop_s, min_window_s   of windows over a clip; for speech, no window_s means the word in a clip
+    front_end    JSON file with the numbers of the log-mel energies, see docs/import.md
+    size_px      height and width
+    mean, std    per color, of pixels in [0, 1]
+    normalize    "none" or "zero-mean-unit-variance"
+    pool         "mean", "max" or "none"
+    """
+
+    modality: str
+    kind: str
+    sample_rate_hz: int | None = None
+    window_s: float | None = None
+    hop_s: float | None = None
+    min_window_s: float | None = None
+    front_end: Path | None = None
+    size_px: tuple[int, int] | None = None
+    fit: str = "cover"
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    normalize: str = "none"
+    output: str | None = None
+    pool: str | None = None
+    background: Path | None = None
+    name: str | None = None
+    license: str = "not stated: ask whoever made the model"
+    attribution: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How samples get into a model.
+
+    input     section of the manifest; its windows may still become shorter at least
+    filters   float32 [n_mels, n_fft / 2 + 1], where there is a front end
+    sizes     of the new input without the batch; "n_samples" or "n_frames" where it is open
+    before    steps from it to the model's own input
+    batch_is_open   as far as the model says
+    """
+
+    input: dict[str, Any]
+    filters: np.ndarray | None
+    tensor: str
+    sizes: tuple[int | str, ...]
+    before: tuple[Step, ...]
+    batch_is_open: bool
+
+
+def import_onnx(
+    path: str | os.PathLike, target: str | os.PathLike, options: ImportOptions, report: Callable[[str], None]
+) -> Bundle:
+    """Makes a bundle of a model; what it found is reported line by line. Nothing is left where it fails.
+
+    raises   InputUnreadable, ModelUnreadable for files that cannot be used; InvalidInput where options do not fit
+    """
+    check_target(target)
+    model = ForeignModel.load(path)
+    plan = make_plan(model, options)
+    output, after, dim, probe = _embedding_of(model, plan, options)
+    report(f"embedding: '{output}', {dim} values")
+    encoder, plan = _fold(model, plan, output, after, dim, probe)
+    golden = _made_up(plan, options)
+    drift = _compare(encoder, plan, probe, output, after, golden)
+    latency_ms = _latency_ms(encoder, plan)
+    batch = "any number at once" if plan.batch_is_open else "one at a time"
+    report(f"windows: {batch}; {latency_ms:.1f} ms each; at most {drift:.1e} from the model itself")
+    data = Path(path).read_bytes()
+    manifest: dict[str, Any] = {
+        "name": options.name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem)[:100] or "imported",
+        "modality": options.modality,
+        "bundle_version": "1",
+        "dim": dim,
+        "input": plan.input,
+        "sources": {},
+        "encoder": {
+            "default": "fp32",
+            "variants": {"fp32": {"file": ENCODER, "max_cosine_drift": drift, "latency_ms": round(latency_ms, 3)}},
+        },
+        "license": options.license,
+        "attribution": list(options.attribution),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "source")
+        source.mkdir()
+        (source / ENCODER).write_bytes(encoder)
+        if plan.filters is not None:
+            (source / FILTERS).write_bytes(plan.filters.astype("<f4").tobytes())
+        (source / "bank.f16").write_bytes(b"")
+        decision, rows, clips = DECISION_WITHOUT_BANK, np.zeros((0, dim), np.float32), []
+        if options.background is not None:
+            bare = write_bundle(
+                Path(folder, "bare"), source, golden_samples=[], bank={"file": "bank.f16", "rows": 0},
+                calibration=decision, **manifest,
+            )  # fmt: skip
+            rows, clips = background_rows(bare, options.background, report)
+            decision = fit_decision(rows, clips)
+            (source / "bank.f16").write_bytes(rows.astype("<f2").tobytes())
+            report(f"background: {len(rows)} embeddings of {len(set(clips))} files")
+        card = _card(
+            manifest, plan, Path(path).name, hashlib.sha256(data).hexdigest(), output, len(rows), len(set(clips))
+        )
+        (source / "README.md").write_text(card, encoding="utf-8")
+        return write_bundle(
+            target, source, golden_samples=golden, bank={"file": "bank.f16", "rows": len(rows)},
+            calibration=decision, **manifest,
+        )  # fmt: skip
+
+
+def make_plan(model: ForeignModel, options: ImportOptions) -> Plan:
+    """How the options and the shape of the model's input fit together; InvalidInput where they do not."""
+    planners = {"waveform": _plan_waveform, "log_mel": _plan_log_mel, "image": _plan_image}
+    if (options.kind == "image") != (options.modality == "image"):
+        raise InvalidInput(f"--input {options.kind} does not go with --modality {options.modality}")
+    plan = planners[options.kind](model, options)
+    if model.element_type != 1:
+        plan = _replace(plan, before=(*plan.before, Step("cast", model.element_type)))
+    try:
+        read_input(plan.input)
+    except BundleUnreadable as error:
+        raise InvalidInput(f"these options make no usable input: {error}") from None
+    return plan
+
+
+def _plan_waveform(model: ForeignModel, options: ImportOptions) -> Plan:
+    rate_hz = options.sample_rate_hz
+    if rate_hz is None:
+        raise InvalidInput("at which sample rate the model hears is not in the file: add --sample-rate")
+    shape = model.shape
+    fits = len(shape) in (1, 2) or (len(shape) == 3 and shape[1] in (1, None))
+    if not fits:
+        raise _wrong_shape(model, "[batch, samples], [batch, 1, samples] or [samples]")
+    batch_is_open = len(shape) > 1 and _is_open_batch(model)
+    before = {1: [Step("squeeze", 0)], 2: [], 3: [Step("unsqueeze", 1)]}[len(shape)]
+    if options.normalize == "zero-mean-unit-variance":
+        before.insert(0, Step("standardize"))
+    n_samples = shape[-1]
+    section: dict[str, Any] = {"kind": "waveform", "sample_rate_hz": rate_hz}
+    filters = None
+    if options.modality == "speech" and options.window_s is None and n_samples is None:
+        front_end = _word_front_end(rate_hz)
+        section |= {"windows": _word_windows(front_end), "front_end": asdict(front_end)}
+        filters = mel_filters(front_end)
+    else:
+        section["windows"] = _clip_windows(options, None if n_samples is None else n_samples / rate_hz)
+    return Plan(section, filters, "waveform", (n_samples or "n_samples",), tuple(before), batch_is_open)
+
+
+def _plan_log_mel(model: ForeignModel, options: ImportOptions) -> Plan:
+    if options.front_end is None:
+        raise InvalidInput("how the log-mel energies are made is not in the file: add --front-end with a JSON file")
+    if options.normalize != "none":
+        raise InvalidInput("--normalize is for waveforms: mean and std of log-mel energies belong in --front-end")
+    front_end, filters, (factor, offset) = read_front_end(options.front_end, options.sample_rate_hz)
+    shape, n_mels = model.shape, front_end.n_mels
+    if len(shape) == 4 and shape[3] == 1 != shape[1]:
+        channel, inner = 3, shape[1:3]
+    elif len(shape) == 4 and shape[1] in (1, None):
+        channel, inner = 1, shape[2:]
+    elif len(shape) == 3:
+        channel, inner = None, shape[1:]
+    else:
+        raise _wrong_shape(model, f"[batch, {n_mels}, frames], with or without a channel, in either order")
+    if n_mels not in inner:
+        raise _wrong_shape(model, f"an axis of {n_mels} mel bands, as --front-end says")
+    bands_first = inner[0] == n_mels
+    n_frames = inner[1] if bands_first else inner[0]
+    before = [] if (factor, offset) == (1.0, 0.0) else [Step("affine", (factor, offset))]
+    before += [] if bands_first else [Step("transpose", (0, 2, 1))]
+    before += [] if channel is None else [Step("unsqueeze", channel)]
+    section: dict[str, Any] = {"kind": "log_mel", "front_end": asdict(front_end)}
+    if options.modality == "speech" and options.window_s is None and n_frames is None:
+        section["windows"] = _word_windows(front_end)
+    else:
+        natural_s = None
+        if n_frames is not None:
+            n_samples = (n_frames - 1) * front_end.hop_samples + front_end.window_samples
+            natural_s = n_samples / front_end.sample_rate_hz
+        section["windows"] = _clip_windows(options, natural_s, front_end)
+    return Plan(section, filters, "log_mel", (n_mels, n_frames or "n_frames"), tuple(before), _is_open_batch(model))
+
+
+def _plan_image(model: ForeignModel, options: ImportOptions) -> Plan:
+    shape = model.shape
+    if len(shape) != 4 or 3 not in (shape[1], shape[3]):
+        raise _wrong_shape(model, "[batch, 3, height, width] or [batch, height, width, 3]")
+    channels_first = shape[1] == 3
+    sides = shape[2:] if channels_first else shape[1:3]
+    wanted = options.size_px or (None, None)
+    size = tuple(of_model or given for of_model, given in zip(sides, wanted, strict=True))
+    if None in size:
+        raise InvalidInput(f"'{model.name}' takes pictures of any size: say with --size which it was made for")
+    if options.size_px is not None and size != options.size_px:
+        raise InvalidInput(f"'{model.name}' takes pictures of {size[0]}x{size[1]}: --size does not fit")
+    if len(options.mean) != 3 or len(options.std) != 3 or 0 in options.std:
+        raise InvalidInput("--mean and --std have one number or three, and no std is 0")
+    mean, std = (np.array(values, dtype=np.float64)[:, None, None] for values in (options.mean, options.std))
+    before = []
+    if options.mean != (0.0,) * 3 or options.std != (1.0,) * 3:
+        before.append(Step("affine", ((1 / std).astype(np.float32), (-mean / std).astype(np.float32))))
+    if not channels_first:
+        before.append(Step("transpose", (0, 2, 3, 1)))
+    section = {"kind": "image", "height_px": size[0], "width_px": size[1], "fit": options.fit}
+    return Plan(section, None, "image", (3, *size), tuple(before), _is_open_batch(model))
+
+
+def _clip_windows(options: ImportOptions, natural_s: float | None, front_end: FrontEnd | None = None) -> dict[str, Any]:
+    """natural_s   the one length that the model takes; None where it takes any."""
+    window_s = options.window_s if options.window_s is not None else natural_s
+    if window_s is None:
+        raise InvalidInput("the model takes sounds of any length: say with --window how long they are to be, in s")
+    if natural_s is not None and not math.isclose(window_s, natural_s, rel_tol=1e-6):
+        # A window may be a little longer than its last frame.
+        slack_s = 0 if front_end is None else front_end.hop_samples / front_end.sample_rate_hz
+        if not natural_s <= window_s < natural_s + slack_s:
+            raise InvalidInput(f"the model takes sounds of {natural_s:g} s only: --window {window_s:g} does not fit")
+    least_s = window_s if natural_s is not None else min(window_s, SHORTEST_S)
+    if options.min_window_s is not None:
+        if natural_s is not None and options.min_window_s != window_s:
+            raise InvalidInput(f"the model takes sounds of {natural_s:g} s only: --min-window does not fit")
+        least_s = options.min_window_s
+    hop_s = options.hop_s if options.hop_s is not None else window_s / 2
+    return {"version": 2, "window_s": window_s, "hop_s": hop_s, "min_s": least_s}
+
+
+def _is_open_batch(model: ForeignModel) -> bool:
+    if model.shape[0] not in (None, 1):
+        raise _wrong_shape(model, "a batch of any size, or of 1")
+    return model.shape[0] is None
+
+
+def _wrong_shape(model: ForeignModel, expected: str) -> ModelUnreadable:
+    shown = ", ".join("any" if size is None else str(size) for size in model.shape)
+    return ModelUnreadable(f"the input '{model.taken}' of '{model.name}' has the shape [{shown}]: expected {expected}")
+
+
+def _replace(plan: Plan, **changes: Any) -> Plan:
+    return Plan(**{field.name: getattr(plan, field.name) for field in fields(Plan)} | changes)
+
+
+def read_front_end(path: Path, sample_rate_hz: int | None) -> tuple[FrontEnd, np.ndarray, tuple[float, float]]:
+    """Front end, filters, and (factor, offset) from natural logs of energies to what the model was trained on."""
+    numbers = {
+        "version": 1,
+        "mel_scale": "htk",
+        "mel_norm": "none",
+        "log": "ln",
+        "mean": 0.0,
+        "std": 1.0,
+        "energy_floor": 1e-10,
+    }
+    try:
+        given = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputUnreadable(f"'{path}' cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidInput(f"'{path}' is not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise InvalidInput(f"'{path}' is not a JSON object with the numbers of a front end")
+    if sample_rate_hz is not None and given.setdefault("sample_rate_hz", sample_rate_hz) != sample_rate_hz:
+        raise InvalidInput(f"'{path}' says {given['sample_rate_hz']} Hz and --sample-rate {sample_rate_hz}: which one?")
+    known = {field.name for field in fields(FrontEnd)}
+    given.setdefault("low_hz", 0.0)
+    given.setdefault("high_hz", given.get("sample_rate_hz", 0) / 2)
+    numbers |= given
+    missing = sorted(known - set(numbers))
+    unknown = sorted(set(given) - known - {"mel_scale", "mel_norm", "log", "mean", "std"})
+    if missing or unknown:
+        raise InvalidInput(f"'{path}' lacks {missing} and has the unknown keys {unknown}: see docs/import.md")
+    checks = (("mel_scale", ("htk", "slaney")), ("mel_norm", ("none", "slaney")), ("log", tuple(LOGS)))
+    for key, allowed in checks:
+        if numbers[key] not in allowed:
+            raise InvalidInput(f"'{key}' of '{path}' is {numbers[key]!r}: expected {' or '.join(allowed)}")
+    for key in ("mean", "std"):
+        if (
+            type(numbers[key]) not in (int, float)
+            or not math.isfinite(numbers[key])
+            or (key == "std" and not numbers[key])
+        ):
+            raise InvalidInput(f"'{key}' of '{path}' is {numbers[key]!r}: expected a number")
+    section = {key: numbers[key] for key in known}
+    windows = {"version": 2, "window_s": 1.0, "hop_s": 1.0, "min_s": 1.0}
+    try:
+        front_end = read_input({"kind": "log_mel", "front_end": section, "windows": windows}).front_end
+    except BundleUnreadable as error:
+        raise InvalidInput(f"'{path}' makes no usable front end: {error}") from None
+    filters = mel_filters(front_end, numbers["mel_scale"], numbers["mel_norm"])
+    return front_end, filters, (LOGS[numbers["log"]] / numbers["std"], -numbers["mean"] / numbers["std"])
+
+
+def mel_filters(front_end: FrontEnd, scale: str = "htk", norm: str = "none") -> np.ndarray:
+    """Triangles that are evenly spaced on a mel scale: float32 [n_mels, n_fft // 2 + 1].
+
+    scale   "htk": 2595 log10(1 + f / 700); "slaney" (Auditory Toolbox): linear to 1 kHz, 27 steps per factor 6.4 above
+    norm    "none": height 1; "slaney": area 1, in Hz
+    """
+    step, knee = 200 / 3, 1000.0
+
+    def mel(hz: np.ndarray) -> np.ndarray:
+        if scale == "htk":
+            return 2595 * np.log10(1 + hz / 700)
+        return np.where(hz < knee, hz / step, knee / step + np.log(np.maximum(hz, knee) / knee) * 27 / np.log(6.4))
+
+    def hertz(mels: np.ndarray) -> np.ndarray:
+        if scale == "htk":
+            return 700 * (10 ** (mels / 2595) - 1)
+        return np.where(mels < knee / step, mels * step, knee * np.exp((mels - knee / step) * np.log(6.4) / 27))
+
+    low, high = mel(np.array(front_end.low_hz)), mel(np.array(front_end.high_hz))
+    edges_hz = hertz(np.linspace(low, high, front_end.n_mels + 2))
+    bins_hz = np.arange(front_end.n_fft // 2 + 1) * front_end.sample_rate_hz / front_end.n_fft
+    rising = (bins_hz - edges_hz[:-2, None]) / np.diff(edges_hz[:-1])[:, None]
+    falling = (edges_hz[2:, None] - bins_hz) / np.diff(edges_hz[1:])[:, None]
+    filters = np.maximum(0, np.minimum(rising, falling))
+    if norm == "slaney":
+        filters *= 2 / (edges_hz[2:] - edges_hz[:-2])[:, None]
+    return filters.astype(np.float32)
+
+
+def _word_front_end(rate_hz: int) -> FrontEnd:
+    """What finds words at any sample rate."""
+    if not 8_000 <= rate_hz <= 48_000:
+        raise InvalidInput(f"words are found at 8000 to 48000 Hz, not at {rate_hz}: add --window")
+    window, hop = rate_hz * WORD_FRONT_END_MS // 1000, rate_hz * WORD_HOP_MS // 1000
+    n_fft = 1 << (window - 1).bit_length()
+    return FrontEnd(1, rate_hz, window, hop, n_fft, WORD_BANDS, 1e-10, 60.0, min(7600.0, 0.475 * rate_hz))
+
+
+def _word_windows(front_end: FrontEnd) -> dict[str, Any]:
+    """WORD_WINDOWS in frames of the front end, where they are in frames of WORD_HOP_MS."""
+    ratio = front_end.sample_rate_hz * WORD_HOP_MS / 1000 / front_end.hop_samples
+    frames = {key: max(1, round(value * ratio)) for key, value in WORD_WINDOWS.items() if key.endswith("_frames")}
+    return WORD_WINDOWS | frames
+
+
+def _embedding_of(model: ForeignModel, plan: Plan, options: ImportOptions) -> tuple[str, list[Step], int, Probe]:
+    """The output that is the embedding, the steps that make unit rows of it, and how many values it has."""
+    probe, names = model.with_output(options.output)
+    values = _values(plan, seed=0)
+    found = probe.run(values, plan.before, names)
+    longer = found
+    if isinstance(plan.sizes[-1], str):
+        longer = probe.run(np.concatenate([values, values], axis=-1), plan.before, names)
+    tried: dict[str, list[Step]] = {}
+    refused: list[InvalidInput] = []
+    for name in names:
+        what = f"the output '{name}' of '{model.name}'"
+        try:
+            tried[name] = steps_to_embedding(found[name].shape, longer[name].shape, options.pool, what)
+        except InvalidInput as error:
+            refused.append(error)
+    if not tried:
+        raise refused[0] if refused else InvalidInput(f"'{model.name}' has no output of floating point")
+    if len(tried) > 1:
+        shown = ", ".join(f"'{name}' {list(found[name].shape)}" for name in tried)
+        raise InvalidInput(f"'{model.name}' has several outputs that may be the embedding ({shown}): add --output NAME")
+    name, steps = next(iter(tried.items()))
+    if found[name].dtype != np.float32:
+        steps = [Step("cast", 1), *steps]
+    embedding = _unit_rows(found[name], steps)
+    return name, steps, embedding.shape[1], probe
+
+
+def _unit_rows(output: np.ndarray, after: Sequence[Step]) -> np.ndarray:
+    for step in after:
+        output = step.compute(output)
+    return output
+
+
+def _fold(
+    model: ForeignModel, plan: Plan, output: str, after: Sequence[Step], dim: int, probe: Probe
+) -> tuple[bytes, Plan]:
+    """The encoder as the bundle holds it; with a batch of 1 where several at once do not give what each gives."""
+    values = np.concatenate([_values(plan, seed=0), _values(plan, seed=1)])
+    if plan.batch_is_open:
+        encoder = model.wrapped(output, plan.tensor, ["batch", *plan.sizes], plan.before, after, dim)
+        together = _run_or_none(encoder, plan, values)
+        alone = [_run_or_none(encoder, plan, values[i : i + 1]) for i in range(2)]
+        if (
+            together is None
+            or any(row is None for row in alone)
+            or np.abs(np.concatenate(alone) - together).max() > 1e-4
+        ):
+            plan = _replace(plan, batch_is_open=False)
+    if not plan.batch_is_open:
+        encoder = model.wrapped(output, plan.tensor, [1, *plan.sizes], plan.before, after, dim)
+    windows = plan.input.get("windows", {})
+    if windows.get("version") == 2 and windows["min_s"] < windows["window_s"]:
+        shortest = _values(plan, seed=0, seconds=windows["min_s"])
+        if _run_or_none(encoder, plan, shortest) is None:
+            plan = _replace(plan, input=plan.input | {"windows": windows | {"min_s": windows["window_s"]}})
+    return encoder, plan
+
+
+def _run_or_none(encoder: bytes, plan: Plan, values: np.ndarray) -> np.ndarray | None:
+    try:
+        (found,) = session_of(encoder, "the encoder made of it").run(["embedding"], {plan.tensor: values})
+    except ModelUnreadable:
+        raise
+    except Exception:  # ONNX Runtime raises a dozen unrelated types
+        return None
+    return found if np.isfinite(found).all() else None
+
+
+def _values(plan: Plan, seed: int, seconds: float | None = None) -> np.ndarray:
+    """A made-up input of one sample: float32 [1, ...]."""
+    if plan.tensor == "image":
+        return np.random.default_rng(seed).random((1, *plan.sizes), dtype=np.float32)
+    taken = read_input(plan.input)
+    if isinstance(taken.windows, Windows):
+        n_samples = taken.sample_rate_hz
+    else:
+        n_samples = math.floor((seconds or taken.windows.window_s) * taken.sample_rate_hz + 0.5)
+    samples = made_up_sound(n_samples, taken.sample_rate_hz, seed)
+    if plan.tensor == "waveform":
+        return samples[None]
+    front_end = taken.front_end
+    numbers = front_end.window_samples, front_end.hop_samples, front_end.energy_floor
+    return kernels.log_mel(samples, plan.filters, *numbers)[None]
+
+
+def made_up_sound(n_samples: int, sample_rate_hz: int, seed: int) -> np.ndarray:
+    """Gliding tones that stand out of faint noise, silent at the ends: float32 [n_samples]."""
+    generator = np.random.default_rng(seed)
+    t = np.arange(n_samples) / n_samples
+    seconds = n_samples / sample_rate_hz
+    sound = np.zeros(n_samples)
+    for _ in range(3):
+        start_hz, end_hz = generator.uniform(150, min(3500, 0.4 * sample_rate_hz), 2)
+        sound += np.sin(2 * np.pi * seconds * (start_hz * t + (end_hz - start_hz) * t**2 / 2))
+    envelope = np.clip(np.minimum(t - 0.15, 0.85 - t) * 20, 0, 0.1)
+    return (sound * envelope + 1e-4 * generator.normal(size=n_samples)).astype(np.float32)
+
+
+def _made_up(plan: Plan, options: ImportOptions) -> list[np.ndarray]:
+    """Samples for the golden vectors: sounds of one window and of a shorter clip, or pictures."""
+    taken = read_input(plan.input)
+    if isinstance(taken, ImageInput):
+        pictures = []
+        for seed, (height, width) in enumerate(((96, 128), (150, 90))):
+            generator = np.random.default_rng(seed)
+            y, x = np.mgrid[0:height, 0:width] / max(height, width)
+            waves = [np.sin(generator.uniform(4, 20) * x + generator.uniform(4, 20) * y) for _ in range(3)]
+            pictures.append(np.clip(128 + 100 * np.stack(waves, axis=2), 0, 255).astype(np.uint8))
+        return pictures
+    n_samples = taken.sample_rate_hz
+    if isinstance(taken.windows, ClipWindows):
+        n_samples = taken.windows.in_samples(taken.sample_rate_hz)[0]
+    return [made_up_sound(n, taken.sample_rate_hz, seed) for seed, n in enumerate((n_samples, n_samples * 3 // 4))]
+
+
+def _compare(
+    encoder: bytes, plan: Plan, probe: Probe, output: str, after: Sequence[Step], golden: Sequence[np.ndarray]
+) -> float:
+    """Largest cosine distance between the model and the encoder made of it; ModelUnreadable beyond MAX_DRIFT."""
+    session = session_of(encoder, "the encoder made of it")
+    rows = []
+    for seed in range(max(3, len(golden))):
+        values = _values(plan, seed)
+        want = _unit_rows(probe.run(values, plan.before, [output])[output], after)
+        (have,) = session.run(["embedding"], {plan.tensor: values})
+        if not np.isfinite(want).all() or not np.isfinite(have).all():
+            raise ModelUnreadable(
+                f"'{probe.model.name}' answers with NaN or infinity on a plain sample: it cannot be used"
+            )
+        rows.append((have[0].astype(np.float64), want[0].astype(np.float64)))
+    drift = max(float(1 - have @ want / np.linalg.norm(have) / np.linalg.norm(want)) for have, want in rows)
+    if drift > MAX_DRIFT:
+        raise ModelUnreadable(
+            f"what was made of '{probe.model.name}' is a cosine distance of {drift:.1e} from it: nothing is written"
+        )
+    first = rows[0][0]
+    if all(1 - first @ have < 1e-9 for have, _ in rows[1:]):
+        raise InvalidInput(
+            f"the output '{output}' of '{probe.model.name}' is the same for different samples: name another --output"
+        )
+    return max(drift, 0.0)
+
+
+def _latency_ms(encoder: bytes, plan: Plan) -> float:
+    """Median of one window or picture, after a warm-up, on one thread."""
+    session = session_of(encoder, "the encoder made of it")
+    values = _values(plan, seed=0)
+    times: list[float] = []
+    session.run(None, {plan.tensor: values})
+    begin = time.perf_counter()
+    while len(times) < LATENCY_RUNS and (not times or time.perf_counter() - begin < LATENCY_S):
+        start = time.perf_counter()
+        session.run(None, {plan.tensor: values})
+        times.append((time.perf_counter() - start) * 1e3)
+    return float(np.median(times))
+
+
+def background_rows(bundle: Bundle, folder: Path, report: Callable[[str], None]) -> tuple[np.ndarray, list[int]]:
+    """Embeddings float32 [n, dim] of the samples in a folder, to any depth, and of which file each is.
+
+    A long recording gives one for each window, of all windows as many as share MAX_BANK_ROWS evenly between the files.
+    """
+    if not folder.is_dir():
+        raise InputUnreadable(
+            f"'{folder}' is not a folder: --background names one with clips or pictures of anything else"
+        )
+    files = [file for path, _, _ in sorted(os.walk(folder)) for file in sample_files(path, bundle.modality)]
+    if not files:
+        what = "pictures" if bundle.modality == "image" else "audio files"
+        raise InputUnreadable(f"'{folder}' holds no {what}: --background names a folder with samples of anything else")
+    rows: list[np.ndarray] = []
+    clips: list[int] = []
+    at_most = max(1, MAX_BANK_ROWS // len(files))
+    for i, file in enumerate(files[:: max(1, len(files) // MAX_BANK_ROWS)]):
+        try:
+            found = list(_rows_of(bundle, file, at_most))
+        except InputUnreadable as error:
+            report(f"passed over: {error}")
+            continue
+        rows += found
+        clips += [i] * len(found)
+    if not rows:
+        raise InputUnreadable(f"nothing in '{folder}' can be used as background: see above")
+    return np.stack(rows).astype(np.float16).astype(np.float32), clips
+
+
+def _rows_of(bundle: Bundle, file: str, at_most: int) -> Iterator[np.ndarray]:
+    source = open_sample(bundle, file)
+    taken = bundle.input
+    if isinstance(taken, ImageInput) or isinstance(taken.windows, Windows):
+        found = embed(bundle, source)
+        if found is not None:
+            yield found.embedding
+        return
+    windows = taken.windows
+    n_windows = max(1, int(source.n_expected / source.sample_rate_hz / windows.window_s))
+    apart = ClipWindows(2, windows.window_s, windows.window_s, windows.min_s)
+    every = -(-n_windows // at_most)
+    for at, values in enumerate(clip_values(bundle, source.blocks(taken.sample_rate_hz, hashed=False), apart)):
+        if at % every == 0:
+            yield bundle.encode(values)[0]
+
+
+def fit_decision(rows: np.ndarray, clips: Sequence[int], seed: int = 0) -> dict[str, float]:
+    """The numbers of the decision for a bank of background rows.
+
+    The weights are those of DECISION. The bias is set so that of background samples that are asked of so many labels as
+    FALSE_ACCEPT_LABELS, each enrolled from another background file, FALSE_ACCEPT_SHARE are accepted; half of the files
+    play the bank, the others ask and are asked. With fewer than LEAST_FILES the bias stays as it is.
+    """
+    files = np.unique(clips)
+    distances = kernels.cosine(rows, rows)
+    others = np.where(np.asarray(clips)[:, None] == np.asarray(clips)[None, :], np.inf, distances)
+    decision = dict(DECISION)
+    if len(files) > 1:
+        decision["prior_loo"] = float(np.clip(others.min(axis=1).mean() / 2, 1e-3, 1.0))
+    if len(files) < LEAST_FILES:
+        return decision
+    generator = np.random.default_rng(seed)
+    unbiased = kernels.Calibration.from_dict(decision | {"w_bias": 0.0})
+    logits = []
+    kinds = np.full(FALSE_ACCEPT_LABELS, kernels.RECORDING, np.int32)
+    own = np.arange(FALSE_ACCEPT_LABELS, dtype=np.int32)
+    for _ in range(EPISODES):
+        shuffled = generator.permutation(files)
+        half = len(files) // 2
+        bank = rows[np.isin(clips, shuffled[:half])]
+        playing = [int(generator.choice(np.flatnonzero(np.asarray(clips) == clip))) for clip in shuffled[half:]]
+        support, queries = playing[:FALSE_ACCEPT_LABELS], playing[FALSE_ACCEPT_LABELS:][:QUESTIONS]
+        matcher = kernels.Matcher(rows[support], own, kinds, FALSE_ACCEPT_LABELS, bank, unbiased)
+        logits += [matcher.classify(rows[query])[0].logit for query in queries]
+    decision["w_bias"] = -float(np.quantile(logits, 1 - FALSE_ACCEPT_SHARE))
+    return decision
+
+
+def _card(manifest: dict[str, Any], plan: Plan, file: str, sha256: str, output: str, n_bank: int, n_files: int) -> str:
+    """The model card."""
+    variant = manifest["encoder"]["variants"]["fp32"]
+    attribution = "".join(f"- {line}\n" for line in manifest["attribution"]) or "- none was stated\n"
+    background = (
+        "There are no background samples: the decision has documented defaults and a label's own samples alone."
+    )
+    if n_files:
+        fitted = (
+            "was fitted to them" if n_files >= LEAST_FILES else "has documented defaults: they are too few to fit it"
+        )
+        background = f"{n_bank} embeddings of {n_files} files stand for anything else; the decision {fitted}."
+    steps = ", ".join(step.operator for step in plan.before) or "none"
+    system = machine.describe()
+    return (
+        f"# {manifest['name']}\n\n"
+        f"License: {manifest['license']}\n\nData and authors, as stated by whoever imported it:\n{attribution}\n"
+        f"Imported by edgealign {__version__} from `{file}` (SHA-256 `{sha256}`); its output `{output}` is the "
+        f"embedding.\n"
+        f"What the model was trained on, and for what it may be used, edgealign does not know.\n\n"
+        f"- input: `{json.dumps(plan.input, sort_keys=True)}`\n"
+        f"- done to it inside the graph: {steps}\n"
+        f"- embedding: {manifest['dim']} values of unit length\n"
+        f"- batch: {'any' if plan.batch_is_open else '1'}\n"
+        f"- largest cosine distance to the model itself: {variant['max_cosine_drift']:.1e}\n"
+        f"- one window or picture through the encoder: {variant['latency_ms']:g} ms (median, one thread, "
+        f"{system.get('cpu', 'unknown processor')})\n\n{background}\n"
+    )
