@@ -11,10 +11,15 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgealign import riff
 from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput
+
+if TYPE_CHECKING:
+    import soundfile
 
 EXTENSIONS = frozenset(
     (
@@ -39,6 +44,8 @@ MAX_RATE_HZ = 500_000
 MIN_DURATION_S = 0.025  # one window of the front end
 MAX_MAGNITUDE = 1e6  # floating-point files may hold any scale, but energies must stay finite in float32
 BLOCK_VALUES = 2**17  # samples times channels that are decoded at once: 512 KiB
+LAST_SAMPLES = 1024  # that are decoded at once where a larger block has a fault in it
+ESTIMATED = 0.02  # by so much may the length be wrong that is announced by other formats than WAV
 
 
 class AudioSource:
@@ -121,7 +128,7 @@ class AudioFile(AudioSource):
     """A file in any format that libsndfile reads. AudioUnreadable says why where it cannot.
 
     speed      how many times as fast it is heard: 0.1 brings a bat's calls into the band that ears have
-    n_expected   samples per channel that its header promises
+    n_expected   samples per channel that can be read
     """
 
     def __init__(self, path: str | os.PathLike, channel: int | None = None, speed: float = 1.0):
@@ -139,8 +146,19 @@ class AudioFile(AudioSource):
                 f"OGG, MP3 or AIFF is expected"
             ) from None
         self.n_expected = self._file.frames
-        self._n_wanted = sys.maxsize
+        self._first, self._n_wanted = 0, sys.maxsize
         super().__init__(self.path, self._file.samplerate * speed, self._file.channels, channel)
+
+    def missing_s(self) -> float:
+        """How much of what the header announces was not there, once all blocks are read: more than 0 in a cut file."""
+        n_announced, slack_s = self.n_expected, MIN_DURATION_S
+        stated = riff.data_bytes(self.path)
+        if stated is not None:
+            n_announced = self.n_expected * stated[0] // max(1, stated[1])
+        elif self._file.format != "WAV":
+            slack_s += ESTIMATED * n_announced / self.sample_rate_hz
+        seconds = (n_announced - self.n_samples) / self.sample_rate_hz
+        return seconds if seconds > slack_s else 0.0
 
     def _native_blocks(self) -> Iterator[np.ndarray]:
         block_samples = max(1, BLOCK_VALUES // self.n_channels)
@@ -152,10 +170,20 @@ class AudioFile(AudioSource):
                 try:
                     block = file.read(n_wanted, dtype=dtype, always_2d=True)
                 except self._decoding_errors as error:
+                    if block_samples > LAST_SAMPLES and self._can_read_on(file):
+                        block_samples = LAST_SAMPLES  # what precedes the fault is read in small pieces
+                        continue
                     raise AudioUnreadable(f"'{self.path}' breaks off at {self.duration_s:.1f} s: {error}") from None
                 if not len(block):
                     return
                 yield block if dtype == "float32" else block * np.float32(2**-15)
+
+    def _can_read_on(self, file: soundfile.SoundFile) -> bool:
+        try:
+            file.seek(self._first + self.n_samples)
+        except self._decoding_errors:
+            return False
+        return True
 
 
 class AudioExcerpt(AudioFile):
@@ -172,10 +200,10 @@ class AudioExcerpt(AudioFile):
         rate_hz, lasts_s = self.sample_rate_hz, self.n_expected / self.sample_rate_hz
         if end_s > lasts_s + MIN_DURATION_S:
             raise AudioUnreadable(f"'{self.path}' lasts {lasts_s:.3f} s: {start_s:.3f} to {end_s:.3f} s are not in it")
-        first = max(0, round((start_s - pad_s) * rate_hz))
-        self._n_wanted = min(self.n_expected, round((end_s + pad_s) * rate_hz)) - first
+        self._first = max(0, round((start_s - pad_s) * rate_hz))
+        self._n_wanted = min(self.n_expected, round((end_s + pad_s) * rate_hz)) - self._first
         try:
-            self._file.seek(first)
+            self._file.seek(self._first)
         except self._decoding_errors as error:
             raise AudioUnreadable(f"'{self.path}' cannot be read from {start_s:.3f} s on: {error}") from None
         self.name = f"{self.path} at {start_s:.3f}-{end_s:.3f} s"

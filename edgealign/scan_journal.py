@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from edgealign.errors import EdgealignError, InvalidInput
@@ -70,12 +71,18 @@ class Journal:
         self._file.close()
 
     def _append(self, line: dict[str, Any]) -> int:
+        """Where the line begins. All of it is on the disk, or nothing."""
+        # Past the buffer of the file, which would be tried again whenever it is used.
+        descriptor = self._file.fileno()
+        at = os.fstat(descriptor).st_size
+        left = json.dumps(line, allow_nan=False).encode("ascii") + b"\n"
         try:
-            at = self._file.seek(0, os.SEEK_END)
-            self._file.write(json.dumps(line, allow_nan=False).encode("ascii") + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            while left:
+                left = left[os.write(descriptor, left) :]
+            os.fsync(descriptor)
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(descriptor, at)
             raise EdgealignError(
                 f"'{self.path}' cannot be written ({error.strerror}): make room and run the same command again, "
                 f"it goes on where it stopped"

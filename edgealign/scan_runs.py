@@ -164,8 +164,10 @@ def scan_recording(
         except InputUnreadable as problem:
             if source.duration_s <= 0:
                 raise
-            error = str(problem)
+            error = _reason(problem, path)
         heard_s = max(heard_s, source.duration_s * options.audio_speed)
+    if error is None and (missing_s := source.missing_s() * options.audio_speed):
+        error = f"breaks off at {heard_s:.1f} s: its header announces {heard_s + missing_s:.1f} s"
     detections.sort(key=lambda found: (found["start_s"], found["end_s"]))
     clock = recorded_at(path, zone)
     front_end = scanner.bundle.front_end

@@ -9,14 +9,12 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
-from typing import BinaryIO
 
+from edgealign import riff
 from edgealign.errors import InvalidInput
 
-MAX_CHUNKS = 10_000
 MAX_METADATA_BYTES = 2**20
 _OFFSET = re.compile(r"(?:UTC|GMT)?([+-])(\d{1,2})(?::?(\d{2}))?")
 _ICMT = re.compile(
@@ -125,7 +123,7 @@ def _metadata(path: str) -> tuple[str | None, str | None]:
     guano = comment = None
     try:
         with open(path, "rb") as file:
-            for name, size in _chunks(file):
+            for name, _, size in riff.chunks(file):
                 if name == b"guan" and guano is None:
                     guano = file.read(min(size, MAX_METADATA_BYTES)).decode("utf-8", "replace").rstrip("\0")
                 elif name == b"LIST" and comment is None:
@@ -133,31 +131,6 @@ def _metadata(path: str) -> tuple[str | None, str | None]:
     except OSError:
         return None, None  # whoever decodes the file says what is wrong with it
     return guano, comment
-
-
-def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Name and size of each chunk, the file standing at its content."""
-    head = file.read(12)
-    if len(head) < 12 or head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:] != b"WAVE":
-        return
-    end = os.fstat(file.fileno()).st_size
-    data_bytes = None  # of an RF64, whose own field says 0xFFFFFFFF
-    at = 12
-    for _ in range(MAX_CHUNKS):
-        file.seek(at)
-        header = file.read(8)
-        if len(header) < 8:
-            return
-        name, size = header[:4], struct.unpack("<I", header[4:])[0]
-        if name == b"ds64" and size >= 16:
-            data_bytes = struct.unpack("<Q", file.read(16)[8:])[0]
-            file.seek(at + 8)
-        if size == 0xFFFFFFFF:
-            if name != b"data" or data_bytes is None:
-                return
-            size = data_bytes
-        yield name, min(size, end - at - 8)
-        at += 8 + size + size % 2
 
 
 def _comment(content: bytes) -> str | None:

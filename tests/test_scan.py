@@ -257,7 +257,7 @@ def test_bad_recordings_are_listed_and_the_others_are_searched(field_folder: Pat
     assert ran.code == 5
     with open(tmp_path / "out" / "failed.csv", encoding="utf-8", newline="") as file:
         failed = {Path(row["file"]).name: row["reason"] for row in csv.DictReader(file)}
-    assert set(failed) == {"empty.wav", "text.wav", "folder.wav", "gone.wav", "nan.wav"}
+    assert set(failed) == {"empty.wav", "text.wav", "folder.wav", "gone.wav", "nan.wav", "cut.wav"}
     assert "20.0" in failed["nan.wav"] and "0 bytes" in failed["empty.wav"]
     found = {Path(row["file"]).name for row in rows_of(tmp_path / "out")}
     assert found >= {"20240501_213000.WAV", "a.flac", "b.aiff", "cut.wav", "nan.wav"}  # what precedes the NaN is kept
