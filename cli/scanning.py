@@ -42,6 +42,11 @@ SpeedOption = Annotated[
     typer.Option("--audio-speed", help="Listen this many times as fast: 0.1 brings bats down to speech.", metavar="X"),
 ]
 LowOption = Annotated[float | None, typer.Option("--fmin", help="Lowest frequency of sounds looked for.", metavar="HZ")]
+TablesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--table", help="Where the labels are in a recording of the same name; again for each."),
+]
+TierOption = Annotated[str | None, typer.Option("--tier", help="Of EAF and TextGrid tables.")]
 HighOption = Annotated[float | None, typer.Option("--fmax", help="Highest frequency of them.", metavar="HZ")]
 
 
@@ -206,11 +211,8 @@ def _clock(seconds: float) -> str:
 
 def calibrate(
     recordings: RecordingsArgument,
-    tables: Annotated[
-        list[Path] | None,
-        typer.Option("--table", help="Where the labels are in a recording of the same name; again for each."),
-    ] = None,
-    tier: Annotated[str | None, typer.Option("--tier", help="Of EAF and TextGrid tables.")] = None,
+    tables: TablesOption = None,
+    tier: TierOption = None,
     per_hour: Annotated[
         float, typer.Option("--per-hour", help="False alarms per hour and label that are bearable.", metavar="N")
     ] = 1.0,
@@ -244,11 +246,8 @@ def calibrate(
 
 def simulate(
     recordings: RecordingsArgument,
-    tables: Annotated[
-        list[Path] | None,
-        typer.Option("--table", help="Where the labels are in a recording of the same name; again for each."),
-    ] = None,
-    tier: Annotated[str | None, typer.Option("--tier", help="Of EAF and TextGrid tables.")] = None,
+    tables: TablesOption = None,
+    tier: TierOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
     modality: ModalityOption = None,
