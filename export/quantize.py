@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,10 @@ class Drift:
     max_cosine_drift: float  # largest cosine distance between the two embeddings of one input
 
 
-class _Samples(CalibrationDataReader):
-    def __init__(self, name: str, inputs: list[np.ndarray]) -> None:
+class Samples(CalibrationDataReader):
+    """Inputs of the name `name`, as the calibrator wants them."""
+
+    def __init__(self, name: str, inputs: Sequence[np.ndarray]) -> None:
         self._rows = iter([{name: x} for x in inputs])
 
     def get_next(self) -> dict | None:
@@ -51,13 +53,13 @@ def quantize(data: bytes, name: str, samples: list[np.ndarray], held_out: list[n
     samples    inputs whose ranges are taken, each with a batch dimension
     held_out   inputs on which the drift is measured
     """
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         paths = [Path(folder, f"{stage}.onnx") for stage in ("fp32", "prepared", "int8")]
         paths[0].write_bytes(data)
         quant_pre_process(paths[0], paths[1], skip_symbolic_shape=True)
         excluded = [n.name for n in onnx.load(paths[1]).graph.node if _is_statistics(n)]
         quantize_static(
-            paths[1], paths[2], _Samples(name, samples), quant_format=QuantFormat.QDQ, per_channel=True,
+            paths[1], paths[2], Samples(name, samples), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             op_types_to_quantize=list(QUANTIZED), nodes_to_exclude=excluded,
         )  # fmt: skip
@@ -72,7 +74,7 @@ def quantize(data: bytes, name: str, samples: list[np.ndarray], held_out: list[n
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The quantizer logs warnings of its own pre-processing step to the root logger."""
     logging.disable(logging.WARNING)
     try:
@@ -81,14 +83,21 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def measure_drift(data: bytes, quantized: bytes, name: str, inputs: list[np.ndarray]) -> Drift:
-    full, small = session_of(data), session_of(quantized)
-    a = np.concatenate([full.run(None, {name: x})[0] for x in inputs])
-    b = np.concatenate([small.run(None, {name: x})[0] for x in inputs])
-    return Drift(
-        snr_db=float(10 * np.log10((a**2).sum() / ((a - b) ** 2).sum())),
-        max_cosine_drift=float((1 - (a * b).sum(axis=1)).max()),
-    )
+def measure_drift(data: bytes, quantized: bytes, name: str, inputs: Sequence[np.ndarray]) -> Drift:
+    a, b = embeddings_of(data, name, inputs), embeddings_of(quantized, name, inputs)
+    return Drift(snr_db=snr_db(a, b), max_cosine_drift=float((1 - (a * b).sum(axis=1)).max()))
+
+
+def embeddings_of(data: bytes, name: str, inputs: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n, dim]: what a model gives for inputs with a batch dimension each."""
+    session = session_of(data)
+    return np.concatenate([session.run(None, {name: x})[0] for x in inputs])
+
+
+def snr_db(reference: np.ndarray, embeddings: np.ndarray) -> float:
+    """Signal-to-quantization-noise ratio: power of the reference by that of the difference; infinite for equals."""
+    noise = float(np.square(reference - embeddings).sum())
+    return float("inf") if noise == 0 else float(10 * np.log10(np.square(reference).sum() / noise))
 
 
 def _is_statistics(node: onnx.NodeProto) -> bool:
