@@ -174,10 +174,32 @@ def _input_text(taken: Input) -> str:
 
 
 @bundle_app.command("verify")
-def verify_bundle(bundle: BundleArgument = None, modality: ModalityOption = None) -> None:
+def verify_bundle(
+    bundle: BundleArgument = None,
+    modality: ModalityOption = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Public key (ed25519, PEM): the bundle must be signed with it.")
+    ] = None,
+) -> None:
     """Check every file of the bundle against its manifest and load every graph."""
     from edgealign.bundle import Bundle
 
     opened = Bundle.open(bundle, modality=modality)
-    names = opened.verify()
-    print(f"{printable(opened.path)} is intact: {len(names)} files, encoder {opened.encoder_sha256[:12]}")
+    if key is None:
+        names, signed = opened.verify(), ""
+    else:
+        from edgealign import signatures
+
+        names, signed = signatures.verify(opened.path, key), f", signed with the key {printable(str(key))}"
+    print(f"{printable(opened.path)} is intact: {len(names)} files, encoder {opened.encoder_sha256[:12]}{signed}")
+
+
+@bundle_app.command("sign")
+def sign_bundle(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
+    key: Annotated[Path, typer.Option("--key", help="Private key (ed25519, PEM).")],
+) -> None:
+    """Sign the bundle, so that others can check who made it (needs edgealign[sign])."""
+    from edgealign import signatures
+
+    print(f"wrote {printable(signatures.sign(bundle, key))}")

@@ -31,6 +31,7 @@ FORMAT_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 FILTERS = "filters.f32"
 GOLDEN = "golden.npz"
+SIGNATURE = "manifest.sig"  # see edgealign.signatures
 CARD = "README.md"
 
 MAX_MANIFEST_BYTES = 2**20
@@ -78,7 +79,7 @@ def _read_calibration(manifest: dict) -> Calibration:
     return calibration
 
 
-def _read_plain_file(folder: str, name: str, max_bytes: int) -> bytes:
+def read_plain_file(folder: str, name: str, max_bytes: int) -> bytes:
     """Bytes of a regular file that lies directly in the folder; links, devices and oversized files are refused."""
     expect(_PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
     path = os.path.join(folder, name)
@@ -98,67 +99,6 @@ def _max_bytes(name: str) -> int:
     return MAX_ONNX_BYTES if name.endswith(".onnx") else MAX_FILE_BYTES
 
 
-# The parts of ONNX's protobuf schema through which a TensorProto can be reached: message -> field number -> message.
-_ONNX_MESSAGES = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "function": {7: "node", 11: "attribute"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {},
-}
-_TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
-_MAX_ONNX_DEPTH = 64
-
-
-def points_outside(onnx_model: bytes) -> bool:
-    """Whether a tensor of an ONNX model names data in another file. ValueError where the bytes are not protobuf.
-
-    Walks the protobuf by hand, so that checking a graph needs neither onnx nor trust in ONNX Runtime's loader.
-    """
-
-    def varint(at: int, end: int) -> tuple[int, int]:
-        value = shift = 0
-        while at < end and shift < 70:
-            byte = onnx_model[at]
-            value |= (byte & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if byte < 0x80:
-                return value, at
-        raise ValueError("a number is cut short")
-
-    def walk(at: int, end: int, message: str, depth: int) -> bool:
-        if depth > _MAX_ONNX_DEPTH:
-            raise ValueError(f"nested deeper than {_MAX_ONNX_DEPTH} levels")
-        inner = _ONNX_MESSAGES[message]
-        while at < end:
-            key, at = varint(at, end)
-            number, wire = key >> 3, key & 7
-            start = at
-            if wire == 0:
-                value, at = varint(at, end)
-                if message == "tensor" and number == _TENSOR_DATA_LOCATION and value != 0:
-                    return True
-            elif wire == 2:
-                size, start = varint(at, end)
-                at = start + size
-                if message == "tensor" and number == _TENSOR_EXTERNAL_DATA:
-                    return True
-            elif wire in (1, 5):
-                at += 8 if wire == 1 else 4
-            else:
-                raise ValueError(f"wire type {wire} is not used by ONNX")
-            if at > end:
-                raise ValueError("a field reaches past its message")
-            if wire == 2 and number in inner and walk(start, at, inner[number], depth + 1):
-                return True
-        return False
-
-    return walk(0, len(onnx_model), "model", 0)
-
-
 def check_modality(modality: str) -> None:
     if modality not in MODALITIES:
         raise InvalidInput(f"modality is '{modality}': expected {', '.join(MODALITIES)}")
@@ -167,6 +107,11 @@ def check_modality(modality: str) -> None:
 def package_bundle(modality: str) -> str:
     """Folder of the bundle that is shipped for a modality."""
     return os.path.join(os.path.dirname(__file__), "bundles", modality)
+
+
+def _is_shipped(folder: str) -> bool:
+    """Whether the bundle is a part of this installation, and so as trusted as the code."""
+    return os.path.dirname(os.path.realpath(folder)) == os.path.realpath(os.path.dirname(package_bundle("")))
 
 
 class Bundle:
@@ -226,7 +171,7 @@ class Bundle:
         if not os.path.isdir(folder):
             raise BundleUnreadable(f"no bundle at '{folder}': a bundle is a folder with a {MANIFEST}")
         try:
-            data = _read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES)
+            data = read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES)
             manifest = parse_json(data, MANIFEST)
             _check_manifest(manifest)
             bundle = cls(folder, manifest, variant, device)
@@ -244,7 +189,7 @@ class Bundle:
         """Bytes of one file of the manifest, with size and sha256 checked on exactly these bytes."""
         entry = self.manifest["files"].get(name)
         expect(entry is not None, f"bundle '{self.path}': '{name}' is not in its manifest")
-        data = _read_plain_file(self.path, name, _max_bytes(name))
+        data = read_plain_file(self.path, name, _max_bytes(name))
         if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise BundleUnreadable(
                 f"'{os.path.join(self.path, name)}' differs from its manifest ({len(data)} bytes, expected "
@@ -359,7 +304,7 @@ class Bundle:
         one of the files, and that every graph loads.
         """
         names = set(self.manifest["files"])
-        present = set(os.listdir(self.path)) - {MANIFEST}
+        present = set(os.listdir(self.path)) - {MANIFEST, SIGNATURE}
         expect(names == present, f"bundle '{self.path}' holds {sorted(present)}: its manifest names {sorted(names)}")
         for name in names:
             self.read(name)
@@ -407,11 +352,13 @@ class Bundle:
                 "of onnxruntime, or use --device cpu"
             )
         data = self.read(name)
-        try:
-            outside = points_outside(data)
-        except ValueError as error:
-            raise BundleUnreadable(f"bundle '{self.path}': '{name}' is not an ONNX model: {error}") from None
-        expect(not outside, f"bundle '{self.path}': '{name}' points to data in other files, which is never followed")
+        if not _is_shipped(self.path):
+            from edgealign.first_load import check_first_load
+
+            try:
+                check_first_load(data, self.manifest["files"][name]["sha256"])
+            except ValueError as error:
+                raise BundleUnreadable(f"bundle '{self.path}': '{name}' cannot be used: {error}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -478,7 +425,7 @@ def _check_files(files: Any) -> None:
     expect(isinstance(files, dict) and len(files) <= MAX_FILES, f"'files' is not a table of at most {MAX_FILES} files")
     for name, entry in files.items():
         expect(_PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
-        expect(name != MANIFEST, f"the manifest lists itself as {name!r}")
+        expect(name not in (MANIFEST, SIGNATURE), f"the manifest lists itself as {name!r}")
         expect(
             isinstance(entry, dict)
             and set(entry) == {"sha256", "bytes"}
@@ -635,7 +582,7 @@ def write_bundle(
             _write_durably(os.path.join(partial, name), data)
 
         for name in sorted(os.listdir(source)):
-            add(name, _read_plain_file(source, name, _max_bytes(name)))
+            add(name, read_plain_file(source, name, _max_bytes(name)))
         version = 1 if "front_end" in manifest_fields else 2
         manifest = {"format": FORMAT, "format_version": version, "files": files, **manifest_fields}
         # The structure is checked before it is hashed and used, with stand-ins for what is still to be computed.
@@ -674,7 +621,7 @@ def check_target(target: str | os.PathLike) -> None:
 
 def _is_bundle(folder: str) -> bool:
     try:
-        return parse_json(_read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES), MANIFEST).get("format") == FORMAT
+        return parse_json(read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES), MANIFEST).get("format") == FORMAT
     except (BundleUnreadable, AttributeError):
         return False
 

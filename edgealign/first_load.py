@@ -1,8 +1,8 @@
 """Loads a stranger's graph for the first time in a process of its own, under a limit of time and memory.
 
-`onnx_check` sees what a model's bytes say; what ONNX Runtime makes of them while it folds constants, plans memory and
-runs can still be endless, or end the process. So the first load, and a run on silence of a usual size, happen where
-that does no harm. What passed is remembered by its SHA-256 and ONNX Runtime's version in the user's cache folder, so
+`onnx_check` comes first and sees what a model's bytes say; what ONNX Runtime makes of them while it folds constants,
+plans memory and runs can still be endless, or end the process. So the first load, and a run on silence of a usual size,
+happen where that does no harm. What passed is remembered by its SHA-256 and the versions in the user's cache folder, so
 that later loads cost nothing. Memory is limited on Linux, time everywhere.
 
 Run as a script, this file is that process: it needs nothing of edgealign, and reads the model from standard input.
@@ -11,7 +11,6 @@ Run as a script, this file is that process: it needs nothing of edgealign, and r
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 MAX_SECONDS = 60
@@ -23,14 +22,17 @@ _USUAL_SIZES = {2: 16_000, 3: 128}  # rank of an input -> size of what its shape
 
 
 def check_first_load(model: bytes, sha256: str) -> None:
-    """ValueError, with what is wrong as a clause about "it", where ONNX Runtime cannot load the model within limits."""
+    """ValueError, with what is wrong as a clause about "it", where a model is hostile or takes too much to load."""
     import onnxruntime
 
+    from edgealign import __version__
     from edgealign.cache import cache_file, remember
+    from edgealign.onnx_check import check_onnx
 
-    known = cache_file("loaded", f"{sha256}-{onnxruntime.__version__}")
+    known = cache_file("loaded", f"{sha256}-{__version__}-{onnxruntime.__version__}")
     if os.path.exists(known):
         return
+    check_onnx(model)
     load_apart(model)
     remember(known)
 
@@ -39,6 +41,8 @@ def load_apart(model: bytes, max_seconds: float = MAX_SECONDS, max_bytes: int = 
     """`check_first_load` that remembers nothing."""
     if getattr(sys, "frozen", False):
         return  # of an app that is one file, sys.executable is the app itself
+    import subprocess
+
     max_bytes += BYTES_PER_MODEL_BYTE * len(model)
     command = [sys.executable, "-P", __file__, str(max_bytes), str(max_seconds)]
     try:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_bundle import CALIBRATION, DIM, WINDOWS, noise_clip, word_clip
 
-from edgealign.bundle import MANIFEST, Bundle, canonical_json, fingerprint, points_outside, write_bundle
+from edgealign.bundle import MANIFEST, Bundle, canonical_json, fingerprint, write_bundle
 from edgealign.errors import BundleUnreadable, DeviceUnavailable, InvalidInput
 
 FIELDS = (
@@ -232,47 +232,25 @@ def test_a_graph_that_points_to_other_files_is_refused(copy: Path) -> None:
         Bundle.open(copy).encode(np.zeros((1, 24, 20), np.float32))
 
 
-def _external_tensor() -> onnx.TensorProto:
-    tensor = onnx.TensorProto(name="t", data_type=onnx.TensorProto.FLOAT, dims=[1])
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    return tensor
-
-
-def test_external_data_is_found_wherever_a_tensor_can_hide() -> None:
-    outside = _external_tensor()
-    constant = onnx.helper.make_node("Constant", [], ["c"])
-    constant.attribute.append(onnx.helper.make_attribute("value", outside))
-    inner = onnx.helper.make_graph([constant], "inner", [], [])
-    branch = onnx.helper.make_node("If", ["x"], ["y"])
-    branch.attribute.append(onnx.helper.make_attribute("then_branch", inner))
-    tensors = onnx.AttributeProto(name="many", type=onnx.AttributeProto.TENSORS, tensors=[outside])
-    listing = onnx.helper.make_node("Op", [], ["z"])
-    listing.attribute.append(tensors)
-    sparse = onnx.SparseTensorProto(values=outside)
-    function = onnx.FunctionProto(name="f", domain="d", node=[constant])
-    keyed = onnx.TensorProto(name="k", external_data=[onnx.StringStringEntryProto(key="location", value="/etc/passwd")])
-    graphs = [
-        onnx.GraphProto(node=[constant]),
-        onnx.GraphProto(node=[branch]),
-        onnx.GraphProto(node=[listing]),
-        onnx.GraphProto(initializer=[outside]),
-        onnx.GraphProto(initializer=[keyed]),
-        onnx.GraphProto(sparse_initializer=[sparse]),
-    ]
-    models = [onnx.ModelProto(graph=graph) for graph in graphs] + [onnx.ModelProto(functions=[function])]
-    for model in models:
-        assert points_outside(model.SerializeToString()), model
-    assert not points_outside(
-        onnx.ModelProto(graph=onnx.GraphProto(initializer=[onnx.TensorProto()])).SerializeToString()
-    )
-
-
-@given(st.binary(max_size=200))
-def test_walking_any_bytes_ends(data: bytes) -> None:
-    try:
-        assert points_outside(data) in (True, False)
-    except ValueError as error:
-        assert str(error)
+def test_a_hostile_graph_is_refused_with_what_is_wrong(copy: Path) -> None:
+    """By its bytes, and by what it takes to run; tests/test_onnx_check.py has the others."""
+    model = onnx.load_model(copy / "encoder.onnx")
+    model.graph.node[0].domain = "evil"
+    replace_part(copy, "encoder.onnx", model.SerializeToString())
+    with pytest.raises(
+        BundleUnreadable, match=r"'encoder\.onnx' cannot be used: it uses .* of the unknown domain 'evil'"
+    ):
+        Bundle.open(copy).encode(np.zeros((1, 24, 20), np.float32))
+    model = onnx.load_model(copy / "encoder.fp32.onnx")
+    shape = onnx.numpy_helper.from_array(np.array([10**5, 10**5]), "huge")
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["huge"], ["zeros"]))
+    model.graph.node.insert(1, onnx.helper.make_node("ReduceSum", ["zeros"], ["zero_sum"], keepdims=0))
+    model.graph.node[2].input[0] = "with_nothing"
+    model.graph.node.insert(2, onnx.helper.make_node("Add", ["log_mel", "zero_sum"], ["with_nothing"]))
+    replace_part(copy, "encoder.onnx", model.SerializeToString())
+    with pytest.raises(BundleUnreadable, match=r"'encoder\.onnx' cannot be used: it takes more than \d+ MiB"):
+        Bundle.open(copy).encode(np.zeros((1, 24, 20), np.float32))
 
 
 def test_bytes_that_are_no_graph_are_refused(copy: Path) -> None:

@@ -284,7 +284,7 @@ def test_what_loaded_once_is_not_loaded_apart_again(monkeypatch: pytest.MonkeyPa
     calls = []
     monkeypatch.setattr(first_load, "load_apart", lambda data: calls.append(data))
     for sha256 in ("a" * 64, "a" * 64, "b" * 64):
-        check_first_load(b"model", sha256)
+        check_first_load(model([IDENTITY]), sha256)
     assert len(calls) == 2
 
     def refuse(_: bytes) -> None:
@@ -293,7 +293,9 @@ def test_what_loaded_once_is_not_loaded_apart_again(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(first_load, "load_apart", refuse)
     for _ in range(2):
         with pytest.raises(ValueError, match="hostile"):
-            check_first_load(b"model", "c" * 64)
+            check_first_load(model([IDENTITY]), "c" * 64)
+    with pytest.raises(ValueError, match="no ONNX model"):
+        check_first_load(b"", "d" * 64)
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -66,6 +66,19 @@ def test_the_runtime_works_where_torch_cannot_be_imported(
         assert ran.returncode == 0, (arguments, ran.stderr)
 
 
+def test_the_shipped_bundle_is_not_checked_like_that_of_a_stranger(tmp_path: Path) -> None:
+    samples, clip = shipped_clips()
+    code = (
+        "import sys; from edgealign import Recognizer; recognizer = Recognizer.open(sys.argv[1]);"
+        "recognizer.enroll([sys.argv[2]]); recognizer.classify(sys.argv[3]); print(*sys.modules)"
+    )
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ran = run(code, tmp_path / "words.store", samples, clip, **environment)
+    assert ran.returncode == 0, ran.stderr
+    assert not {"edgealign.onnx_check", "edgealign.first_load"} & set(ran.stdout.split())
+    assert not (tmp_path / "cache" / "edgealign").exists()
+
+
 def test_importing_edgealign_imports_nothing_heavy() -> None:
     code = (
         "import sys; before = set(sys.modules); import edgealign;"
