@@ -245,7 +245,11 @@ class Bundle:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         entry = self.source("text").tokenizer
-        return open_tokenizer(entry, self.read(entry["file"]))
+        data = self.read(entry["file"])
+        try:
+            return open_tokenizer(entry, data)
+        except BundleUnreadable as error:
+            raise BundleUnreadable(f"bundle '{self.path}': {error}") from None
 
     @property
     def text_weight(self) -> float:
@@ -265,7 +269,7 @@ class Bundle:
                 raise ValueError(f"unpacks to {unpacked_bytes} bytes")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        except Exception as error:  # numpy and zipfile raise a dozen unrelated types
             raise BundleUnreadable(f"bundle '{self.path}': {GOLDEN} cannot be used: {error}") from None
 
     @property
