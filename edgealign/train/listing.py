@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,16 +43,22 @@ class Listing:
 
     def paired(self, config: FeatureConfig, cache: Path | None, protocols: tuple[Protocol, ...]) -> Paired:
         """Features and labels as arrays."""
+        arrays = [
+            features([item for item, _ in samples], kind, config, cache, self.name)
+            for kind, samples in zip(self.kinds, (self.sources, self.targets), strict=True)
+        ]
+        return self.joined(self.kinds, arrays, protocols)
+
+    def joined(
+        self, kinds: tuple[str, str], arrays: Sequence[np.ndarray], protocols: tuple[Protocol, ...]
+    ) -> Paired:
+        """The same with arrays of source and target that were made elsewhere, and what kinds they are."""
         found = {label for _, label in (*self.sources, *self.targets)}
         classes = tuple(sorted(found))
         row_of = {label: row for row, label in enumerate(classes)}
         sides = [
-            Side(
-                kind,
-                features([item for item, _ in samples], kind, config, cache, self.name),
-                np.array([row_of[label] for _, label in samples], np.int64),
-            )
-            for kind, samples in zip(self.kinds, (self.sources, self.targets), strict=True)
+            Side(kind, x, np.array([row_of[label] for _, label in samples], np.int64))
+            for kind, x, samples in zip(kinds, arrays, (self.sources, self.targets), strict=True)
         ]
         pairs = np.array(self.pairs, np.int64).reshape(-1, 2)
         roles = tuple(self.roles[label] for label in classes)

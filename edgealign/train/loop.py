@@ -102,6 +102,8 @@ class Loop:
         if not self.method.stages and self.step == 0:
             self.step = self.config.steps
             self._validate(report)
+        elif self.step == 0 and self.data.target.kind == "embedding":
+            self._validate(report)  # a head that was not trained is a candidate, too
         while self.step < self.config.steps:
             terms = self.advance()
             now = time.monotonic()

@@ -25,6 +25,7 @@ class NetworkConfig:
     widths: tuple[int, ...] = (32, 64, 128)  # channels of the convolutions, each at half the resolution
     n_way: int = 5  # slots of phi
     shared: bool = False  # one trunk for both modalities
+    residual: bool = False  # of heads on frozen encoders: linear plus a small MLP
 
 
 class TextStem(nn.Module):
@@ -72,12 +73,32 @@ class Encoder(nn.Module):
         return self.trunk(self.stem.out(self.stem.pooled(x)))
 
 
+class Head(nn.Module):
+    """On the embeddings of a frozen encoder: a linear map, and beside it an MLP that begins at zero where the
+    configuration has `residual`. The linear map begins as the identity where the dimensions agree, else at random."""
+
+    def __init__(self, inputs: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, config.dim)
+        (nn.init.eye_ if inputs == config.dim else nn.init.orthogonal_)(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.residual = None
+        if config.residual:
+            self.residual = nn.Sequential(nn.Linear(inputs, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.dim))
+            nn.init.zeros_(self.residual[2].weight)
+            nn.init.zeros_(self.residual[2].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [n, inputs] -> [n, dim]."""
+        return self.linear(x) if self.residual is None else self.linear(x) + self.residual(x)
+
+
 class PairedEncoders(nn.Module):
     """All meta-parameters, and the heads that some methods train beside them.
 
     kinds      of source and target, as in `paired.KINDS`
     n_joint    labels of the plain classifier
-    n_outputs  of the decoders of source and target (`decoded`)
+    n_outputs  of the decoders of source and target (`decoded`); of an "embedding" these are its inputs, too
     """
 
     def __init__(
@@ -85,13 +106,16 @@ class PairedEncoders(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.kinds = config, kinds
-        stems = [
-            TextStem(n_buckets, config) if kind == "text" else ConvolutionStem(3 if kind == "image" else 1, config)
-            for kind in kinds
-        ]
-        trunks = [_trunk(config)]
-        trunks.append(trunks[0] if config.shared else _trunk(config))
-        self.source, self.target = (Encoder(*parts) for parts in zip(stems, trunks, strict=True))
+        if "embedding" in kinds:
+            self.source, self.target = (Head(inputs, config) for inputs in n_outputs)
+        else:
+            stems = [
+                TextStem(n_buckets, config) if kind == "text" else ConvolutionStem(3 if kind == "image" else 1, config)
+                for kind in kinds
+            ]
+            trunks = [_trunk(config)]
+            trunks.append(trunks[0] if config.shared else _trunk(config))
+            self.source, self.target = (Encoder(*parts) for parts in zip(stems, trunks, strict=True))
         self.alignment = nn.Linear(config.dim, config.dim)
         nn.init.eye_(self.alignment.weight)
         nn.init.zeros_(self.alignment.bias)
@@ -106,6 +130,11 @@ class PairedEncoders(nn.Module):
         """Scale and shift the linear layers so that each output has mean 0 and variance 1 over these samples
         (Salimans & Kingma 2016). Otherwise all embeddings begin with nearly one direction, and training ends in it."""
         encoders = (self.source, self.target)
+        if isinstance(self.source, Head):
+            # Scaled one by one, the dimensions of two aligned spaces would not stay aligned: the means are taken out.
+            for head, x in zip(encoders, (source, target), strict=True):
+                head.linear.bias.copy_(-head.linear(x).mean(dim=0))
+            return
         values = [
             _standardized(encoder.stem.out, encoder.stem.pooled(x))
             for encoder, x in zip(encoders, (source, target), strict=True)

@@ -4,6 +4,7 @@ for meta-training, for validation and for the test.
     text    int32 [n, n_tokens]                 hashed words and letter trigrams, 0 is padding
     image   uint8 [n, 3, size_px, size_px]      RGB
     sound   float16 [n, n_mels, n_frames]       log-mel, mean 0
+    embedding  float32 [n, dim]                 of a frozen encoder, unit rows; on both sides or on none
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from edgealign.errors import InvalidInput
 
 ROLES = ("train", "val", "test", "retrieval")
-KINDS = ("text", "image", "sound")
+KINDS = ("text", "image", "sound", "embedding")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from edgealign.train.networks import GradientReversal, PairedEncoders
 from edgealign.train.paired import Paired, Side
 
 DECODED_PX = 8  # reconstruction is measured on 8 x 8 cells
+EMBEDDING_NOISE = 0.2
 
 
 def as_input(x: np.ndarray, kind: str, rng: np.random.Generator | None, device: torch.device | str = "cpu") -> Tensor:
@@ -27,12 +28,17 @@ def as_input(x: np.ndarray, kind: str, rng: np.random.Generator | None, device: 
     text   tokens int64 [n, n_tokens]; a tenth of them is dropped
     image  float32 [n, 3, size, size] in [-1, 1]; shifted by up to an eighth, mirrored, brighter or darker
     sound  float32 [n, 1, n_mels, n_frames]; moved in time, louder or softer, a band and a stretch masked
+    embedding  float32 [n, dim], scaled to unit variance; noise is added
     """
     if kind == "text":
         ids = x.astype(np.int64)
         if rng is not None:
             ids = np.where((rng.random(ids.shape) < 0.1) & (ids.cumsum(axis=1) > ids[:, :1]), 0, ids)
         return torch.from_numpy(ids).to(device)
+    if kind == "embedding":
+        values = x * np.float32(x.shape[1] ** 0.5)
+        noise = 0 if rng is None else rng.normal(0, EMBEDDING_NOISE, values.shape).astype(np.float32)
+        return torch.from_numpy(values + noise).to(device)
     if kind == "image":
         values = x.astype(np.float32) / 127.5 - 1
         return torch.from_numpy(values if rng is None else _varied_images(values, rng)).to(device)
@@ -274,7 +280,10 @@ def modality_confusion(model: PairedEncoders, source: Tensor, target: Tensor, _s
 
 
 def reconstruction_loss(kind: str, x: Tensor, decoded: Tensor) -> Tensor:
-    """Text: cross-entropy of its tokens as a distribution; else squared error on DECODED_PX x DECODED_PX cells."""
+    """Text: cross-entropy of its tokens as a distribution; else squared error, of an embedding or on DECODED_PX x
+    DECODED_PX cells."""
+    if kind == "embedding":
+        return F.mse_loss(decoded, x)
     if kind == "text":
         log_probability = F.log_softmax(decoded, dim=1).gather(1, x)
         there = (x != 0).to(decoded.dtype)
@@ -284,4 +293,6 @@ def reconstruction_loss(kind: str, x: Tensor, decoded: Tensor) -> Tensor:
 
 def n_decoded(side: Side, n_buckets: int) -> int:
     """Outputs of a decoder of a modality."""
+    if side.kind == "embedding":
+        return side.x.shape[1]
     return n_buckets if side.kind == "text" else DECODED_PX**2 * (3 if side.kind == "image" else 1)
