@@ -170,8 +170,11 @@ def _features(
     nearest, at = order[:, 0], np.arange(len(queries))
     first = distances[at, nearest]
     second = distances[at, order[:, 1]] if way > 1 else first + LONE_MARGIN
-    mu_label, sd_label = kernels.cohort_stats(prototypes, bank, COHORT).T
-    mu_query, sd_query = kernels.cohort_stats(queries, bank, COHORT).T
+    z, t = np.zeros(len(queries)), np.zeros(len(queries))
+    if len(bank):
+        mu_label, sd_label = kernels.cohort_stats(prototypes, bank, COHORT).T
+        mu_query, sd_query = kernels.cohort_stats(queries, bank, COHORT).T
+        z, t = (mu_label[nearest] - first) / sd_label[nearest], (mu_query - first) / sd_query
     shots = np.bincount(owner[spoken], minlength=way)
     loo = np.full(way, prior_loo)
     if spoken.any():
@@ -180,8 +183,8 @@ def _features(
             mine = out[(owner[spoken] == slot) & has]
             loo[slot] = (prior_loo * PRIOR_WEIGHT + mine.sum()) / (PRIOR_WEIGHT + len(mine))
     features = np.stack([
-        np.ones(len(queries)), (mu_label[nearest] - first) / sd_label[nearest], (mu_query - first) / sd_query, first,
-        second - first, loo[nearest], np.log2(1 + shots[nearest]), (shots[nearest] == 0).astype(float),
+        np.ones(len(queries)), z, t, first, second - first, loo[nearest], np.log2(1 + shots[nearest]),
+        (shots[nearest] == 0).astype(float),
     ], axis=1)  # fmt: skip
     return features, nearest, shots[nearest]
 

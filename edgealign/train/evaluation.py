@@ -125,10 +125,16 @@ class Evaluation:
                 digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def prototype_cells(self, model: PairedEncoders, noises: Sequence[float] = (0.0,)) -> Iterator[Cell]:
-        """Nearest prototypes at every shot, and at every share of wrong labels for the longest but one support."""
-        target = Embedded(self.data.target, model, model.embed_target)
-        source = Embedded(self.data.source, model, model.embed_source)
+    def prototype_cells(
+        self, model: PairedEncoders, noises: Sequence[float] = (0.0,), data: Paired | None = None
+    ) -> Iterator[Cell]:
+        """Nearest prototypes at every shot, and at every share of wrong labels for the longest but one support.
+
+        data   the same samples in another form, to be asked instead of those that the episodes were drawn from
+        """
+        data = self.data if data is None else data
+        target = Embedded(data.target, model, model.embed_target)
+        source = Embedded(data.source, model, model.embed_source)
         for drawn in self.drawn:
             queries = target.at(drawn.rows[:, :, drawn.n_support :])
             if drawn.protocol.with_source:

@@ -60,7 +60,7 @@ def features(items: Sequence[Item], kind: str, config: FeatureConfig, cache: Pat
         return make()
     digest = hashlib.sha256(f"{VERSION} {kind} {astuple(config)} {FRONT_END}".encode())
     for item in items:
-        digest.update(_identity(item))
+        digest.update(identity(item))
     path = cache / f"{name}-{kind}-{digest.hexdigest()[:16]}.npy"
     if path.exists():
         return np.load(path, allow_pickle=False)
@@ -71,7 +71,8 @@ def features(items: Sequence[Item], kind: str, config: FeatureConfig, cache: Pat
     return array
 
 
-def _identity(item: Item) -> bytes:
+def identity(item: Item) -> bytes:
+    """What tells an item from others, and a file from an earlier state of it: for names in a cache."""
     if isinstance(item, Path):
         try:
             stat = item.stat()

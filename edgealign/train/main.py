@@ -12,6 +12,7 @@ import typer
 
 from edgealign.errors import InvalidInput
 from edgealign.train import sense_commands
+from edgealign.train.projection_command import projection
 from edgealign.train.research_commands import COMMANDS
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -26,6 +27,7 @@ for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 for _command in (sense_commands.audio, sense_commands.image):
     app.command()(_command)
+app.command("projection")(projection)
 
 
 @app.command("text-to-speech")

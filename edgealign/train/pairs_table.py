@@ -4,7 +4,7 @@ source    a text, or a file, as the task says; relative to the folder of the tab
 target    a file; may be empty in a weak row
 label     what the row is an example of
 pairing   strong: this source belongs to this target; weak: both belong to the label (as strong ones do, too)
-split     train, val or test: of the label, in all its rows
+split     train, val or test: of the label, in all its rows; without this column labels are split by a hash
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgealign.errors import InputUnreadable, InvalidInput
 from edgealign.train.listing import Listing
+from edgealign.train.paired import split_labels
 
 COLUMNS = ("source", "target", "label", "pairing", "split")
 SPLITS = ("train", "val", "test")
@@ -35,15 +36,18 @@ def read(path: Path, name: str, kinds: tuple[str, str]) -> Listing:
         has[label].add(side)
         return rows[key]
 
-    for number, row in _rows(path):
+    found = _rows(path)
+    by_hash = {} if "split" in found[0][1] else split_labels(row["label"] for _, row in found)
+    for number, row in found:
         where, label = f"'{path}' row {number}", row["label"]
         if not label:
             raise InvalidInput(f"{where}: the label is empty: say what the row is an example of")
         _one_of(where, "pairing", row["pairing"], ("strong", "weak"))
-        _one_of(where, "split", row["split"], SPLITS)
-        if listing.roles.setdefault(label, row["split"]) != row["split"]:
+        split = row.get("split") or by_hash.get(label, "")
+        _one_of(where, "split", split, SPLITS)
+        if listing.roles.setdefault(label, split) != split:
             raise InvalidInput(
-                f"{where}: the label '{label}' is in the split {row['split']}, and in {listing.roles[label]} in row "
+                f"{where}: the label '{label}' is in the split {split}, and in {listing.roles[label]} in row "
                 f"{first_row[label]}: a label that is tested must not be trained on, give it one split"
             )
         first_row.setdefault(label, number)
@@ -73,18 +77,19 @@ def read(path: Path, name: str, kinds: tuple[str, str]) -> Listing:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of a CSV file with exactly COLUMNS."""
+    """(line number, row) of a CSV file with exactly COLUMNS, or all but the split."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            unknown = set(reader.fieldnames or ()) ^ set(COLUMNS)
+            names = set(reader.fieldnames or ())
+            unknown = (names | {"split"}) ^ set(COLUMNS)
             if unknown:
                 kinds = [f"unknown column '{c}'" if c not in COLUMNS else f"no column '{c}'" for c in sorted(unknown)]
                 raise InvalidInput(f"'{path}' row 1: {', '.join(kinds)}: the header is {','.join(COLUMNS)}")
             found = []
             for row in reader:
                 if None in row or None in row.values():
-                    raise InvalidInput(f"'{path}' row {reader.line_num}: expected {len(COLUMNS)} values: quote commas")
+                    raise InvalidInput(f"'{path}' row {reader.line_num}: expected {len(names)} values: quote commas")
                 found.append((reader.line_num, {name: value.strip() for name, value in row.items()}))
     except OSError as error:
         raise InputUnreadable(f"'{path}' cannot be read: {error.strerror}") from None

@@ -27,11 +27,10 @@ from edgealign.train import pairs_table, research
 from edgealign.train.evaluation import Cell, Episodes, Evaluation, Retrieval, retrieval
 from edgealign.train.features import Item, identity
 from edgealign.train.listing import Listing
-from edgealign.train.loop import Loop, load_best
+from edgealign.train.loop import Loop, Report, load_best
 from edgealign.train.methods import METHODS, LoopConfig
 from edgealign.train.networks import Head, NetworkConfig, PairedEncoders
 from edgealign.train.paired import Paired, Protocol
-from edgealign.train.research import Report
 from edgealign.writing import replace_file
 
 VERSION = 1  # of what the cache holds: part of the name of every file
@@ -191,9 +190,7 @@ def cells(evaluation: Evaluation, data: Paired, head: str) -> list[Cell]:
     Without k = 0 where the spaces of source and target have different dimensions: nothing compares them.
     """
     dims = {side.x.shape[1] for side in (data.source, data.target)}
-    mine = Evaluation.__new__(Evaluation)
-    mine.__dict__ = evaluation.__dict__ | {"data": data}
-    found = mine.prototype_cells(Frozen(max(dims)))
+    found = evaluation.prototype_cells(Frozen(max(dims)), data=data)
     return [replace(cell, head=head) for cell in found if cell.k or len(dims) == 1]
 
 
