@@ -90,4 +90,6 @@ def _report(line: str) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run with the arguments after `edgealign train`; errors are the caller's to print."""
-    app(arguments, prog_name="edgealign train", standalone_mode=False)
+    code = app(arguments, prog_name="edgealign train", standalone_mode=False)
+    if code:  # Typer returns the code of an interrupt where it does not end the process itself
+        sys.exit(code)
