@@ -139,7 +139,7 @@ def _input(bundle: Bundle) -> dict[str, Any]:
 
 
 def _drift(trained: Trained, variant: str) -> Drift | None:
-    """How far a variant with the head is from fp32 with it, on validation samples; None for fp32 itself, or without it."""
+    """How far a variant with the head is from fp32 with it, on validation samples; None where nothing compares."""
     base, to_target = trained.target, trained.projections[1]
     if variant == "fp32" or "fp32" not in base.variants:
         return None
@@ -221,10 +221,11 @@ def _card(trained: Trained) -> str:
     n_train = len(data.with_role("train"))
     head = f"""# {base.name}, aligned with {source.bundle.name}
 
-The encoder of the bundle `{base.name}` ({base.encoder_sha256[:12]}) and, to start labels from, the {source.kind} encoder of
-the bundle `{source.bundle.name}` ({source.bundle.encoder_sha256[:12]}), both as they were, each with a {trained.head} head
-behind it. The heads were aligned on {len(data.training_targets)} samples of {n_train} labels by `edgealign train
-projection`. Measured on labels that training did not see; a source sample counts as {trained.weight:g} target samples.
+The encoder of the bundle `{base.name}` ({base.encoder_sha256[:12]}) and, to start labels from, the {source.kind}
+encoder of the bundle `{source.bundle.name}` ({source.bundle.encoder_sha256[:12]}), both as they were, each with a
+{trained.head} head behind it. The heads were aligned on {len(data.training_targets)} samples of {n_train} labels by
+`edgealign train projection`. Measured on labels that training did not see; a source sample counts as
+{trained.weight:g} target samples.
 
 """
     from edgealign.train.research import results_table

@@ -281,6 +281,8 @@ class Retrieval:
 
     def recall_by_chance(self, k: int) -> float:
         """Of a random order: 1 - C(gallery - right, k) / C(gallery, k)."""
+        if k >= self.n_gallery:
+            return 1.0
         return 1 - comb(self.n_gallery - self.n_right, k) / comb(self.n_gallery, k)
 
     @property

@@ -49,9 +49,7 @@ class Listing:
         ]
         return self.joined(self.kinds, arrays, protocols)
 
-    def joined(
-        self, kinds: tuple[str, str], arrays: Sequence[np.ndarray], protocols: tuple[Protocol, ...]
-    ) -> Paired:
+    def joined(self, kinds: tuple[str, str], arrays: Sequence[np.ndarray], protocols: tuple[Protocol, ...]) -> Paired:
         """The same with arrays of source and target that were made elsewhere, and what kinds they are."""
         found = {label for _, label in (*self.sources, *self.targets)}
         classes = tuple(sorted(found))

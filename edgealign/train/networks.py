@@ -84,7 +84,9 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.bias)
         self.residual = None
         if config.residual:
-            self.residual = nn.Sequential(nn.Linear(inputs, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.dim))
+            self.residual = nn.Sequential(
+                nn.Linear(inputs, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.dim)
+            )
             nn.init.zeros_(self.residual[2].weight)
             nn.init.zeros_(self.residual[2].bias)
 

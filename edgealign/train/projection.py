@@ -1,8 +1,8 @@
 """Projections on top of two frozen bundles: small heads that align their spaces, trained by the loop of `loop`.
 
-Every sample is embedded once, by the runtime of its bundle, and the embeddings are kept in a cache. To the loop they are
-one more kind of side. A linear head and one with a residual MLP are trained; validation labels choose. `export.projection`
-folds the heads into the graphs.
+Every sample is embedded once, by the runtime of its bundle, and the embeddings are kept in a cache. To the loop they
+are one more kind of side. A linear head and one with a residual MLP are trained; validation labels choose.
+`export.projection` folds the heads into the graphs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgealign.bundle import Bundle
-from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
+from edgealign.errors import InputUnreadable, InvalidInput
 from edgealign.inputs import ImageInput, Windows
 from edgealign.samples import clip_values, embed, open_sample
 from edgealign.train import pairs_table, research
@@ -28,7 +28,7 @@ from edgealign.train.evaluation import Cell, Episodes, Evaluation, Retrieval, re
 from edgealign.train.features import Item, identity
 from edgealign.train.listing import Listing
 from edgealign.train.loop import Loop, Report, load_best
-from edgealign.train.methods import METHODS, LoopConfig
+from edgealign.train.methods import METHODS, LoopConfig, expect_pairs
 from edgealign.train.networks import Head, NetworkConfig, PairedEncoders
 from edgealign.train.paired import Paired, Protocol
 from edgealign.writing import replace_file
@@ -36,6 +36,7 @@ from edgealign.writing import replace_file
 VERSION = 1  # of what the cache holds: part of the name of every file
 CHUNK = 256  # samples in one file of the cache
 HEADS = {"linear": False, "residual": True}  # name -> NetworkConfig.residual
+EMBEDDED = ("embedding", "embedding")  # kinds of both sides, to the loop
 SOURCE_KINDS = ("text", "image")
 WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)  # recordings that a source sample may count as
 LISTED_PROBLEMS = 5
@@ -140,8 +141,8 @@ def embedded(
     if problems:
         more = f", and {len(problems) - LISTED_PROBLEMS} more" if len(problems) > LISTED_PROBLEMS else ""
         raise InputUnreadable(
-            f"{len(problems)} of {len(items)} samples cannot be embedded: {'; '.join(problems[:LISTED_PROBLEMS])}{more}: "
-            f"take their rows out of the table, or mend the files"
+            f"{len(problems)} of {len(items)} samples cannot be embedded: {'; '.join(problems[:LISTED_PROBLEMS])}{more}"
+            f": take their rows out of the table, or mend the files"
         )
     return Rows(np.concatenate([part.windows for part in parts]), np.concatenate([part.counts for part in parts]))
 
@@ -216,7 +217,9 @@ def difference(before: Sequence[Cell], after: Sequence[Cell]) -> list[Cell]:
     """Paired differences on the same episodes, where both were measured."""
     known = {(cell.protocol, cell.k): cell for cell in before}
     return [
-        replace(cell, head=f"{cell.head} − before", accuracies=cell.accuracies - known[cell.protocol, cell.k].accuracies)
+        replace(
+            cell, head=f"{cell.head} − before", accuracies=cell.accuracies - known[cell.protocol, cell.k].accuracies
+        )
         for cell in after
         if (cell.protocol, cell.k) in known
     ]
@@ -329,7 +332,9 @@ class Trained:
 
 def default_config(method: str, seed: int, steps: int) -> LoopConfig:
     """A short schedule; heads are trained in a minute, so checkpoints are frequent."""
-    return LoopConfig(method=method, seed=seed, steps=steps, validate_every=100, checkpoint_s=20.0)
+    return LoopConfig(
+        method=method, seed=seed, steps=steps, tasks_per_step=1, validate_every=50, checkpoint_s=20.0
+    )  # fmt: skip
 
 
 def read_pairs(table: Path, source: SourceSide, target: Bundle) -> Listing:
@@ -355,7 +360,7 @@ def paired(
         for wanted in ("val", "test")
     )
     protocols = (Protocol("labels", 5, startable),)
-    return listing.joined(("embedding", "embedding"), [part.means() for part in rows], protocols), rows
+    return listing.joined(EMBEDDED, [part.means() for part in rows], protocols), rows
 
 
 def train(
@@ -364,9 +369,11 @@ def train(
 ) -> Trained:  # fmt: skip
     """Heads for the pairs of a listing; the runs of the loop are folders in `folder`, and go on where they stopped."""
     if METHODS[config.method].shared:
-        raise InvalidInput(f"'{config.method}' shares a trunk and heads on two encoders have none: choose another method")
+        raise InvalidInput(f"'{config.method}' shares a trunk, which two heads have not: choose another method")
+    expect_pairs(METHODS[config.method], len(listing.pairs), listing.name)
+    nothing = [np.zeros((len(samples), 1), np.float32) for samples in (listing.sources, listing.targets)]
+    listing.joined(EMBEDDED, nothing, research.OWN).check(shots, n_queries)  # before hours of encoding
     data, rows = paired(listing, source, target, cache, report)
-    data.check(shots, n_queries)
     networks = replace(config.networks, dim=data.target.x.shape[1])
     found: dict[str, tuple[float, PairedEncoders]] = {}
     for name, residual in HEADS.items():

@@ -34,7 +34,7 @@ def projection(
         str | None, typer.Option(help="text or image. Default: text where the source bundle reads it.")
     ] = None,
     method: MethodName = "croma-weak-nce",
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule, for each of the two heads.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule, for each of the two heads.")] = 400,
     seed: Seed = 0,
     settings: Settings = "",
     threads: Threads = 1,
@@ -48,8 +48,8 @@ def projection(
 
     from edgealign.bundle import Bundle
     from edgealign.export.projection import check_target, write_pair
-    from edgealign.train import research
     from edgealign.train import projection as heads
+    from edgealign.train import research
     from edgealign.train.main import chosen_settings
     from edgealign.writing import replace_file
 
@@ -63,7 +63,16 @@ def projection(
     check_target(base, output / "bundle")
     listing = heads.read_pairs(pairs, start, base)
     trained = heads.train(
-        start, base, listing, output, config, cache or research.default_cache(), chosen_shots, queries, episodes, _report
+        start,
+        base,
+        listing,
+        output,
+        config,
+        cache or research.default_cache(),
+        chosen_shots,
+        queries,
+        episodes,
+        _report,
     )
     print(research.results_table(trained.cells))
     if trained.ranked:
