@@ -67,13 +67,10 @@ def append_head(model: bytes, projection: Projection) -> bytes:
     return found.SerializeToString()
 
 
-def check_target(base: Bundle, target: Path) -> None:
-    """InvalidInput for a bundle that has no samples to recognize, or a place where no bundle can be written: before
-    anything is computed."""
+def check_base(base: Bundle) -> None:
+    """InvalidInput for a target bundle that has no samples to recognize."""
     if base.encoder_file() in {source.file for source in base.sources.values()}:
         raise InvalidInput(f"the target bundle '{base.name}' reads texts alone: name one for recordings or pictures")
-    if target.exists() and not (target / "manifest.json").is_file():
-        raise InvalidInput(f"'{target}' exists and is not a bundle: name another --output, nothing was overwritten")
 
 
 def write_pair(trained: Trained, target: Path) -> Bundle:

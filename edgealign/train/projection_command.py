@@ -46,8 +46,8 @@ def projection(
     """Small heads on two frozen bundles, so that texts or pictures of one start labels of the other."""
     import torch
 
-    from edgealign.bundle import Bundle
-    from edgealign.export.projection import check_target, write_pair
+    from edgealign.bundle import Bundle, check_target
+    from edgealign.export.projection import check_base, write_pair
     from edgealign.train import projection as heads
     from edgealign.train import research
     from edgealign.train.main import chosen_settings
@@ -60,7 +60,8 @@ def projection(
     config = heads.default_config(method, seed, steps)
     config = replace(config, **chosen_settings(settings, type(config)))
     start, base = heads.SourceSide.of(Bundle.open(source), source_kind), Bundle.open(target)
-    check_target(base, output / "bundle")
+    check_base(base)
+    check_target(output / "bundle")
     listing = heads.read_pairs(pairs, start, base)
     trained = heads.train(
         start,
