@@ -193,7 +193,7 @@ def words(data: Path, _fold: int) -> Listing:
             if row["role"] in ("val", "test"):
                 label = f"{pack} {row['label']}"
                 listing.roles[label] = row["role"]
-                listing.target(_recording(data, row), label)
+                listing.target(recording(data, row), label)
     for label, (text, language) in _spelled(set(listing.roles)).items():
         espeak.set_voice(language)
         for spelled in (text, espeak.phonemes(text)):
@@ -201,7 +201,7 @@ def words(data: Path, _fold: int) -> Listing:
     return listing
 
 
-def _recording(data: Path, row: dict[str, str]) -> Path:
+def recording(data: Path, row: dict[str, str]) -> Path:
     """A clip of a split lies in its pack, or in the pack's half that is for training."""
     path = data / row["pack"] / row["file"]
     return path if path.exists() else data / f"{row['pack']}_train" / row["file"]

@@ -8,6 +8,7 @@ are one more kind of side. A linear head and one with a residual MLP are trained
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -162,7 +163,7 @@ def _embed(items: Sequence[Item], encode: Callable[[Item], np.ndarray], problems
 def _read_rows(path: Path) -> Rows | None:
     """What the cache holds; None for a file that is not there or is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             return Rows(arrays["windows"], arrays["counts"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
