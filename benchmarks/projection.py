@@ -98,6 +98,10 @@ def openwakeword_bundle(models: Path, target: Path) -> Bundle:
     }  # fmt: skip
     graph.initializer.extend([numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()])
     graph.initializer.extend(found.initializer)
+    for tensor in graph.initializer:  # a clip has no upper bound; the importer takes infinity for damage
+        values = numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and np.isinf(values).any():
+            tensor.CopyFrom(numpy_helper.from_array(np.nan_to_num(values), tensor.name))
     old = list(graph.node)
     del graph.node[:]
     graph.node.extend([
