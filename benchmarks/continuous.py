@@ -50,11 +50,13 @@ def compose(
     snr_db: tuple[float, float],
     speaker_heard: str,
     seed: int,
+    idle: bool = False,
 ) -> Recording:
     """One recording: n_way labels of one speaker are enrolled, all labels of the pack are heard.
 
     speaker_heard   "same": other clips of the enrolled speaker; "other": of one other speaker
     gap_s, snr_db   drawn evenly; the gap between two sounds, and each word's level over the background
+    idle            the background is white noise, as of a recorder at which nothing happens, not one of ESC-50's
     Every eighth sound is a noise instead of a word. Enrolled words are half of the words heard.
     """
     rng = random.Random(f"{seed}/{n_way}/{n_shot}/{speaker_heard}")
@@ -73,7 +75,11 @@ def compose(
     }
     others = [label for label in words if label not in enrolled]
     esc = data / "esc50"
-    samples = _background(esc, rng, int(duration_s * SAMPLE_RATE_HZ))
+    n_samples = int(duration_s * SAMPLE_RATE_HZ)
+    if idle:
+        samples = (0.01 * np.random.default_rng(seed).normal(size=n_samples)).astype(np.float32)
+    else:
+        samples = _background(esc, rng, n_samples)
     background_rms = float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))
     events = []
     at_s = rng.uniform(*gap_s)

@@ -170,8 +170,12 @@ class OpenWakeWord:
 
     def embed_windows(self, samples: np.ndarray) -> np.ndarray:
         """Embeddings of all windows of a clip of at least OWW_MIN_SAMPLES: float32 [n_windows, 96]."""
+        return self.embed_every(samples, OWW_STEP_FRAMES)
+
+    def embed_every(self, samples: np.ndarray, step_frames: int) -> np.ndarray:
+        """The same with another step, in its frames of 10 ms."""
         mel = self.mel.run(None, {"input": np.round(samples * INT16_SCALE).astype(np.float32)[None]})[0].squeeze()
         mel = mel / 10 + 2  # its own adaptation to the network's training features
-        starts = range(0, len(mel) - OWW_WINDOW_FRAMES + 1, OWW_STEP_FRAMES)
+        starts = range(0, len(mel) - OWW_WINDOW_FRAMES + 1, step_frames)
         windows = np.stack([mel[start : start + OWW_WINDOW_FRAMES] for start in starts])[..., None]
         return self.embedding.run(None, {"input_1": windows.astype(np.float32)})[0].reshape(len(windows), -1)

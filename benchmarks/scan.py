@@ -3,10 +3,12 @@
     python -m benchmarks.scan --data FOLDER
 
 Quality: held-back words (test role of the splits) are laid into recorded noise with gaps, or without, beside other
-words and other sounds; every recording is searched as `scan` does, and window by window (1 s every 0.25 s, each encoded
-and decided alone, neighbors of one label joined), with the same store and thresholds. yesno is read as it is: eight
-words in a row, whose order is known and whose times are not. Speed: the same recordings from disk, decoding included,
-one thread. Memory: a scan in a process of its own, of a short and of a long recording.
+words and other sounds; every recording is searched as `scan` does, with every candidate encoded, and window by window
+(1 s every 0.25 s, each encoded and decided alone, neighbors of one label joined), with the same store and thresholds.
+yesno is read as it is: eight words in a row, whose order is known and whose times are not. Speed: recordings from disk,
+decoding included, one thread, by processor time and by the clock, beside openWakeWord's embedding of as many windows.
+First look: how embeddings from one run over a stretch differ from those of candidates alone. benchmarks/endurance.py
+measures memory, and what kills do.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from benchmarks import continuous, episodes, rows
+from benchmarks import continuous, episodes, rivals, rows
 from benchmarks.continuous import SAMPLE_RATE_HZ, Event, Recording
 from edgealign import Bundle, Recognizer, kernels, machine
 from edgealign.audio import AudioFile
-from edgealign.scan import ScanOptions
+from edgealign.scan import Scanner, ScanOptions
 from edgealign.scan_runs import make_scanner
 from edgealign.thresholds import rate_interval
 from edgealign.words import sound_spans
@@ -105,9 +105,14 @@ def finches(data: Path, bundle: Bundle, folder: Path) -> Iterator[Case]:
         yield Case(Recording(name, samples, events, {}), path, recognizer, "finch syllables, same bird")
 
 
-def scanned(case: Case) -> Found:
-    scanner = make_scanner(case.recognizer, ScanOptions(min_probability=LEAST))
+def scanned(case: Case, sieve: bool = True) -> Found:
+    scanner = make_scanner(case.recognizer, ScanOptions(min_probability=LEAST, sieve=sieve))
     return [(d.start_s, d.end_s, d.label, d.probability) for d in scanner.scan(AudioFile(case.path))]
+
+
+def every_candidate(case: Case) -> Found:
+    """As `scan`, without its first look."""
+    return scanned(case, sieve=False)
 
 
 def window_by_window(case: Case) -> Found:
@@ -132,6 +137,11 @@ def window_by_window(case: Case) -> Found:
         else:
             found.append((start_s, start_s + WINDOW_S, label, best.probability))
     return found
+
+
+WAYS: dict[str, Callable[[Case], Found]] = {
+    "scan": scanned, "every candidate encoded": every_candidate, "window by window": window_by_window,
+}  # fmt: skip
 
 
 def compare(case: Case, found: Found, accept: float) -> tuple[int, int, int, list[float]]:
@@ -234,44 +244,93 @@ def _edits(truth: list[str], heard: list[str]) -> int:
     return row[-1]
 
 
+class WakeWordWindows:
+    """openWakeWord's embedding of 1-s windows every 0.25 s, each compared with what was learned; its own front end."""
+
+    def __init__(self, folder: Path, case: Case):
+        self.network = rivals.OpenWakeWord(folder)
+        learned = [
+            self.network.embed(soundfile.read(path, dtype="float32")[0])
+            for paths in case.recording.support.values()
+            for path in paths
+        ]
+        self.center = np.mean(learned, axis=0)
+        self.learned = np.stack(learned) - self.center
+
+    def __call__(self, case: Case) -> Found:
+        window, hop = round(WINDOW_S * SAMPLE_RATE_HZ), round(HOP_S * SAMPLE_RATE_HZ)
+        found: Found = []
+        with soundfile.SoundFile(case.path) as file:
+            for block in file.blocks(60 * SAMPLE_RATE_HZ, window - hop, dtype="float32"):
+                if len(block) < window:
+                    continue
+                embeddings = self.network.embed_every(block, round(HOP_S * 100))
+                distances = kernels.cosine(embeddings - self.center, self.learned)
+                found += [
+                    (i * HOP_S, i * HOP_S + WINDOW_S, "", float(1 - d)) for i, d in enumerate(distances.min(axis=1))
+                ]
+        return found
+
+
 def speed(name: str, case: Case, way: str, search: Callable[[Case], Found], shared: dict) -> dict:
-    seconds = []
+    """Best of N_REPEATS, by the time that the processor spent and by the clock."""
     search(case)
+    clock, processor = [], []
     for _ in range(N_REPEATS):
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         search(case)
-        seconds.append(time.perf_counter() - began)
+        clock.append(time.perf_counter() - began[0])
+        processor.append(time.process_time() - began[1])
     duration_s = len(case.recording.samples) / SAMPLE_RATE_HZ
     return {
-        "what": f"scan_speed: {name}", "stage": way, "unit": "x real time",
-        "value": round(duration_s / min(seconds), 1),
-        "median": round(duration_s / sorted(seconds)[len(seconds) // 2], 1), "n_runs": N_REPEATS, "threads": 1,
-        "seconds_of_sound": round(duration_s), **shared,
+        "what": f"scan_speed: {name}", "stage": way, "unit": "x real time of a core",
+        "value": round(duration_s / min(processor), 1), "by_the_clock": round(duration_s / min(clock), 1),
+        "n_runs": N_REPEATS, "threads": 1, "seconds_of_sound": round(duration_s), **shared,
     }  # fmt: skip
 
 
-def memory(case: Case, hours: float, folder: Path, shared: dict) -> dict:
-    """Peak of a scan by the command, of a recording that repeats."""
-    path = folder / "long.w64"
-    n_samples = int(hours * 3600 * SAMPLE_RATE_HZ)
-    quiet = np.concatenate([case.recording.samples, np.zeros(58 * 60 * SAMPLE_RATE_HZ, dtype=np.float32)])
-    with soundfile.SoundFile(path, "w", SAMPLE_RATE_HZ, 1, "PCM_16") as file:
-        for at in range(0, n_samples, len(quiet)):
-            file.write(quiet[: n_samples - at])
-    code = (
-        "import sys; from edgealign.cli import app; from edgealign import machine\n"
-        f"sys.argv = ['edgealign', 'scan', {str(path)!r}, '-q', '--store', {case.recognizer.store_path!r},\n"
-        f"            '--bundle', {case.recognizer.bundle.path!r}, '-o', {str(folder / f'found-{hours}')!r}]\n"
-        "try:\n    app.main()\nexcept SystemExit:\n    pass\n"
-        "print(machine.peak_rss_mb())"
-    )
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
-    path.unlink()
-    return {
-        "what": "scan_memory", "stage": f"{hours:g} h", "unit": "MB", "value": float(done.stdout.splitlines()[-1]),
-        "seconds": round(time.perf_counter() - began, 1), **shared,
-    }  # fmt: skip
+def first_look(all_cases: list[Case], shared: dict) -> list[dict]:
+    """Per group: cosine of embeddings from one run over the stretch to those of the candidates alone, the share of
+    candidates that are encoded, and that of those which would be accepted alone."""
+    by_group: dict[str, list[tuple[float, float, bool]]] = {}
+    for case in all_cases:
+        scanner = Compared(case.recognizer)
+        for _ in scanner.scan(AudioFile(case.path)):
+            pass
+        by_group.setdefault(case.group, []).extend(scanner.compared)
+    made = []
+    for group, compared in by_group.items():
+        cosines, probabilities, kept = (np.array(column) for column in zip(*compared, strict=True))
+        accepted = probabilities >= ACCEPT[0]
+        made.append(
+            {
+                "what": "scan_first_look", "stage": group, "unit": "mean cosine to the candidate alone",
+                "value": round(float(cosines.mean()), 3), "p5": round(float(np.quantile(cosines, 0.05)), 3),
+                "encoded_percent": round(100 * float(kept.mean()), 1),
+                "encoded_of_accepted_percent": round(100 * float(kept[accepted].mean()), 1) if accepted.any() else None,
+                "n_candidates": len(cosines), **shared,
+            }
+        )  # fmt: skip
+    return made
+
+
+class Compared(Scanner):
+    """A scan that encodes every candidate and remembers what its first look said: (cosine, probability, kept)."""
+
+    def __init__(self, recognizer: Recognizer):
+        made = make_scanner(recognizer, ScanOptions())
+        super().__init__(made.bundle, made.matcher, made.labels, made._prototypes, made.options)
+        self.compared: list[tuple[float, float, bool]] = []
+
+    def _likeliest(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        kept = super()._likeliest(log_mels, stretch)
+        start, stop = stretch[0][0], max(end for _, end in stretch)
+        looks = self._sieve.embed(log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch])
+        alone = {(first, end): embedding for first, end, embedding in self._encode(log_mels, stretch)}
+        for span, look in zip(stretch, looks, strict=True):
+            probability = self.matcher.classify(alone[span])[0].probability
+            self.compared.append((float(look @ alone[span]), probability, span in kept))
+        return kept
 
 
 def main() -> None:
@@ -279,8 +338,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGEALIGN_DATA"), help="folder of recorded packs")
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--seeds", type=int, default=3, help="recordings of each kind")
-    parser.add_argument("--only", choices=("quality", "speed", "memory"), help="leave the others as they are")
-    parser.add_argument("--hours", type=float, default=24.0, help="of the long recording")
+    parser.add_argument("--only", choices=("quality", "first look", "speed"), help="leave the others as they are")
+    parser.add_argument("--cache", type=Path, default=rows.default_cache(), help="folder that holds openWakeWord")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or $EDGEALIGN_DATA: a folder with the packs")
@@ -295,21 +354,20 @@ def main() -> None:
     made: list[dict] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if arguments.only in (None, "quality"):
+        if arguments.only != "speed":
             all_cases = list(cases(arguments.data, bundle, folder, PACKS, arguments.seeds))
-            all_cases += finches(arguments.data, bundle, folder)
-            made += quality(all_cases, "scan", scanned, shared)
-            made += quality(all_cases, "window by window", window_by_window, shared)
+        if arguments.only in (None, "quality"):
+            searched = [*all_cases, *finches(arguments.data, bundle, folder)]
+            for way, search in WAYS.items():
+                made += quality(searched, way, search, shared)
             made.append(yesno(arguments.data, bundle, folder, shared))
-        if arguments.only != "quality":
-            sparse = _one(arguments.data, bundle, folder, "sparse", (20.0, 60.0))
-            if arguments.only in (None, "speed"):
-                dense = _one(arguments.data, bundle, folder, "dense", (0.0, 0.12))
-                for kind, case in (("a word every 40 s", sparse), ("words without gaps", dense)):
-                    made.append(speed(kind, case, "scan", scanned, shared))
-                    made.append(speed(kind, case, "window by window", window_by_window, shared))
-            if arguments.only in (None, "memory"):
-                made += [memory(sparse, hours, folder, shared) for hours in (0.5, arguments.hours)]
+        if arguments.only in (None, "first look"):
+            made += first_look(all_cases, shared)
+        if arguments.only in (None, "speed"):
+            for kind, case in busy_and_idle(arguments.data, bundle, folder):
+                rival = WakeWordWindows(arguments.cache / rivals.OPENWAKEWORD, case)
+                for way, search in {**WAYS, "openWakeWord's windows": rival}.items():
+                    made.append(speed(kind, case, way, search, shared))
     rows.replace(rows.FOLDER / "scan.jsonl", made, ("what", "stage", "group", "accept"))
     for row in made:
         if row["what"] == "scan_quality":
@@ -321,17 +379,25 @@ def main() -> None:
     rows.show([row for row in made if row["what"] != "scan_quality"])
 
 
-def _one(data: Path, bundle: Bundle, folder: Path, name: str, gap_s: tuple[float, float]) -> Case:
+def busy_and_idle(data: Path, bundle: Bundle, folder: Path) -> Iterator[tuple[str, Case]]:
+    """Recordings of five minutes: words without gaps; a word every 40 s in what was recorded outdoors and in machines;
+    the same words over the faint steady noise of an idle recorder, which most field hours are."""
     clips = episodes.read_split(Path(__file__).parent / "splits" / "arabic_sc.tsv", "test")
-    made = continuous.compose(
-        data, clips, n_way=5, n_shot=N_SHOT, duration_s=300, gap_s=gap_s, snr_db=SNR_DB, speaker_heard="same", seed=9
-    )
-    recognizer = Recognizer(bundle, folder / f"{name}.store")
-    for label, paths in made.support.items():
-        recognizer.enroll(paths, label=label)
-    path = folder / f"{name}.wav"
-    soundfile.write(path, made.samples, SAMPLE_RATE_HZ)
-    return Case(made, path, recognizer, name)
+    for name, gap_s, idle in (
+        ("words without gaps", (0.0, 0.12), False),
+        ("a word every 40 s in noise", (20.0, 60.0), False),
+        ("a word every 40 s over an idle recorder", (20.0, 60.0), True),
+    ):
+        made = continuous.compose(
+            data, clips, n_way=5, n_shot=N_SHOT, duration_s=300, gap_s=gap_s, snr_db=SNR_DB,
+            speaker_heard="same", seed=9, idle=idle,
+        )  # fmt: skip
+        recognizer = Recognizer(bundle, folder / f"{name}.store")
+        for label, paths in made.support.items():
+            recognizer.enroll(paths, label=label)
+        path = folder / f"{name}.wav"
+        soundfile.write(path, made.samples, SAMPLE_RATE_HZ)
+        yield name, Case(made, path, recognizer, name)
 
 
 if __name__ == "__main__":
