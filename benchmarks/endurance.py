@@ -32,7 +32,7 @@ from edgealign import Bundle, machine
 
 # hours, samples per second, channels, bits
 RECORDINGS = ((0.5, 16_000, 1, 16), (24.0, 16_000, 1, 16), (3.3, 192_000, 1, 16), (0.75, 384_000, 2, 24))
-N_FILES, KILL_WITHIN_S = 30, (0.5, 6.0)
+KILL_WITHIN_S = 0.5, 6.0
 
 
 def write_hollow(path: Path, samples: np.ndarray, hours: float, rate_hz: int, n_channels: int, bits: int) -> int:
@@ -82,11 +82,11 @@ def memory(case: Case, folder: Path, shape: tuple[float, int, int, int], shared:
     }  # fmt: skip
 
 
-def kills(case: Case, folder: Path, shared: dict) -> dict:
+def kills(case: Case, folder: Path, n_files: int, shared: dict) -> dict:
     card = folder / "card"
     card.mkdir()
-    for i in range(N_FILES):
-        at = i * 8 * SAMPLE_RATE_HZ
+    for i in range(n_files):
+        at = i * 240 // n_files * SAMPLE_RATE_HZ
         soundfile.write(card / f"{i:02d}.wav", case.recording.samples[at : at + 60 * SAMPLE_RATE_HZ], SAMPLE_RATE_HZ)
     kinds = ["--rtype", "csv,jsonl,audacity,raven"]
     command = [sys.executable, "-m", "edgealign.cli.app"]
@@ -118,7 +118,7 @@ def kills(case: Case, folder: Path, shared: dict) -> dict:
         if path.is_file()
     )
     return {
-        "what": "scan_kills", "stage": f"{N_FILES} recordings", "unit": "kills survived", "value": float(n_kills),
+        "what": "scan_kills", "stage": f"{n_files} recordings", "unit": "kills survived", "value": float(n_kills),
         "same_files_as_without": same, "repeated_recordings": len(entries) - len(set(entries)), "results_lost": n_lost,
         **shared,
     }  # fmt: skip
@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGEALIGN_DATA"), help="folder of recorded packs")
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--only", choices=("memory", "kills"), help="leave the other as it is")
+    parser.add_argument("--files", type=int, default=30, help="recordings of a minute that a scan is killed in")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or $EDGEALIGN_DATA: a folder with the packs")
@@ -142,7 +143,7 @@ def main() -> None:
         folder = Path(name)
         *_, (_, case) = busy_and_idle(arguments.data, bundle, folder)
         if arguments.only != "memory":
-            made.append(kills(case, folder, shared))
+            made.append(kills(case, folder, arguments.files, shared))
         if arguments.only != "kills":
             made += [memory(case, folder, shape, shared) for shape in RECORDINGS]
     rows.replace(rows.FOLDER / "scan.jsonl", made, ("what", "stage"))

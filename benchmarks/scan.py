@@ -42,7 +42,6 @@ N_SHOT = 5
 ACCEPT = (0.5, 0.3, 0.1)  # the shipped decision, and two laxer ones
 LEAST = 0.05
 WINDOW_S, HOP_S = 1.0, 0.25
-N_REPEATS = 3
 MIN_SHARED = 0.5  # of the shorter of word and detection
 
 Found = list[tuple[float, float, str, float]]  # start_s, end_s, label, probability
@@ -272,11 +271,11 @@ class WakeWordWindows:
         return found
 
 
-def speed(name: str, case: Case, way: str, search: Callable[[Case], Found], shared: dict) -> dict:
-    """Best of N_REPEATS, by the time that the processor spent and by the clock."""
+def speed(name: str, case: Case, way: str, search: Callable[[Case], Found], repeats: int, shared: dict) -> dict:
+    """Best of some repeats, by the time that the processor spent and by the clock."""
     search(case)
     clock, processor = [], []
-    for _ in range(N_REPEATS):
+    for _ in range(repeats):
         began = time.perf_counter(), time.process_time()
         search(case)
         clock.append(time.perf_counter() - began[0])
@@ -285,7 +284,7 @@ def speed(name: str, case: Case, way: str, search: Callable[[Case], Found], shar
     return {
         "what": f"scan_speed: {name}", "stage": way, "unit": "x real time of a core",
         "value": round(duration_s / min(processor), 1), "by_the_clock": round(duration_s / min(clock), 1),
-        "n_runs": N_REPEATS, "threads": 1, "seconds_of_sound": round(duration_s), **shared,
+        "n_runs": repeats, "threads": 1, "seconds_of_sound": round(duration_s), **shared,
     }  # fmt: skip
 
 
@@ -326,7 +325,10 @@ class Compared(Scanner):
         kept = super()._likeliest(log_mels, stretch)
         start, stop = stretch[0][0], max(end for _, end in stretch)
         looks = self._sieve.embed(log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch])
-        alone = {(first, end): embedding for first, end, embedding in self._encode(log_mels, stretch)}
+        alone = {
+            (first, end): embedding
+            for first, end, embedding in self._encode(log_mels, np.zeros(0, np.float32), stretch)
+        }
         for span, look in zip(stretch, looks, strict=True):
             probability = self.matcher.classify(alone[span])[0].probability
             self.compared.append((float(look @ alone[span]), probability, span in kept))
@@ -339,6 +341,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--seeds", type=int, default=3, help="recordings of each kind")
     parser.add_argument("--only", choices=("quality", "first look", "speed"), help="leave the others as they are")
+    parser.add_argument("--repeats", type=int, default=3, help="of every measurement of speed")
     parser.add_argument("--cache", type=Path, default=rows.default_cache(), help="folder that holds openWakeWord")
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -367,7 +370,7 @@ def main() -> None:
             for kind, case in busy_and_idle(arguments.data, bundle, folder):
                 rival = WakeWordWindows(arguments.cache / rivals.OPENWAKEWORD, case)
                 for way, search in {**WAYS, "openWakeWord's windows": rival}.items():
-                    made.append(speed(kind, case, way, search, shared))
+                    made.append(speed(kind, case, way, search, arguments.repeats, shared))
     rows.replace(rows.FOLDER / "scan.jsonl", made, ("what", "stage", "group", "accept"))
     for row in made:
         if row["what"] == "scan_quality":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.transfer --data FOLDER
 
-Five words of a pack are enrolled, five clips each of one speaker. `calibrate` raises their thresholds on half an hour
+Five words of a pack are enrolled, five clips each of one speaker. `calibrate` raises their thresholds on a recording
 made of another pack's words in recorded noise, none of which was enrolled, until a label has at most one false alarm
 per hour. False alarms are then counted in recordings of packs that calibration never heard, and in yesno and the songs
 of a Bengalese finch as they are. Found: share of the enrolled words that the same speaker says in other recordings.
@@ -37,7 +37,6 @@ from edgealign.thresholds import (
 )
 
 PER_HOUR = 1.0
-MINUTES = 30
 GAP_S = (0.3, 2.0)
 RECALLS = (0.5, 0.8)  # at which false alarms are stated, whatever the threshold is then
 NOT_CALIBRATED = "as shipped"
@@ -56,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGEALIGN_DATA"), help="folder of recorded packs")
     parser.add_argument("--bundle", type=Path, default=None)
+    parser.add_argument("--minutes", type=int, default=30, help="of each pack's recording")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or $EDGEALIGN_DATA: a folder with the packs")
@@ -75,7 +75,7 @@ def main() -> None:
         for pack, n_way in PACKS:
             clips = episodes.read_split(Path(__file__).parent / "splits" / f"{pack}.tsv", "test")
             composed = continuous.compose(
-                data, clips, n_way=n_way, n_shot=N_SHOT, duration_s=60 * MINUTES, gap_s=GAP_S, snr_db=SNR_DB,
+                data, clips, n_way=n_way, n_shot=N_SHOT, duration_s=60 * arguments.minutes, gap_s=GAP_S, snr_db=SNR_DB,
                 speaker_heard="same", seed=20,
             )  # fmt: skip
             others[pack] = [folder / f"{pack}.wav"]

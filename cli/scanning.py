@@ -36,7 +36,10 @@ RecordingsArgument = Annotated[
 ScanChannelOption = Annotated[
     str, typer.Option("--channel", help="mix, all (one after the other), or a number from 1.", metavar="mix|all|K")
 ]
-OverlapOption = Annotated[float, typer.Option("--overlap", help="Of windows of 1 s, in s.", metavar="S")]
+OverlapOption = Annotated[
+    float | None,
+    typer.Option("--overlap", help="Of windows (1 s, or what the bundle says), in s; default: 3/4.", metavar="S"),
+]
 SpeedOption = Annotated[
     float,
     typer.Option("--audio-speed", help="Listen this many times as fast: 0.1 brings bats down to speech.", metavar="X"),
@@ -71,7 +74,7 @@ def scan(
     bundle: BundleOption = None,
     modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
-    overlap: OverlapOption = 0.75,
+    overlap: OverlapOption = None,
     min_probability: Annotated[
         str,
         typer.Option("--min-probability", help="auto (see calibrate), or from which probability on.", metavar="auto|P"),
@@ -109,7 +112,6 @@ def scan(
     options = ScanOptions(
         overlap, merge, _accept(recognizer), _min_probability(min_probability), fmin, fmax, audio_speed, top_k
     )
-    options.check()
     found = find_recordings(recordings)
     for path, reason in found.failures:
         say(f"error: '{path}' {reason}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -24,11 +25,12 @@ from edgealign import kernels
 from edgealign.audio import AudioSource
 from edgealign.bundle import Bundle, FrontEnd
 from edgealign.errors import InputUnreadable, InvalidInput
+from edgealign.inputs import LogMelInput
 from edgealign.sieve import Sieve
-from edgealign.words import at_least, search_windows
+from edgealign.words import at_least, samples_of, search_windows
 
 WINDOW_S = 1.0
-DEFAULT_OVERLAP_S = 0.75
+OVERLAP = 0.75  # of a window, unless the user says how much
 MAX_PART_S = 1.5  # parts of a sound longer than that are no words
 DIP_DB = 3.0  # a dip of the level that may part two words
 SMOOTHING_FRAMES = 5  # of the level in which dips are looked for
@@ -85,7 +87,7 @@ class Detection:
 class ScanOptions:
     """What changes the detections, beside the store and the bundle.
 
-    overlap_s    of the windows of the grid, in [0, WINDOW_S)
+    overlap_s    of the windows of the grid, less than a window; None is three quarters of one
     merge        overlapping candidates compete; False keeps all that are probable enough
     accept       from which probability on a label is accepted; a number, or one per label
     min_probability   below which nothing is kept; None keeps what is accepted
@@ -95,7 +97,7 @@ class ScanOptions:
     sieve        most candidates are judged by a first look; False encodes every one, as does merge=False
     """
 
-    overlap_s: float = DEFAULT_OVERLAP_S
+    overlap_s: float | None = None
     merge: bool = True
     accept: float | dict[str, float] = 0.5
     min_probability: float | None = None
@@ -105,9 +107,9 @@ class ScanOptions:
     top_k: int = 1
     sieve: bool = True
 
-    def check(self) -> None:
-        if not 0 <= self.overlap_s < WINDOW_S:
-            raise InvalidInput(f"overlap is {self.overlap_s:g} s: expected 0 to less than {WINDOW_S:g}, the window")
+    def check(self, window_s: float) -> None:
+        if self.overlap_s is not None and not 0 <= self.overlap_s < window_s:
+            raise InvalidInput(f"overlap is {self.overlap_s:g} s: expected 0 to less than {window_s:g}, the window")
         if self.min_probability is not None and not 0 <= self.min_probability <= 1:
             raise InvalidInput(f"min-probability is {self.min_probability:g}: expected auto, or 0 to 1")
         if not 0.01 <= self.audio_speed <= 100:
@@ -119,12 +121,15 @@ class ScanOptions:
         if self.top_k < 1:
             raise InvalidInput(f"top-k is {self.top_k}: expected at least 1")
 
+    def overlap_of(self, window_s: float) -> float:
+        return OVERLAP * window_s if self.overlap_s is None else self.overlap_s
+
     def accepted_from(self, label: str) -> float:
         return self.accept[label] if isinstance(self.accept, dict) else self.accept
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """A candidate that is probable enough; frames count from the start of the recording."""
 
     first: int
@@ -156,20 +161,32 @@ class Scanner:
         prototypes: np.ndarray,
         options: ScanOptions,
     ):
-        options.check()
+        options.check(WINDOW_S)
         self._prototypes = prototypes
-        self._sieve = Sieve.of(bundle) if options.sieve and options.merge else None
         self.bundle, self.matcher, self.labels, self.options = bundle, matcher, list(labels), options
         self._accept = [options.accepted_from(label) for label in self.labels]
         self._least = self._accept if options.min_probability is None else [options.min_probability] * len(self.labels)
         self._bands = _bands(bundle.front_end, options)
         front_end = bundle.front_end
         self._window = round(WINDOW_S * front_end.sample_rate_hz / front_end.hop_samples)
-        self._hop = max(1, self._window - round(options.overlap_s * front_end.sample_rate_hz / front_end.hop_samples))
+        self._hop = max(
+            1, self._window - round(options.overlap_of(WINDOW_S) * front_end.sample_rate_hz / front_end.hop_samples)
+        )
         self._max_part = round(MAX_PART_S * front_end.sample_rate_hz / front_end.hop_samples)
         self._min_sound = round(MIN_SOUND_S * front_end.sample_rate_hz / front_end.hop_samples)
         # A sound of any length is searched; what `classify` would cut it to does not apply.
         self._sounds = replace(bundle.windows, max_frames=2**30)
+
+    @cached_property
+    def _sieve(self) -> Sieve | None:
+        return Sieve.of(self.bundle) if self.options.sieve and self.options.merge else None
+
+    @property
+    def band_hz(self) -> tuple[float, float]:
+        """Lowest and highest frequency that is heard, as it was recorded."""
+        options, front_end = self.options, self.bundle.front_end
+        low_hz = front_end.low_hz / options.audio_speed if options.low_hz is None else options.low_hz
+        return low_hz, front_end.high_hz / options.audio_speed if options.high_hz is None else options.high_hz
 
     def scan(self, source: AudioSource, heard: Callable[[float], None] | None = None) -> Iterator[Detection]:
         """The detections of a recording in the order in which they begin.
@@ -179,7 +196,7 @@ class Scanner:
         """
         front_end = self.bundle.front_end
         frames_per_s = front_end.sample_rate_hz / front_end.hop_samples
-        waiting: list[_Found] = []
+        waiting: list[Found] = []
         broken: list[InputUnreadable] = []
 
         def blocks() -> Iterator[np.ndarray]:
@@ -207,7 +224,7 @@ class Scanner:
         """The longest candidate, in frames."""
         return max(self.bundle.windows.max_frames, self._window, self._max_part) + LENGTH_STEP
 
-    def _search(self, offset: int, lowest_s: float, highest_s: float, samples: np.ndarray) -> list[_Found]:
+    def _search(self, offset: int, lowest_s: float, highest_s: float, samples: np.ndarray) -> list[Found]:
         """What is probable enough in one search window that begins at frame `offset`."""
         front_end = self.bundle.front_end
         log_mels = kernels.log_mel(
@@ -230,12 +247,12 @@ class Scanner:
         if self._sieve is not None:
             mine = self._worth_encoding(log_mels, mine, _stands_out(levels, front_end))
         found = []
-        for first, end, embedding in self._encode(log_mels, mine):
+        for first, end, embedding in self._encode(log_mels, samples, mine):
             matches = self.matcher.classify(embedding, max(2, self.options.top_k))
             if matches[0].probability >= self._least[matches[0].label]:
-                edges = _sound_edges(levels, first, end, quiet_db)
+                edges = sound_edges(levels, first, end, quiet_db)
                 found.append(
-                    _Found(
+                    Found(
                         offset + first,
                         offset + end,
                         candidates[first, end],
@@ -309,25 +326,30 @@ class Scanner:
                 n_rivals += 2 * shared > np.minimum(end - first, end[i] - first[i])
         return kept
 
-    def _encode(self, log_mels: np.ndarray, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray]]:
+    def _encode(
+        self, log_mels: np.ndarray, samples: np.ndarray, spans: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
         """Each span with its embedding; spans of one length go through the encoder together."""
         by_length: dict[int, list[tuple[int, int, np.ndarray]]] = {}
-        windows, floor = self.bundle.windows, self.bundle.front_end.energy_floor
+        least, front_end = self.bundle.windows.min_frames, self.bundle.front_end
         for first, end in spans:
-            frames = at_least(log_mels, first, end, windows.min_frames, floor)
-            by_length.setdefault(frames.shape[1], []).append((first, end, frames))
+            if isinstance(self.bundle.input, LogMelInput):
+                values = at_least(log_mels, first, end, least, front_end.energy_floor)
+            else:
+                values = samples_of(samples, first, end, least, front_end)
+            by_length.setdefault(values.shape[-1], []).append((first, end, values))
         for members in by_length.values():
             for at in range(0, len(members), BATCH):
                 batch = members[at : at + BATCH]
-                embeddings = self.bundle.encode(np.stack([frames for _, _, frames in batch]))
+                embeddings = self.bundle.encode(np.stack([values for _, _, values in batch]))
                 for (first, end, _), embedding in zip(batch, embeddings, strict=True):
                     yield first, end, embedding
 
-    def _settle(self, waiting: list[_Found], settled: float) -> tuple[list[Detection], list[_Found]]:
+    def _settle(self, waiting: list[Found], settled: float) -> tuple[list[Detection], list[Found]]:
         """Detections from groups of overlapping candidates that end before the frame `settled`, and the rest."""
         waiting = sorted(waiting, key=lambda found: (found.first, found.end))
         done: list[Detection] = []
-        group: list[_Found] = []
+        group: list[Found] = []
         end = -1
         for i, found in enumerate(waiting):
             if found.first >= end and group:
@@ -343,12 +365,12 @@ class Scanner:
             group = []
         return done, group
 
-    def _detections(self, group: list[_Found]) -> list[Detection]:
+    def _detections(self, group: list[Found]) -> list[Detection]:
         chosen = strongest(group) if self.options.merge else group
         made = [self._detection(found, group) for found in chosen]
         return sorted(made, key=lambda detection: (detection.start_s, detection.end_s))
 
-    def _detection(self, found: _Found, group: list[_Found]) -> Detection:
+    def _detection(self, found: Found, group: list[Found]) -> Detection:
         edges = found.edges
         if self.options.merge and not found.tight:
             # A window of the grid says that the label is in it, a part of the sound that says the same says where.
@@ -363,19 +385,33 @@ class Scanner:
                 edges = max(inside, key=lambda other: other.probability).edges
         seconds, speed = self.bundle.front_end.seconds, self.options.audio_speed
         overhang = self.bundle.front_end.window_samples / self.bundle.front_end.hop_samples - 1
-        ranked = tuple(
-            Ranked(
-                self.labels[match.label],
-                1 - match.distance,
-                1 - _threshold(match, self._accept[match.label], self.bundle.calibration.accept_logit),
-                match.probability,
-            )
-            for match in found.matches[: self.options.top_k]
+        ends_s = seconds(edges[0]) * speed, seconds(edges[1] + overhang) * speed
+        return detection(*ends_s, found.matches, self.labels, self._accept, self.bundle, self.options)
+
+
+def detection(
+    start_s: float,
+    end_s: float,
+    matches: Sequence[kernels.Match],
+    labels: Sequence[str],
+    accept: Sequence[float],
+    bundle: Bundle,
+    options: ScanOptions,
+) -> Detection:
+    """What a decision says of a stretch of a recording; accept[i] is the least probability of labels[i]."""
+    accept_logit = bundle.calibration.accept_logit
+    ranked = tuple(
+        Ranked(
+            labels[match.label],
+            1 - match.distance,
+            1 - _threshold(match, accept[match.label], accept_logit),
+            match.probability,
         )
-        best = found.matches[0]
-        margin = found.matches[1].distance - best.distance if len(found.matches) > 1 else None
-        accepted = best.probability >= self._accept[best.label]
-        return Detection(seconds(edges[0]) * speed, seconds(edges[1] + overhang) * speed, ranked, margin, accepted)
+        for match in matches[: options.top_k]
+    )
+    best = matches[0]
+    margin = matches[1].distance - best.distance if len(matches) > 1 else None
+    return Detection(start_s, end_s, ranked, margin, best.probability >= accept[best.label])
 
 
 def _threshold(match: kernels.Match, accept: float, accept_logit: float) -> float:
@@ -387,9 +423,9 @@ def _threshold(match: kernels.Match, accept: float, accept_logit: float) -> floa
     return match.distance + (math.log(clipped / (1 - clipped)) - match.logit) / slope
 
 
-def strongest(group: Sequence[_Found]) -> list[_Found]:
+def strongest(group: Sequence[Found]) -> list[Found]:
     """The most probable of the candidates that overlap by more than MAX_SHARED of the shorter one."""
-    kept: list[_Found] = []
+    kept: list[Found] = []
     for found in sorted(group, key=lambda found: (-found.probability, found.first, found.end)):
         if all(_shared(found, other) <= MAX_SHARED * min(_frames(found), _frames(other)) for other in kept):
             kept.append(found)
@@ -422,7 +458,7 @@ def dips(levels_db: np.ndarray) -> list[int]:
     return found
 
 
-def _sound_edges(levels_db: np.ndarray, first: int, end: int, quiet_db: float) -> tuple[int, int]:
+def sound_edges(levels_db: np.ndarray, first: int, end: int, quiet_db: float) -> tuple[int, int]:
     """Where, within frames first to end, the sound begins and is over."""
     inside = levels_db[first:end]
     on = np.flatnonzero(inside > max(quiet_db, float(inside.max()) - EDGE_DB))
@@ -443,11 +479,11 @@ def _stands_out(levels_db: np.ndarray, front_end: FrontEnd) -> np.ndarray:
     return smooth > np.partition(windows, rank, axis=1)[:, rank] + STANDS_OUT_DB
 
 
-def _shared(a: _Found, b: _Found) -> int:
+def _shared(a: Found, b: Found) -> int:
     return min(a.end, b.end) - max(a.first, b.first)
 
 
-def _frames(found: _Found) -> int:
+def _frames(found: Found) -> int:
     return found.end - found.first
 
 

@@ -19,15 +19,19 @@ import numpy as np
 from edgealign import __version__, kernels
 from edgealign.audio import AudioFile
 from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
+from edgealign.inputs import ClipWindows, ImageInput
 from edgealign.recognizer import Recognizer
-from edgealign.scan import Detection, Scanner, ScanOptions
+from edgealign.scan import WINDOW_S, Detection, Scanner, ScanOptions
 from edgealign.scan_journal import Journal
 from edgealign.scan_outputs import Outputs
+from edgealign.scan_windows import WindowScanner
 from edgealign.sources import is_audio_name
 from edgealign.store import TEXT
 from edgealign.timestamps import recorded_at, utc_text
 
 MIX, ALL = "mix", "all"
+
+AnyScanner = Scanner | WindowScanner
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def check_channel(channel: str) -> str:
 
 
 def scan_recording(
-    scanner: Scanner, path: str, channel: str, zone: tzinfo | None, heard: Callable[[float], None]
+    scanner: AnyScanner, path: str, channel: str, zone: tzinfo | None, heard: Callable[[float], None]
 ) -> dict[str, Any]:
     """What the journal keeps of one recording; `heard` is told the share that is done.
 
@@ -170,9 +174,7 @@ def scan_recording(
         error = f"breaks off at {heard_s:.1f} s: its header announces {heard_s + missing_s:.1f} s"
     detections.sort(key=lambda found: (found["start_s"], found["end_s"]))
     clock = recorded_at(path, zone)
-    front_end = scanner.bundle.front_end
-    low_hz = front_end.low_hz / options.audio_speed if options.low_hz is None else options.low_hz
-    high_hz = front_end.high_hz / options.audio_speed if options.high_hz is None else options.high_hz
+    low_hz, high_hz = scanner.band_hz
     return {
         "duration_s": heard_s,
         "sample_rate_hz": rate_hz,
@@ -252,10 +254,13 @@ def run(
     raises     KeyboardInterrupt after the tables of what is done were written
     """
     began = time.monotonic()
+    scanner = make_scanner(recognizer, options)  # before anything is written: it says what is wrong with the options
     job = ScanJob.of(recognizer, options, channel, zone)
     bundle = recognizer.bundle
     decision = [bundle.manifest["calibration"], bundle.manifest["files"][bundle.manifest["bank"]["file"]]["sha256"]]
-    parameters = {"parameters": {**asdict(options), "channel": channel, "window_s": 1.0}, "version": __version__}
+    windows = getattr(bundle.input, "windows", None)
+    window_s = windows.window_s if isinstance(windows, ClipWindows) else WINDOW_S
+    parameters = {"parameters": {**asdict(options), "channel": channel, "window_s": window_s}, "version": __version__}
     journal = Journal(outputs.folder, job.fingerprint(bundle.encoder_sha256, decision), parameters)
     failures = list(found.failures)
     n_seconds = 0.0
@@ -268,7 +273,7 @@ def run(
             progress((done_bytes + bytes_in_hand) / total_bytes, n_done)
 
         try:
-            for recording, result in _results(recognizer, job, todo, workers, show):
+            for recording, result in _results(scanner, job, todo, workers, show):
                 done_bytes += recording.size_bytes
                 n_done += 1
                 if isinstance(result, EdgealignError):
@@ -322,13 +327,12 @@ def _to_do(
 
 
 def _results(
-    recognizer: Recognizer, job: ScanJob, todo: list[Recording], workers: int, show: Callable[[float], None]
+    scanner: AnyScanner, job: ScanJob, todo: list[Recording], workers: int, show: Callable[[float], None]
 ) -> Iterator[tuple[Recording, dict[str, Any] | EdgealignError]]:
     """Each recording with what was found, as they are finished."""
     if min(workers, len(todo)) > 1:
         yield from _with_processes(job, todo, min(workers, len(todo)), show)
         return
-    scanner = make_scanner(recognizer, job.options)
     for recording in todo:
         yield (
             recording,
@@ -336,16 +340,22 @@ def _results(
         )
 
 
-def make_scanner(recognizer: Recognizer, options: ScanOptions) -> Scanner:
+def make_scanner(recognizer: Recognizer, options: ScanOptions) -> AnyScanner:
+    """A scanner for what the recognizer's bundle hears, words or whole windows."""
+    bundle = recognizer.bundle
+    if isinstance(bundle.input, ImageInput):
+        raise InvalidInput(f"the bundle '{bundle.name}' takes pictures: recordings cannot be scanned with it")
     matcher, labels = recognizer.current_matcher()
+    if isinstance(bundle.input.windows, ClipWindows):
+        return WindowScanner(bundle, matcher, labels, options)
     rows, embeddings = recognizer.store.rows(), recognizer.store.embeddings()
-    weights = np.where(rows["kind"] == TEXT, recognizer.bundle.text_weight, 1).astype(np.float32)
+    weights = np.where(rows["kind"] == TEXT, bundle.text_weight, 1).astype(np.float32)
     prototypes = kernels.prototypes(embeddings, rows["label"], len(labels), weights)
-    return Scanner(recognizer.bundle, matcher, labels, prototypes, options)
+    return Scanner(bundle, matcher, labels, prototypes, options)
 
 
 def _guarded(
-    scanner: Scanner, path: str, job: ScanJob, heard: Callable[[float], None]
+    scanner: AnyScanner, path: str, job: ScanJob, heard: Callable[[float], None]
 ) -> dict[str, Any] | EdgealignError:
     try:
         return scan_recording(scanner, path, job.channel, job.zone, heard)

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgealign import kernels
 from edgealign.bundle import Bundle
+from edgealign.inputs import LogMelInput
 
 # What nodes of an exported encoder give; a quantized one gives it once more, as it is after rounding.
 VALUES, CONTENT = "/encoder/pooling/values/Conv_output_0", "/encoder/pooling/content/Conv_output_0"
@@ -44,6 +45,8 @@ class Sieve:
     @classmethod
     def of(cls, bundle: Bundle) -> Sieve | None:
         """The sieve of a bundle's encoder; None where that is built in another way, or does not run on the CPU."""
+        if not isinstance(bundle.input, LogMelInput):
+            return None
         model = bundle.read(bundle.encoder_file())
         if bundle.device == "cuda" or not all(_names(model, n) for n in (VALUES, CONTENT, POSITION, WEIGHT, CENTER)):
             return None

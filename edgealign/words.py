@@ -65,7 +65,7 @@ def find_word(
                 frames = at_least(log_mels, int(first), int(end), windows.min_frames, front_end.energy_floor)
                 start_s = window_start_s + front_end.seconds(first)
                 heard = (
-                    _samples_of(samples, int(first), int(end), windows.min_frames, front_end) if with_samples else None
+                    samples_of(samples, int(first), int(end), windows.min_frames, front_end) if with_samples else None
                 )
                 best = (clearness, frames, start_s, start_s + front_end.seconds(end - first), heard)
     if best is None:
@@ -95,7 +95,7 @@ def whole_sound(
     if n_frames > windows.max_frames:
         return find_word(iter(held), front_end, windows, filters, with_samples=with_samples)
     frames = at_least(log_mels, 0, n_frames, windows.min_frames, front_end.energy_floor)
-    heard = _samples_of(samples, 0, n_frames, windows.min_frames, front_end) if with_samples else None
+    heard = samples_of(samples, 0, n_frames, windows.min_frames, front_end) if with_samples else None
     return Word(frames, 0.0, front_end.seconds(n_frames), 0.0, 1, heard)
 
 
@@ -165,7 +165,7 @@ def _widened(first: int, end: int, min_frames: int, n_frames: int) -> tuple[int,
     return first, min(n_frames, first + min_frames)
 
 
-def _samples_of(samples: np.ndarray, first: int, end: int, min_frames: int, front_end: FrontEnd) -> np.ndarray:
+def samples_of(samples: np.ndarray, first: int, end: int, min_frames: int, front_end: FrontEnd) -> np.ndarray:
     """The samples under the frames that `at_least` gives, with zeros where it has silence: float32 [n_samples]."""
     hop = front_end.hop_samples
     n_frames = max(1, 1 + (len(samples) - front_end.window_samples) // hop)
