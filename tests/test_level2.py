@@ -20,6 +20,7 @@ import pytest
 import soundfile
 from level2 import ONNXRUNTIME, CRecognizer, CStream, Handle, Refused, library, open_model, open_runtime
 from toy_bundle import noise_clip, word_clip
+from toy_kinds import KINDS, make_kind
 
 import edgealign
 from edgealign import Bundle, Recognizer
@@ -379,7 +380,7 @@ def _edit(folder: Path, change: dict) -> None:
 
 
 BAD_MANIFESTS = (
-    {"format": "other"}, {"format_version": 2}, {"extra": 1}, {"license": None}, {"dim": 0},
+    {"format": "other"}, {"format_version": 2}, {"format_version": 3}, {"extra": 1}, {"license": None}, {"dim": 0},
     {"dim": 31}, {"dim": True}, {"modality": "image"}, {"front_end.n_fft": 500}, {"front_end.hop_samples": 0},
     {"front_end.sample_rate_hz": 16000.0}, {"front_end.version": 2}, {"front_end.more": 1}, {"windows.max_frames": 5},
     {"windows.floor_quantile": 1.5}, {"windows.pad_frames": -1}, {"encoder.default": "int4"}, {"bank.rows": 39},
@@ -398,6 +399,105 @@ def test_both_refuse_a_manifest_that_breaks_the_format(
         bundle = Bundle.open(folder)
         _ = bundle.filters, bundle.bank
         bundle.encode(np.zeros((1, 24, 20), np.float32))
+    with pytest.raises(Refused) as refused:
+        open_model(runtime, folder)
+    assert refused.value.status == BUNDLE_UNREADABLE
+
+
+# ---- bundles of format 2 ----
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return {kind: make_kind(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+SOUNDS = ("audio_log_mel", "audio_waveform", "speech_waveform")
+
+
+@pytest.mark.parametrize("kind", SOUNDS)
+def test_every_kind_of_input_is_heard_as_python_hears_it(
+    runtime: Handle, kinds: dict[str, Bundle], kind: str, tmp_path: Path
+) -> None:
+    python = Recognizer(kinds[kind], tmp_path / "some.store")
+    for word, label in enumerate(WORDS):
+        shots = [word_clip(word, voice) for voice in range(3)]
+        python.enroll(shots, label=label, sample_rate_hz=16_000)
+    c = CRecognizer(open_model(runtime, kinds[kind].path), python.store_path)
+    long = np.concatenate([word_clip(word, 5) for word in range(6)])
+    sizes = np.random.default_rng(0).integers(0, 3000, size=60).tolist()
+    lengths = (500, 3999, 4000, 16_000, 19_999, 20_000, 23_999, 24_000, 31_234, len(long))
+    for samples in (*(long[5000 : 5000 + n] for n in lengths), word_clip(1, 7)):
+        answer = python.classify(samples, 16_000)
+        assert_same_answer(answer, c.classify(samples, 16_000))
+        if answer.distance is not None:
+            assert np.array_equal(c.embed(samples, 16_000), python.embed(samples, 16_000)), len(samples)
+            assert np.array_equal(c.embed(samples, 16_000, sizes), python.embed(samples, 16_000))
+    assert python.classify(word_clip(1, 7), 16_000).label == "moto"
+    assert c.enroll(word_clip(5), 16_000, "new", "new.wav") == 1
+    assert c.classify(word_clip(5), 16_000)["label"] == "new"
+
+
+def test_a_word_shorter_than_a_waveform_encoder_needs_is_filled_as_pythons(
+    runtime: Handle, kinds: dict[str, Bundle], tmp_path: Path
+) -> None:
+    python = Recognizer(kinds["speech_waveform"], tmp_path / "some.store")
+    c = CRecognizer(open_model(runtime, python.bundle.path), python.store_path)
+    beep = np.zeros(1900, np.float32)
+    beep[500:1400] = 0.5 * np.sin(np.arange(900) / 3)
+    quiet = np.zeros(4000, np.float32)
+    for samples in (beep, np.concatenate([beep, quiet]), np.concatenate([quiet, beep])):
+        assert np.array_equal(c.embed(samples, 16_000), python.embed(samples, 16_000))
+
+
+def test_without_a_bank_both_decide_alike(runtime: Handle, tmp_path: Path) -> None:
+    python = Recognizer(make_kind(tmp_path, "audio_log_mel", n_bank=0), tmp_path / "some.store")
+    for word, label in enumerate(WORDS):
+        python.enroll([word_clip(word, voice) for voice in range(3)], label=label, sample_rate_hz=16_000)
+    c = CRecognizer(open_model(runtime, python.bundle.path), python.store_path)
+    for word in range(4):
+        assert_same_answer(python.classify(word_clip(word, 9), 16_000), c.classify(word_clip(word, 9), 16_000))
+
+
+def test_pictures_and_streams_of_whole_clips_are_refused(
+    runtime: Handle, kinds: dict[str, Bundle], tmp_path: Path
+) -> None:
+    with pytest.raises(Refused, match="it is for pictures: this library hears sound") as refused:
+        open_model(runtime, kinds["image"].path)
+    assert refused.value.status == BUNDLE_UNREADABLE
+    for kind in SOUNDS:
+        c = CRecognizer(open_model(runtime, kinds[kind].path), tmp_path / f"{kind}.store")
+        with pytest.raises(Refused, match="a stream needs one that finds words") as refused:
+            CStream(c, 16_000)
+        assert refused.value.status == INVALID_ARGUMENT
+
+
+BAD_MANIFESTS_2 = (
+    ("audio_log_mel", {"input": []}), ("audio_log_mel", {"input.kind": "smell"}), ("audio_log_mel", {"input.more": 1}),
+    ("audio_log_mel", {"input.front_end.n_fft": 500}), ("audio_log_mel", {"input.windows": 3}),
+    ("audio_log_mel", {"modality": "smell"}), ("audio_log_mel", {"front_end": {}}),
+    ("audio_log_mel", {"sources": None}), ("audio_log_mel", {"sources": []}), ("audio_log_mel", {"sources.smell": {}}),
+    ("audio_log_mel", {"format_version": 1}),
+    ("audio_log_mel", {"files": {}}), ("audio_waveform", {"input.sample_rate_hz": 3999}),
+    ("audio_waveform", {"input.sample_rate_hz": 16000.0}), ("audio_waveform", {"input.windows.hop_s": 0}),
+    ("audio_waveform", {"input.windows.hop_s": 1.5}), ("audio_waveform", {"input.windows.window_s": 61}),
+    ("audio_waveform", {"input.windows.min_s": 2}), ("audio_waveform", {"input.windows.version": 3}),
+    ("audio_waveform", {"input.windows.more": 3}), ("audio_waveform", {"sources.image.weight": 101}),
+    ("audio_waveform", {"sources.image.file": "other.onnx"}), ("audio_waveform", {"sources.image.tokenizer": {}}),
+    ("speech_waveform", {"input.front_end": None}), ("speech_waveform", {"input.sample_rate_hz": 8000}),
+    ("speech_waveform", {"sources.text.tokenizer": {"kind": "edgealign"}}),
+    ("speech_waveform", {"input.windows": {"version": 2, "window_s": 1, "hop_s": 1, "min_s": 1}}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "change"), BAD_MANIFESTS_2, ids=str)
+def test_both_refuse_a_manifest_that_breaks_format_2(
+    runtime: Handle, kinds: dict[str, Bundle], tmp_path: Path, kind: str, change: dict
+) -> None:
+    folder = shutil.copytree(kinds[kind].path, tmp_path / "bundle")
+    _edit(folder, change)
+    with pytest.raises(BundleUnreadable):
+        Bundle.open(folder)
     with pytest.raises(Refused) as refused:
         open_model(runtime, folder)
     assert refused.value.status == BUNDLE_UNREADABLE

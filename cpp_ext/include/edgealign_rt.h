@@ -77,8 +77,9 @@ typedef struct ea_model_options {
     const char *variant; /* of the encoder, such as "fp32"; NULL is the bundle's default */
 } ea_model_options;
 
-/* Reads a bundle folder (docs/formats.md) and gets its encoder ready, on one thread. Sizes and checksums are checked on
-   the bytes that are used. options may be NULL. */
+/* Reads a bundle folder (docs/formats.md, formats 1 and 2) and gets its encoder ready, on one thread. Sizes and checksums
+   are checked on the bytes that are used. The encoder may take log-mel energies or samples, of the word in a clip or of
+   windows over all of it; a bundle for pictures is EA_BUNDLE_UNREADABLE. options may be NULL. */
 EA_API ea_status ea_model_open(const char *bundle, const ea_runtime *runtime, const ea_model_options *options,
                                ea_model **model, char *message);
 EA_API void ea_model_free(ea_model *model);
@@ -116,7 +117,11 @@ EA_API ea_status ea_recognizer_open(const ea_model *model, const char *store, ea
                                     char *message);
 EA_API void ea_recognizer_free(ea_recognizer *recognizer);
 
-/* A clip is: begin, any number of pushes, then one of classify, embed and enroll. Clips may have any length: as in
+/* With a bundle whose windows cover the clip, what is said below of its clearest sound is said of all of it: every clip
+   has_sound, n_sounds is 1, and the embedding is the mean of the windows'. ea_stream_open refuses such a bundle, and one
+   that takes samples, with EA_INVALID_ARGUMENT.
+
+   A clip is: begin, any number of pushes, then one of classify, embed and enroll. Clips may have any length: as in
    Python, the clearest sound is looked for in windows of 60 s. Rates of 4,000 to 500,000 Hz, 1 to 64 channels, which
    are averaged. Another rate than the encoder's is resampled by the core, see docs/formats.md. */
 EA_API ea_status ea_recognizer_begin(ea_recognizer *recognizer, uint32_t sample_rate_hz, uint32_t n_channels,

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t MAX_MANIFEST_BYTES = 1 << 20, MAX_ONNX_BYTES = 200 << 20, MAX_FILE_BYTES = 64 << 20;
 constexpr size_t MAX_FILES = 64, MAX_NAME_CHARACTERS = 128;
+constexpr double MAX_WINDOW_S = 60, MIN_WINDOW_S = 0.01;
 constexpr double MAX_FRAMES = 100000, MAX_TEXT_WEIGHT = 100, BANK_NORM_TOLERANCE = 1e-2;
 constexpr const char *MANIFEST = "manifest.json", *FILTERS = "filters.f32", *GOLDEN = "golden.npz";
 
@@ -114,6 +115,11 @@ public:
     }
 
     const Json &manifest() const { return manifest_; }
+    bool is_format_1() const { return manifest_.find("format_version")->number == 1; }
+    // Where `front_end` and `windows` are.
+    const Json &input() const { return is_format_1() ? manifest_ : *manifest_.find("input"); }
+    // How many recordings one text or picture counts as.
+    double source_weight() const { return source_weight_; }
     const std::string &text(const char *key) const { return manifest_.find(key)->text; }
 
     // With size and SHA-256 checked on exactly these bytes.
@@ -137,25 +143,33 @@ public:
 private:
     std::string folder_;
     Json manifest_;
+    double source_weight_ = 1;
 
-    void check() const {
+    void check() {
         EXPECT(manifest_.kind == Json::OBJECT, "%s is not an object", MANIFEST);
         const Json *format = manifest_.find("format"), *version = manifest_.find("format_version");
         EXPECT(format && format->kind == Json::TEXT && format->text == "edgealign-bundle",
                "its format is not 'edgealign-bundle'");
-        EXPECT(version && version->kind == Json::WHOLE && version->number == 1,
-               "its format_version is not 1, which this edgealign reads");
-        expect_keys(manifest_, "the top level",
-                    {"format", "format_version", "name", "modality", "bundle_version", "dim", "front_end", "windows",
-                     "encoder", "text_encoder", "bank", "calibration", "files", "fingerprint", "license",
-                     "attribution"});
+        EXPECT(version && version->kind == Json::WHOLE && (version->number == 1 || version->number == 2),
+               "its format_version is not 1 or 2, which this edgealign reads");
+        if (is_format_1())
+            expect_keys(manifest_, "the top level",
+                        {"format", "format_version", "name", "modality", "bundle_version", "dim", "front_end",
+                         "windows", "encoder", "text_encoder", "bank", "calibration", "files", "fingerprint",
+                         "license", "attribution"});
+        else
+            expect_keys(manifest_, "the top level",
+                        {"format", "format_version", "name", "modality", "bundle_version", "dim", "input", "sources",
+                         "encoder", "bank", "calibration", "files", "fingerprint", "license", "attribution"});
         for (const char *key : {"name", "modality", "bundle_version", "fingerprint", "license"}) {
             const Json &value = *manifest_.find(key);
             EXPECT(value.kind == Json::TEXT && value.text.size() <= 200 && value.text.find('\0') == std::string::npos,
                    "'%s' of the manifest is not text", key);
         }
-        EXPECT(text("modality") == "speech", "its modality is '%s': this edgealign has speech",
-               text("modality").c_str());
+        const std::string &modality = text("modality");
+        EXPECT(modality != "image" || is_format_1(), "it is for pictures: this library hears sound");
+        EXPECT(modality == "speech" || (modality == "audio" && !is_format_1()),
+               "its modality is '%s': this library has speech, and audio in format 2", modality.c_str());
         const Json &dim = *manifest_.find("dim");
         EXPECT(dim.kind == Json::WHOLE && dim.number >= 1 && dim.number <= EA_MAX_DIM, "its dim is not usable");
         Digest fingerprint;
@@ -180,40 +194,69 @@ private:
         }
     }
 
+    void check_text_encoder(const Json &text) {
+        if (text.kind == Json::NOTHING) return;
+        expect_keys(text, "'text_encoder'", {"file", "vocab", "weight"});
+        expect_file(text.find("file"));
+        expect_file(text.find("vocab"));
+        source_weight_ = checked_weight(manifest_, "text_encoder");
+    }
+
+    // Texts and pictures come from elsewhere: of what makes embeddings of them, only the weight counts here.
+    void check_sources(const Json &sources) {
+        EXPECT(sources.kind == Json::OBJECT, "'sources' of the manifest is not an object");
+        bool any = false;
+        for (const auto &[name, source] : sources.members) {
+            const bool is_text = name == "text";
+            EXPECT(is_text || name == "image", "'sources' of the manifest has more than 'text' and 'image'");
+            expect_keys(source, "a source", {"file", "weight", is_text ? "tokenizer" : "input"});
+            expect_file(source.find("file"));
+            const Json &part = *source.find(is_text ? "tokenizer" : "input");
+            EXPECT(part.kind == Json::OBJECT, "a part of 'sources' of the manifest is not an object");
+            if (is_text) expect_file(part.find("file"));
+            const double weight = checked_weight(sources, name.c_str());
+            EXPECT(!any || weight == source_weight_, "the sources of the manifest differ in their weight");
+            any = true, source_weight_ = weight;
+        }
+    }
+
+    static double checked_weight(const Json &parent, const char *name) {
+        const double weight = Section(parent, name).real("weight");
+        EXPECT(weight > 0 && weight <= MAX_TEXT_WEIGHT, "'%s.weight' is not in (0, 100]", name);
+        return weight;
+    }
+
     void expect_file(const Json *name) const {
         EXPECT(name && name->kind == Json::TEXT && manifest_.find("files")->find(name->text),
                "the manifest names a file but not its sha256");
     }
 
-    void check_parts() const {
-        const Json &encoder = *manifest_.find("encoder"), &text = *manifest_.find("text_encoder");
+    void check_parts() {
+        const Json &encoder = *manifest_.find("encoder");
         expect_keys(encoder, "'encoder'", {"default", "variants"});
         const Json &variants = *encoder.find("variants"), &chosen = *encoder.find("default");
         EXPECT(variants.kind == Json::OBJECT && chosen.kind == Json::TEXT && variants.find(chosen.text),
                "'encoder' of the manifest is not a default and its variants");
         for (const auto &variant : variants.members) expect_file(variant.second.find("file"));
-        if (text.kind != Json::NOTHING) {
-            expect_keys(text, "'text_encoder'", {"file", "vocab", "weight"});
-            expect_file(text.find("file"));
-            expect_file(text.find("vocab"));
-            const double weight = Section(manifest_, "text_encoder").real("weight");
-            EXPECT(weight > 0 && weight <= MAX_TEXT_WEIGHT, "'text_encoder.weight' is not in (0, 100]");
-        }
+        if (is_format_1())
+            check_text_encoder(*manifest_.find("text_encoder"));
+        else
+            check_sources(*manifest_.find("sources"));
         const Json &bank = *manifest_.find("bank");
         expect_keys(bank, "'bank'", {"file", "rows"});
         expect_file(bank.find("file"));
         Section(manifest_, "bank").whole("rows", 0, 1e9);
-        for (const char *name : {FILTERS, GOLDEN})
-            EXPECT(manifest_.find("files")->find(name), "the manifest does not list '%s'", name);
+        EXPECT(manifest_.find("files")->find(GOLDEN), "the manifest does not list '%s'", GOLDEN);
         EXPECT(manifest_.find("attribution")->kind == Json::LIST, "'attribution' of the manifest is not a list");
     }
 };
 
 void read_front_end(const Bundle &bundle, Model &model) {
-    expect_keys(*bundle.manifest().find("front_end"), "'front_end'",
+    EXPECT(bundle.manifest().find("files")->find(FILTERS), "the manifest does not list '%s'", FILTERS);
+    expect_keys(*bundle.input().find("front_end"), "'front_end'",
                 {"version", "sample_rate_hz", "window_samples", "hop_samples", "n_fft", "n_mels", "energy_floor",
                  "low_hz", "high_hz"});
-    const Section section(bundle.manifest(), "front_end");
+    const Section section(bundle.input(), "front_end");
     section.whole("version", 1, 1);
     ea_log_mel_options options = {};
     options.struct_size = sizeof options;
@@ -241,11 +284,29 @@ void read_front_end(const Bundle &bundle, Model &model) {
     require(status, "the front end of the manifest makes no sense");
 }
 
+void read_clip_windows(const Bundle &bundle, Model &model) {
+    expect_keys(*bundle.input().find("windows"), "'windows'", {"version", "window_s", "hop_s", "min_s"});
+    const Section section(bundle.input(), "windows");
+    const double window_s = section.real("window_s"), hop_s = section.real("hop_s"), min_s = section.real("min_s");
+    EXPECT(window_s > 0 && window_s <= MAX_WINDOW_S, "window_s is not in (0, %.0f]", MAX_WINDOW_S);
+    EXPECT(hop_s >= MIN_WINDOW_S && hop_s <= window_s, "hop_s is not in [%.2f, window_s]", MIN_WINDOW_S);
+    EXPECT(min_s >= MIN_WINDOW_S && min_s <= window_s, "min_s is not in [%.2f, window_s]", MIN_WINDOW_S);
+    const auto samples = [&](double s) { return size_t(std::floor(s * double(model.sample_rate_hz) + 0.5)); };
+    model.clip = {samples(window_s), samples(hop_s), samples(min_s)};
+}
+
 void read_windows(const Bundle &bundle, Model &model) {
-    expect_keys(*bundle.manifest().find("windows"), "'windows'",
+    const Json &windows = *bundle.input().find("windows");
+    EXPECT(windows.kind == Json::OBJECT, "'windows' of the manifest is not an object");
+    const Json *version = windows.find("version");
+    if (!bundle.is_format_1() && version && version->kind == Json::WHOLE && version->number == 2) {
+        read_clip_windows(bundle, model);
+        return;
+    }
+    expect_keys(windows, "'windows'",
                 {"version", "min_frames", "floor_quantile", "above_floor_db", "below_peak_db", "merge_frames",
                  "min_span_frames", "pad_frames", "max_frames"});
-    const Section section(bundle.manifest(), "windows");
+    const Section section(bundle.input(), "windows");
     section.whole("version", 1, 1);
     ea_span_options &spans = model.spans;
     spans.struct_size = sizeof spans;
@@ -259,6 +320,41 @@ void read_windows(const Bundle &bundle, Model &model) {
     spans.pad_frames = size_t(section.whole("pad_frames", 0, MAX_FRAMES));
     spans.max_frames = size_t(section.whole("max_frames", 1, MAX_FRAMES));
     model.min_frames = size_t(section.whole("min_frames", 1, double(spans.max_frames)));
+}
+
+// What the encoder takes, in either format.
+void read_input(const Bundle &bundle, Model &model) {
+    if (bundle.is_format_1()) {
+        read_front_end(bundle, model);
+        read_windows(bundle, model);
+        return;
+    }
+    const Json &input = bundle.input();
+    EXPECT(input.kind == Json::OBJECT && input.find("kind") && input.find("kind")->kind == Json::TEXT,
+           "'input' of the manifest names no kind");
+    const std::string &kind = input.find("kind")->text;
+    const bool has_front_end = input.find("front_end") != nullptr;
+    EXPECT(kind == "log_mel" || kind == "waveform", "its encoder takes '%s': this library has log_mel and waveform",
+           kind.c_str());
+    model.takes_waveform = kind == "waveform";
+    if (!model.takes_waveform)
+        expect_keys(input, "'input'", {"kind", "front_end", "windows"});
+    else if (has_front_end)
+        expect_keys(input, "'input'", {"kind", "sample_rate_hz", "windows", "front_end"});
+    else
+        expect_keys(input, "'input'", {"kind", "sample_rate_hz", "windows"});
+    if (has_front_end) read_front_end(bundle, model);
+    if (model.takes_waveform) {
+        const Json &rate = *input.find("sample_rate_hz");
+        EXPECT(rate.kind == Json::WHOLE && rate.number >= 4000 && rate.number <= 500000,
+               "'input.sample_rate_hz' of the manifest is not a whole number in 4000-500000");
+        EXPECT(!has_front_end || rate.number == double(model.sample_rate_hz),
+               "'input' of the manifest has two sample rates");
+        model.sample_rate_hz = uint32_t(rate.number);
+    }
+    read_windows(bundle, model);
+    EXPECT(!model.takes_waveform || has_front_end == model.finds_words(),
+           "'input' of the manifest has a front end for windows, or none for words");
 }
 
 void read_calibration(const Bundle &bundle, Model &model) {
@@ -336,6 +432,17 @@ void read_encoder(const Bundle &bundle, Model &model, std::shared_ptr<const Ort>
 
 }  // namespace
 
+void Model::encode(float *input, size_t size, float *embedding) const {
+    const int64_t log_mel_shape[] = {1, int64_t(n_mels), int64_t(size)}, waveform_shape[] = {1, int64_t(size)};
+    const int64_t output_shape[] = {1, int64_t(dim)};
+    if (takes_waveform)
+        encoder->run("waveform", input, waveform_shape, 2, "embedding", embedding, output_shape);
+    else
+        encoder->run("log_mel", input, log_mel_shape, 3, "embedding", embedding, output_shape);
+    if (!all_finite(embedding, dim))
+        refuse(EA_BUNDLE_UNREADABLE, "the encoder of the bundle answered with NaN or infinity");
+}
+
 std::shared_ptr<const Model> Model::open(const std::string &folder, std::shared_ptr<const Ort> ort,
                                          const char *variant) {
     struct stat info;
@@ -348,10 +455,8 @@ std::shared_ptr<const Model> Model::open(const std::string &folder, std::shared_
         model->modality = bundle.text("modality");
         model->dim = size_t(bundle.manifest().find("dim")->number);
         parse_sha256(*bundle.manifest().find("fingerprint"), model->encoder_sha256);
-        if (bundle.manifest().find("text_encoder")->kind != Json::NOTHING)
-            model->text_weight = float(Section(bundle.manifest(), "text_encoder").real("weight"));
-        read_front_end(bundle, *model);
-        read_windows(bundle, *model);
+        model->text_weight = float(bundle.source_weight());
+        read_input(bundle, *model);
         read_bank(bundle, *model);
         read_calibration(bundle, *model);
         read_encoder(bundle, *model, std::move(ort), variant);

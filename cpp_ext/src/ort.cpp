@@ -107,8 +107,8 @@ OrtSession::OrtSession(std::shared_ptr<const Ort> ort, const std::vector<uint8_t
 
 OrtSession::~OrtSession() { ort_->release(RELEASE_SESSION, session_); }
 
-void OrtSession::run(const char *input_name, float *input, const int64_t input_shape[3], const char *output_name,
-                     float *output, const int64_t output_shape[2]) const {
+void OrtSession::run(const char *input_name, float *input, const int64_t *input_shape, size_t input_rank,
+                     const char *output_name, float *output, const int64_t output_shape[2]) const {
     struct Value {
         const Ort &ort;
         void *value = nullptr;
@@ -119,8 +119,8 @@ void OrtSession::run(const char *input_name, float *input, const int64_t input_s
         for (size_t i = 0; i < rank; i++) count *= size_t(shape[i]);
         return count;
     };
-    ort_->call("run the encoder", CREATE_TENSOR_WITH_DATA, ort_->memory_info(), input, bytes(input_shape, 3),
-               input_shape, size_t(3), ELEMENT_FLOAT, &in.value);
+    ort_->call("run the encoder", CREATE_TENSOR_WITH_DATA, ort_->memory_info(), input,
+               bytes(input_shape, input_rank), input_shape, input_rank, ELEMENT_FLOAT, &in.value);
     ort_->call("run the encoder", CREATE_TENSOR_WITH_DATA, ort_->memory_info(), output, bytes(output_shape, 2),
                output_shape, size_t(2), ELEMENT_FLOAT, &out.value);
     const void *const inputs[] = {in.value};

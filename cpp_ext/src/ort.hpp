@@ -49,9 +49,9 @@ public:
     OrtSession(const OrtSession &) = delete;
 
     const Ort &ort() const { return *ort_; }
-    // output must have the size that the graph gives; shapes have 3 and 2 elements.
-    void run(const char *input_name, float *input, const int64_t input_shape[3], const char *output_name,
-             float *output, const int64_t output_shape[2]) const;
+    // output must have the size that the graph gives; its shape has 2 elements.
+    void run(const char *input_name, float *input, const int64_t *input_shape, size_t input_rank,
+             const char *output_name, float *output, const int64_t output_shape[2]) const;
 
 private:
     std::shared_ptr<const Ort> ort_;

@@ -52,8 +52,11 @@ ea_recognizer::ea_recognizer(std::shared_ptr<const Model> opened, const char *pa
       store_path(path ? path : ""),
       embedding(model->dim),
       matches(EA_MAX_TOP),
-      mono(Resampler::BLOCK),
-      finder(model) {
+      mono(Resampler::BLOCK) {
+    if (model->finds_words())
+        finder.emplace(model);
+    else
+        clip.emplace(model);
     store = load_or_create();
     renew_matcher();
 }
@@ -100,7 +103,10 @@ void ea_recognizer::begin(uint32_t rate_hz, uint32_t channels) {
     sample_rate_hz = rate_hz, n_channels = channels;
     n_frames = 0;
     source.begin(rate_hz);
-    finder.begin();
+    if (finder)
+        finder->begin();
+    else
+        clip->begin();
     in_clip = true;
 }
 
@@ -116,9 +122,16 @@ void ea_recognizer::push(const Sample *samples, size_t count) {
         const size_t n = std::min(Resampler::BLOCK, count - done);
         mix(samples + done * n_channels, n, n_channels, mono.data());
         source.add(mono.data(), n);
-        finder.add(resampled.data(), resampler->push(mono.data(), n, resampled.data()));
+        hear(resampled.data(), resampler->push(mono.data(), n, resampled.data()));
     }
     n_frames += count;
+}
+
+void ea_recognizer::hear(const float *samples, size_t count) {
+    if (finder)
+        finder->add(samples, count);
+    else
+        clip->add(samples, count);
 }
 
 void ea_recognizer::end_clip() {
@@ -127,21 +140,28 @@ void ea_recognizer::end_clip() {
     if (heard_s() < MIN_DURATION_S)
         refuse(EA_INVALID_ARGUMENT, "the clip holds %llu frame(s): at least %.0f ms are needed",
                static_cast<unsigned long long>(n_frames), MIN_DURATION_S * 1e3);
-    while (const size_t n = resampler->finish(resampled.data())) finder.add(resampled.data(), n);
-    finder.finish();
+    while (const size_t n = resampler->finish(resampled.data())) hear(resampled.data(), n);
+    if (finder) finder->finish();
 }
 
-void ea_recognizer::encode(const Word &word) {
-    const int64_t input_shape[] = {1, int64_t(model->n_mels), int64_t(word.n_frames)};
-    const int64_t output_shape[] = {1, int64_t(model->dim)};
-    model->encoder->run("log_mel", word.frames.get(), input_shape, "embedding", embedding.data(), output_shape);
-    if (!all_finite(embedding.data(), model->dim))
-        refuse(EA_BUNDLE_UNREADABLE, "the encoder of the bundle answered with NaN or infinity");
+bool ea_recognizer::embed_clip() {
+    end_clip();
+    if (!finder)
+        clip->finish(embedding.data());
+    else if (finder->n_sounds)
+        finder->word.encode(*model, embedding.data());
+    else
+        return false;
+    return true;
 }
 
 void ea_recognizer::name_word(const Word &word, size_t top_k, ea_answer *answer) {
     if (!matcher) refuse(EA_WRONG_STATE, "there are no labels yet: enroll clips first");
-    encode(word);
+    word.encode(*model, embedding.data());
+    name_embedding(top_k, answer);
+}
+
+void ea_recognizer::name_embedding(size_t top_k, ea_answer *answer) {
     require(ea_classify(matcher.get(), embedding.data(), top_k, scratch.data(), matches.data(), &answer->n_top),
             "the embedding cannot be matched");
     const ea_match &best = matches[0];
@@ -262,14 +282,15 @@ ea_status ea_recognizer_classify(ea_recognizer *recognizer, size_t top_k, ea_ans
         if (top_k < 1 || top_k > EA_MAX_TOP) refuse(EA_INVALID_ARGUMENT, "top_k is %zu: 1 to %d", top_k, EA_MAX_TOP);
         if (!recognizer->matcher) refuse(EA_WRONG_STATE, "there are no labels yet: enroll clips first");
         ea_recognizer &r = *recognizer;
-        r.end_clip();
         ea_answer made = {};
         made.struct_size = answer->struct_size;
+        const bool has_sound = r.embed_clip();
         made.heard_s = r.heard_s();
-        if (r.finder.n_sounds) {
-            r.name_word(r.finder.word, top_k, &made);
-            made.n_sounds = r.finder.n_sounds;
-            made.start_s = r.finder.start_s, made.end_s = r.finder.end_s;
+        if (has_sound) {
+            r.name_embedding(top_k, &made);
+            made.n_sounds = r.finder ? r.finder->n_sounds : 1;
+            made.start_s = r.finder ? r.finder->start_s : 0;
+            made.end_s = r.finder ? r.finder->end_s : made.heard_s;
         }
         *answer = made;
     });
@@ -278,9 +299,7 @@ ea_status ea_recognizer_classify(ea_recognizer *recognizer, size_t top_k, ea_ans
 namespace {
 
 void embed_clip(ea_recognizer &r) {
-    r.end_clip();
-    if (!r.finder.n_sounds) refuse(EA_NO_SOUND, "no sound stands out of the %.1f s of the clip", r.heard_s());
-    r.encode(r.finder.word);
+    if (!r.embed_clip()) refuse(EA_NO_SOUND, "no sound stands out of the %.1f s of the clip", r.heard_s());
 }
 
 }  // namespace

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "clip_windows.hpp"
 #include "intake.hpp"
 #include "sha256.hpp"
 #include "word_finder.hpp"
@@ -54,7 +56,9 @@ struct ea_recognizer {
 
     // Whether the label of this word is known, and what it is: fills all of the answer but the times.
     void name_word(const ea::Word &word, size_t top_k, ea_answer *answer);
-    void encode(const ea::Word &word);
+    void name_embedding(size_t top_k, ea_answer *answer);
+    // Ends the clip; whether `embedding` is now that of its word, or of all of it.
+    bool embed_clip();
 
     std::shared_ptr<const ea::Model> model;
     std::string store_path;  // empty: in memory only
@@ -70,7 +74,10 @@ struct ea_recognizer {
     std::unique_ptr<ea::Resampler> resampler;
     std::vector<float> mono, resampled;
     ea::ClipHash source;  // of the rate and the mono samples before resampling
-    ea::WordFinder finder;
+    // One of them, as the bundle's windows say.
+    std::optional<ea::WordFinder> finder;
+    std::optional<ea::ClipEncoder> clip;
+    void hear(const float *samples, size_t count);
 
     void begin(uint32_t rate_hz, uint32_t channels);
     template <class Sample>

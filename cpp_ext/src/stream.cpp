@@ -214,6 +214,11 @@ ea_status ea_stream_open(ea_recognizer *recognizer, const ea_stream_options *opt
             refuse(EA_INVALID_ARGUMENT, "ring_s is %g: 0 to %g", options->ring_s, MAX_RING_S);
         if (!(options->debounce_s >= 0) || !std::isfinite(options->debounce_s))
             refuse(EA_INVALID_ARGUMENT, "debounce_s is %g: at least 0 is expected", options->debounce_s);
+        if (!recognizer->model->finds_words() || recognizer->model->takes_waveform)
+            refuse(EA_INVALID_ARGUMENT,
+                   "the bundle '%s' names whole clips or takes waveforms: a stream needs one that finds words by their "
+                   "log-mel energies",
+                   recognizer->model->name.c_str());
         *stream = new ea_stream(recognizer, *options);
     });
 }

@@ -16,6 +16,19 @@ size_t whole_hops(const Model &model, size_t seconds) {
     return seconds * model.sample_rate_hz / model.hop_samples * model.hop_samples;
 }
 
+size_t samples_under(const Model &model, size_t n_frames) {
+    return (n_frames - 1) * model.hop_samples + model.window_samples;
+}
+
+// Frames first to end, widened evenly within a clip of n_all frames to min_frames.
+void widen(const Model &model, size_t n_all, size_t &first, size_t &end) {
+    if (end - first >= model.min_frames) return;
+    const size_t before = (model.min_frames - (end - first)) / 2;
+    first = first > before ? first - before : 0;
+    first = std::min(first, n_all > model.min_frames ? n_all - model.min_frames : 0);
+    end = std::min(n_all, first + model.min_frames);
+}
+
 }  // namespace
 
 size_t find_spans(const Model &model, const float *log_mels, size_t n_frames, double *levels, double *spans) {
@@ -25,15 +38,14 @@ size_t find_spans(const Model &model, const float *log_mels, size_t n_frames, do
     return count;
 }
 
-Word::Word(const Model &model) : frames(model.n_mels * std::max(model.min_frames, model.spans.max_frames)) {}
+Word::Word(const Model &model)
+    : frames(model.n_mels * std::max(model.min_frames, model.spans.max_frames)),
+      samples(model.takes_waveform && model.finds_words()
+                  ? samples_under(model, std::max(model.min_frames, model.spans.max_frames))
+                  : 0) {}
 
 void Word::take(const Model &model, const float *log_mels, size_t n_all, size_t first, size_t end) {
-    if (end - first < model.min_frames) {
-        const size_t before = (model.min_frames - (end - first)) / 2;
-        first = first > before ? first - before : 0;
-        first = std::min(first, n_all > model.min_frames ? n_all - model.min_frames : 0);
-        end = std::min(n_all, first + model.min_frames);
-    }
+    widen(model, n_all, first, end);
     const size_t count = end - first;
     n_frames = std::max(model.min_frames, count);
     const size_t before = (n_frames - count) / 2;
@@ -43,6 +55,23 @@ void Word::take(const Model &model, const float *log_mels, size_t n_all, size_t 
         std::fill(row, row + n_frames, silence);
         std::copy_n(log_mels + m * n_all + first, count, row + before);
     }
+}
+
+void Word::take_samples(const Model &model, const float *all, size_t n_all, size_t first, size_t end) {
+    widen(model, ea_log_mel_frames(model.log_mel.get(), n_all), first, end);
+    const size_t count = std::max(model.min_frames, end - first), before = (count - (end - first)) / 2;
+    n_samples = samples_under(model, count);
+    std::fill(samples.get(), samples.get() + n_samples, 0.0f);
+    const size_t begin = first * model.hop_samples;
+    const size_t inside = std::min(samples_under(model, end - first), n_all - begin);
+    std::copy_n(all + begin, inside, samples.get() + before * model.hop_samples);
+}
+
+void Word::encode(const Model &model, float *embedding) const {
+    if (model.takes_waveform)
+        model.encode(samples.get(), n_samples, embedding);
+    else
+        model.encode(frames.get(), n_frames, embedding);
 }
 
 WordFinder::WordFinder(std::shared_ptr<const Model> model)
@@ -95,6 +124,7 @@ void WordFinder::search(size_t n_samples, double highest_s) {
         if (n_sounds > 1 && !(clearness > clearness_)) continue;
         clearness_ = clearness;
         word.take(model, log_mels_.get(), n_frames, size_t(first), size_t(end));
+        if (model.takes_waveform) word.take_samples(model, samples_.get(), n_samples, size_t(first), size_t(end));
         start_s = double(start_) / rate + model.seconds(first);
         end_s = start_s + model.seconds(end - first);
     }

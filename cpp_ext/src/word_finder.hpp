@@ -25,8 +25,14 @@ struct Word {
     // silence.
     void take(const Model &model, const float *log_mels, size_t n_frames, size_t first, size_t end);
 
+    // The samples under these frames, with zeros where they are silence; for encoders of waveforms.
+    void take_samples(const Model &model, const float *samples, size_t n_all, size_t first, size_t end);
+    void encode(const Model &model, float *embedding) const;
+
     Room<float> frames;  // [n_mels, n_frames]
     size_t n_frames = 0;
+    Room<float> samples;  // [n_samples]
+    size_t n_samples = 0;
 };
 
 class WordFinder {
