@@ -271,7 +271,7 @@ def packaged(
     """The command line with a bundle for each modality in the place of the shipped ones."""
     shipped = {"speech": toy_bundle, "audio": bundles["audio_waveform"], "image": bundles["image"]}
     monkeypatch.delenv("EDGEALIGN_BUNDLE")
-    monkeypatch.setattr("edgealign.bundle.package_bundle", lambda modality: shipped[modality].path)
+    monkeypatch.setattr("edgealign.bundle.package_bundle", lambda modality: shipped[modality].path if modality else "")
     return edgealign
 
 
