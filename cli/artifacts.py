@@ -148,7 +148,9 @@ def bundle_info(bundle: BundleArgument = None, modality: ModalityOption = None) 
                 for name, entry in sorted(manifest["encoder"]["variants"].items())
             ),
             "input": _input_text(opened.input),
-            "starts_from": ", ".join(
+            "starts_from": "nothing by itself"
+            if opened.modality == "text"
+            else ", ".join(
                 f"{kind} {files[source.file]['bytes']} bytes, as much as {source.weight:g} {opened.sample_noun}s"
                 for kind, source in opened.sources.items()
             )
@@ -162,8 +164,10 @@ def bundle_info(bundle: BundleArgument = None, modality: ModalityOption = None) 
 
 def _input_text(taken: Input) -> str:
     """What an encoder takes, in words."""
-    from edgealign.inputs import ImageInput, Windows
+    from edgealign.inputs import ImageInput, TextInput, Windows
 
+    if isinstance(taken, TextInput):
+        return "words alone"
     if isinstance(taken, ImageInput):
         return f"pictures, {taken.width_px} x {taken.height_px} px, {taken.fit}"
     windows = taken.windows

@@ -11,7 +11,7 @@ import numpy as np
 from edgealign import kernels, machine
 from edgealign.bundle import Bundle
 from edgealign.inputs import ImageInput, LogMelInput, Windows
-from edgealign.samples import log_mel, word_values
+from edgealign.samples import check_takes_samples, log_mel, word_values
 from edgealign.words import find_word, sound_spans
 
 N_WINDOWS = 200
@@ -30,6 +30,7 @@ def measure(
     at the encoder's rate or from pixels.
     """
     bundle = Bundle.open(bundle_path, modality=modality, device=device)
+    check_takes_samples(bundle)
     matcher = _matcher(bundle)
     prepare, stages = _preparation(bundle)
     values = prepare()

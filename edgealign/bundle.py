@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgealign.errors import BundleUnreadable, DeviceUnavailable, InvalidInput
-from edgealign.inputs import FrontEnd, ImageInput, Input, LogMelInput, Windows, read_input
+from edgealign.inputs import FrontEnd, ImageInput, Input, LogMelInput, TextInput, Windows, read_input
 from edgealign.kernels import Calibration
 from edgealign.manifest import canonical_json, expect, parse_json
 from edgealign.text import TextTokenizer, Tokens, open_tokenizer
@@ -35,7 +35,7 @@ SIGNATURE = "manifest.sig"  # see edgealign.signatures
 CARD = "README.md"
 
 MAX_MANIFEST_BYTES = 2**20
-MAX_ONNX_BYTES = 200 * 2**20
+MAX_ONNX_BYTES = 2**31 - 1  # what protobuf can hold
 MAX_FILE_BYTES = 64 * 2**20
 MAX_GOLDEN_UNPACKED_BYTES = 256 * 2**20
 MAX_FILES = 64
@@ -95,7 +95,7 @@ def read_plain_file(folder: str, name: str, max_bytes: int) -> bytes:
         return file.read(max_bytes + 1)
 
 
-def _max_bytes(name: str) -> int:
+def max_bytes(name: str) -> int:
     return MAX_ONNX_BYTES if name.endswith(".onnx") else MAX_FILE_BYTES
 
 
@@ -189,7 +189,7 @@ class Bundle:
         """Bytes of one file of the manifest, with size and sha256 checked on exactly these bytes."""
         entry = self.manifest["files"].get(name)
         expect(entry is not None, f"bundle '{self.path}': '{name}' is not in its manifest")
-        data = read_plain_file(self.path, name, _max_bytes(name))
+        data = read_plain_file(self.path, name, max_bytes(name))
         if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
             raise BundleUnreadable(
                 f"'{os.path.join(self.path, name)}' differs from its manifest ({len(data)} bytes, expected "
@@ -415,7 +415,7 @@ def _check_manifest(manifest: Any) -> None:
     expect(not unknown, f"its manifest has the unknown keys {', '.join(unknown)}")
     for key in ("name", "modality", "bundle_version", "fingerprint", "license"):
         expect(isinstance(manifest[key], str) and len(manifest[key]) <= 200, f"'{key}' of the manifest is not text")
-    allowed = ("speech",) if version == 1 else MODALITIES
+    allowed = ("speech",) if version == 1 else (*MODALITIES, TextInput.kind)
     found = manifest["modality"]
     expect(found in allowed, f"its modality is '{found}': this edgealign has {', '.join(allowed)}")
     expect(type(manifest["dim"]) is int and 1 <= manifest["dim"] <= MAX_DIM, f"dim {manifest['dim']!r} is not usable")
@@ -436,8 +436,8 @@ def _check_files(files: Any) -> None:
             and isinstance(entry["sha256"], str)
             and _SHA256.fullmatch(entry["sha256"]) is not None
             and type(entry["bytes"]) is int
-            and 0 <= entry["bytes"] <= _max_bytes(name),
-            f"the entry of '{name}' is not a sha256 and a size of at most {_max_bytes(name)} bytes",
+            and 0 <= entry["bytes"] <= max_bytes(name),
+            f"the entry of '{name}' is not a sha256 and a size of at most {max_bytes(name)} bytes",
         )
 
 
@@ -459,10 +459,12 @@ def _check_parts(manifest: dict) -> None:
         "'bank' of the manifest is not a file and a number of rows",
     )
     taken = _read_input(manifest)
-    pictures = isinstance(taken, ImageInput)
-    expect(
-        pictures == (manifest["modality"] == "image"), f"a bundle for {manifest['modality']} cannot take {taken.kind}"
-    )
+    modality = manifest["modality"]
+    expect(modality in taken.modalities, f"a bundle for {modality} cannot take {taken.kind}")
+    if isinstance(taken, TextInput):
+        own = encoder["variants"][encoder["default"]].get("file")
+        alone = set(sources) == {"text"} and sources["text"].file == own
+        expect(alone, "a bundle for text must have its encoder as its only source, 'text'")
     named = [variant.get("file") for variant in encoder["variants"].values()]
     named += [bank["file"], GOLDEN, *(source.file for source in sources.values())]
     named += [FILTERS] if getattr(taken, "front_end", None) else []
@@ -586,7 +588,7 @@ def write_bundle(
             _write_durably(os.path.join(partial, name), data)
 
         for name in sorted(os.listdir(source)):
-            add(name, read_plain_file(source, name, _max_bytes(name)))
+            add(name, read_plain_file(source, name, max_bytes(name)))
         version = 1 if "front_end" in manifest_fields else 2
         manifest = {"format": FORMAT, "format_version": version, "files": files, **manifest_fields}
         # The structure is checked before it is hashed and used, with stand-ins for what is still to be computed.

@@ -124,6 +124,7 @@ class LogMelInput:
 
     tensor: ClassVar[str] = "log_mel"
     kind: ClassVar[str] = "log_mel"
+    modalities: ClassVar[tuple[str, ...]] = ("speech", "audio")
     front_end: FrontEnd
     windows: Windows | ClipWindows
 
@@ -141,6 +142,7 @@ class WaveformInput:
 
     tensor: ClassVar[str] = "waveform"
     kind: ClassVar[str] = "waveform"
+    modalities: ClassVar[tuple[str, ...]] = ("speech", "audio")
     sample_rate_hz: int
     windows: Windows | ClipWindows
     front_end: FrontEnd | None
@@ -156,6 +158,7 @@ class ImageInput:
 
     tensor: ClassVar[str] = "image"
     kind: ClassVar[str] = "image"
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
     height_px: int
     width_px: int
     fit: str
@@ -168,8 +171,17 @@ class ImageInput:
         expect(self.resample in RESAMPLING, f"resample is {self.resample!r}: expected {' or '.join(RESAMPLING)}")
 
 
+@dataclass(frozen=True)
+class TextInput:
+    """`tokens` int64 [batch, n_tokens]: words alone, by the tokenizer of the bundle's text source"""
+
+    tensor: ClassVar[str] = "tokens"
+    kind: ClassVar[str] = "text"
+    modalities: ClassVar[tuple[str, ...]] = ("text",)
+
+
 SoundInput = LogMelInput | WaveformInput
-Input = SoundInput | ImageInput
+Input = SoundInput | ImageInput | TextInput
 
 
 def read_input(section: Any, name: str = "input") -> Input:
@@ -184,6 +196,9 @@ def read_input(section: Any, name: str = "input") -> Input:
         image = read_section(ImageInput, rest, name)
         image.check()
         return image
+    if kind == "text":
+        _expect_keys(rest, name, set())
+        return TextInput()
     expect(
         kind in ("log_mel", "waveform"), f"'{name}.kind' of the manifest is {kind!r}: this edgealign does not know it"
     )

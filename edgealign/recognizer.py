@@ -25,7 +25,7 @@ from edgealign.errors import (
     StoreUnwritable,
 )
 from edgealign.inputs import ImageInput, Windows
-from edgealign.samples import Embedded, Sample, embed, open_sample, word_values
+from edgealign.samples import Embedded, Sample, check_takes_samples, embed, open_sample, word_values
 from edgealign.store import PICTURE, RECORDING, TEXT, Matcher, Store
 from edgealign.words import SEARCH_WINDOW_S, Word
 
@@ -108,6 +108,7 @@ class Recognizer:
 
     def __init__(self, bundle: Bundle, store_path: str | os.PathLike | None = None):
         """`Recognizer.open` with a bundle that is open already; the store is read when it is first needed."""
+        check_takes_samples(bundle)
         self.bundle = bundle
         self.store_path = os.fspath(store_path if store_path is not None else default_store_path(bundle.modality))
         self._enrolling = threading.Lock()  # so that the store taken over last is the one saved last

@@ -12,7 +12,7 @@ import numpy as np
 from edgealign import kernels
 from edgealign.audio import AudioArray, AudioFile, AudioSource
 from edgealign.errors import BundleUnreadable, InvalidInput
-from edgealign.inputs import ClipWindows, ImageInput, LogMelInput, Windows
+from edgealign.inputs import ClipWindows, ImageInput, LogMelInput, TextInput, Windows
 from edgealign.words import Word, find_word, whole_sound
 
 if TYPE_CHECKING:
@@ -35,6 +35,15 @@ class Embedded:
     word: Word | None
     start_s: float | None
     end_s: float | None
+
+
+def check_takes_samples(bundle: Bundle) -> None:
+    """InvalidInput where a bundle encodes words alone."""
+    if isinstance(bundle.input, TextInput):
+        raise InvalidInput(
+            f"the bundle '{bundle.name}' encodes words alone and cannot learn or name anything by itself: join it with "
+            f"an encoder of sounds or pictures by `edgealign train projection`"
+        )
 
 
 def open_sample(

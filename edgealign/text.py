@@ -19,6 +19,7 @@ from edgealign.manifest import expect, parse_json
 KINDS = ("grapheme", "ipa")
 UNDETERMINED = "und"  # BCP 47's subtag for "no language given"
 MAX_TEXT_CODE_POINTS = 1000
+MAX_TOKENS = 8192
 _NOT_SPOKEN_IN_IPA = {ord(character): None for character in ".‿ "}  # syllable break, linking, white space
 _IPA_DELIMITERS = ("//", "[]")
 
@@ -138,8 +139,21 @@ def _open_edgealign(entry: dict[str, Any], data: bytes) -> Tokenizer:
     return Tokenizer.from_dict(parse_json(data, entry["file"]))
 
 
+def _open_huggingface(entry: dict[str, Any], data: bytes) -> TextTokenizer:
+    from edgealign.tokenizers_hf import HuggingFaceTokenizer
+
+    keys, limit = set(entry), entry.get("max_tokens")
+    expect(keys == {"kind", "file", "max_tokens"}, "a tokenizer of the kind huggingface has a file and max_tokens")
+    usable = type(limit) is int and 1 <= limit <= MAX_TOKENS
+    expect(usable, f"'max_tokens' of a tokenizer is {limit!r}: expected 1 to {MAX_TOKENS}")
+    return HuggingFaceTokenizer.from_json(data, limit)
+
+
 # kind -> how its section of the manifest and the bytes of its file become a tokenizer
-TOKENIZERS: dict[str, Callable[[dict[str, Any], bytes], TextTokenizer]] = {"edgealign": _open_edgealign}
+TOKENIZERS: dict[str, Callable[[dict[str, Any], bytes], TextTokenizer]] = {
+    "edgealign": _open_edgealign,
+    "huggingface": _open_huggingface,
+}
 
 
 def open_tokenizer(entry: dict[str, Any], data: bytes) -> TextTokenizer:

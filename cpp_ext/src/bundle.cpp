@@ -14,7 +14,7 @@
 namespace ea {
 namespace {
 
-constexpr int64_t MAX_MANIFEST_BYTES = 1 << 20, MAX_ONNX_BYTES = 200 << 20, MAX_FILE_BYTES = 64 << 20;
+constexpr int64_t MAX_MANIFEST_BYTES = 1 << 20, MAX_ONNX_BYTES = INT32_MAX, MAX_FILE_BYTES = 64 << 20;
 constexpr size_t MAX_FILES = 64, MAX_NAME_CHARACTERS = 128;
 constexpr double MAX_WINDOW_S = 60, MIN_WINDOW_S = 0.01;
 constexpr double MAX_FRAMES = 100000, MAX_TEXT_WEIGHT = 100, BANK_NORM_TOLERANCE = 1e-2;
