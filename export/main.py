@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,25 @@ from edgealign.errors import InvalidInput
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+class Modality(StrEnum):
+    SPEECH = "speech"
+    AUDIO = "audio"
+    IMAGE = "image"
+    TEXT = "text"
+
+
+class Pool(StrEnum):
+    MEAN = "mean"
+    CLS = "cls"
+    POOLER = "pooler"
+
+
 @app.command()
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="best.pt of `train text-to-speech`, or sense.pt of `train audio` or `image`.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.")],
+    checkpoint: Annotated[
+        Path | None, typer.Argument(help="best.pt of `train text-to-speech`, or sense.pt of `train audio` or `image`.")
+    ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Of text-to-speech: the rendered corpus.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Also write the weights, in half precision.")] = None,
     data: Annotated[Path | None, typer.Option(help="Of audio and image: the packs. Default: $EDGEALIGN_DATA.")] = None,
@@ -26,8 +40,37 @@ def export(
         Path | None, typer.Option(help="Of audio and image trained on all classes: sense.pt of a run with --fold 0.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Of audio and image: where features are kept.")] = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option("--hf", help="A local folder of a transformers model, in place of CHECKPOINT.", metavar="FOLDER"),
+    ] = None,
+    modality: Annotated[Modality | None, typer.Option(help="Of --hf: what its samples are.")] = None,
+    pool: Annotated[
+        Pool | None, typer.Option(help="Of --hf: how its states become one embedding. Default: the model's own.")
+    ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(help="Of --hf: length of sound that it hears at once, in s. Speech: the word, where left out."),
+    ] = None,
+    hop: Annotated[float | None, typer.Option(help="Of --hf: from window to window, in s. Default: half.")] = None,
+    background: Annotated[
+        Path | None, typer.Option(help="Of --hf: a folder of samples of anything else, for better unknowns.")
+    ] = None,
 ) -> None:
-    """Checkpoint to ONNX, to int8, to a bundle; parity and drift are checked on the way."""
+    """Checkpoint or transformers model to ONNX, to a bundle; parity and drift are checked on the way."""
+    if (checkpoint is None) == (hf is None):
+        raise InvalidInput("name one thing to export: CHECKPOINT, or --hf FOLDER with --modality")
+    if hf is not None:
+        _refuse("CHECKPOINT", corpus=corpus, weights=weights, data=data, split=split, cache=cache)
+        if modality is None:
+            raise InvalidInput(f"'{hf}' needs --modality: speech, audio, image or text")
+        from edgealign.export.huggingface import Options, export_huggingface
+
+        options = Options(modality.value, pool and pool.value, window, hop, background)
+        bundle = export_huggingface(hf, output, options, _report)
+        print(f"{output}\t{bundle.encoder_sha256}")
+        return
+    _refuse("--hf", modality=modality, pool=pool, window=window, hop=hop, background=background)
     from edgealign.train.senses import Sense, is_sense
 
     if weights is not None and not weights.parent.is_dir():
@@ -50,6 +93,12 @@ def export(
             Checkpoint.load(checkpoint).save_half(weights)
         bundle = export_speech(checkpoint, corpus, output, _report)
     print(f"{output}\t{bundle.encoder_sha256}")
+
+
+def _refuse(belongs_to: str, **options: object) -> None:
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        raise InvalidInput(f"{given[0]} is for an export of {belongs_to}: leave it out")
 
 
 def _report(line: str) -> None:
