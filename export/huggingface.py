@@ -10,9 +10,8 @@ import logging
 import math
 import os
 import re
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from edgealign import __version__
-from edgealign.bundle import Bundle, max_bytes, write_bundle
+from edgealign.bundle import FILTERS, Bundle, check_target, max_bytes
 from edgealign.errors import InputUnreadable, InvalidInput, MissingExtra
-from edgealign.export.graph import session_of
 from edgealign.export.huggingface_front_ends import (
     ClapLogMel,
     Head,
@@ -34,7 +32,15 @@ from edgealign.export.huggingface_front_ends import (
     ZeroMeanUnitVariance,
 )
 from edgealign.export.huggingface_graph import Chain
-from edgealign.export.speech import check_target
+from edgealign.export.import_onnx import (
+    check_background,
+    made_up_samples,
+    mel_filters,
+    word_front_end,
+    word_windows,
+    write_foreign_bundle,
+)
+from edgealign.inputs import ImageInput, Input, Windows, read_input
 
 ENCODER, TEXT_ENCODER, TOKENIZER = "encoder.onnx", "text_encoder.onnx", "tokenizer.json"
 GOLDEN_TEXTS = ("water", "A dog barks in the rain.")
@@ -43,7 +49,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # numbers of pillow
 MIN_CLIP_S = 0.1
-SPEECH_WINDOW_S = 5.0
+WINDOW_S = 5.0
 ANSWER_LIMIT = 3  # names in a message
 
 
@@ -61,13 +67,15 @@ class Encoders:
     """What a folder gives.
 
     sample   the encoder of samples, or None where the model has text alone
-    input    the section `input` of a manifest, or None
+    input    the section `input` of a manifest
     text     the encoder of words, or None
+    filters  float32 [n_mels, n_bins], of the front end that finds words, where it does
     """
 
     sample: Chain | None
-    input: dict[str, Any] | None
-    text: TextSide | None
+    input: dict[str, Any]
+    text: TextSide | None = None
+    filters: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -75,16 +83,10 @@ class Options:
     """What the user chose; None is the model's own."""
 
     modality: str
-    pool: str | None
-    window_s: float | None
-    hop_s: float | None
-
-
-# There is no background: a sample is accepted up to about twice the spread of the label's own.
-CALIBRATION = {
-    "w_bias": 0.0, "w_z": 0.0, "w_t": 0.0, "w_distance": -20.0, "w_margin": 5.0, "w_loo": 40.0, "w_shots": 0.0,
-    "w_text": 0.0, "accept_logit": 0.0, "top": 40, "prior_loo": 0.15, "prior_weight": 2.0, "lone_margin": 0.25,
-}  # fmt: skip
+    pool: str | None = None
+    window_s: float | None = None
+    hop_s: float | None = None
+    background: Path | None = None
 
 
 class Folder:
@@ -238,6 +240,7 @@ def export_huggingface(path: Path, target: Path, options: Options, report: Calla
     supported, ParityLost where the graph does not give what torch gives.
     """
     check_target(target)
+    check_background(options.background)
     encoders = load(path, options)
     text, section = encoders.text, encoders.input
     generator = torch.Generator().manual_seed(0)
@@ -246,62 +249,67 @@ def export_huggingface(path: Path, target: Path, options: Options, report: Calla
     if text is not None:
         vocabulary = text.chain.model.config.vocab_size
         shapes = ((2, min(9, text.max_tokens)), (1, 3), (3, min(40, text.max_tokens)))
-        files[TEXT_ENCODER] = text.chain.to_onnx([torch.randint(vocabulary, s, generator=generator) for s in shapes])
+        examples = [torch.randint(vocabulary, shape, generator=generator) for shape in shapes]
+        files[TEXT_ENCODER], dim = text.chain.to_onnx(examples)
         files[TOKENIZER] = text.tokenizer
         tokenizer = {"kind": "huggingface", "file": TOKENIZER, "max_tokens": text.max_tokens}
         sources["text"] = {"file": TEXT_ENCODER, "weight": TEXT_WEIGHT, "tokenizer": tokenizer}
-    if encoders.sample is None:
-        default, section = TEXT_ENCODER, {"kind": "text"}
-    else:
-        default, files[ENCODER] = ENCODER, encoders.sample.to_onnx(_examples(section, generator))
-    report(f"{', '.join(sorted(n for n in files if n.endswith('.onnx')))}: parity with torch holds")
+    if encoders.sample is not None:
+        files[ENCODER], dim = encoders.sample.to_onnx(_examples(read_input(section), generator))
+    if encoders.filters is not None:
+        files[FILTERS] = encoders.filters.astype("<f4").tobytes()
+    report(f"{' and '.join(sorted(name for name in files if name.endswith('.onnx')))}: parity with torch holds")
     for name, data in files.items():
         if len(data) > max_bytes(name):
             raise InvalidInput(
                 f"'{name}' of '{path}' has {len(data) / 2**20:.0f} MiB and a bundle holds at most "
                 f"{max_bytes(name) / 2**20:.0f} MiB in one file: export a smaller model"
             )
-    dim = int(session_of(files[default]).get_outputs()[0].shape[1])
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in files.items():
-            Path(folder, name).write_bytes(data)
-        Path(folder, "bank.f16").write_bytes(b"")
-        return write_bundle(
-            target, folder,
-            golden_samples=_golden_samples(encoders.input),
-            golden_texts=[(words, "grapheme", None) for words in GOLDEN_TEXTS] if text else (),
-            name=path.resolve().name, modality=options.modality, bundle_version=__version__, dim=dim, input=section,
-            sources=sources, encoder={"default": "fp32", "variants": {"fp32": {"file": default}}},
-            bank={"file": "bank.f16", "rows": 0}, calibration=CALIBRATION, license=Folder(path).license(),
-            attribution=[f"{path.resolve().name}, a {Folder(path).model_type} model"],
-        )  # fmt: skip
+    folder = Folder(path)
+    name = path.resolve().name
+    manifest = {
+        "name": name[:200], "modality": options.modality, "bundle_version": "1", "dim": dim, "input": section,
+        "sources": sources,
+        "encoder": {
+            "default": "fp32", "variants": {"fp32": {"file": TEXT_ENCODER if encoders.sample is None else ENCODER}}
+        },
+        "license": folder.license(),
+        "attribution": [f"{name}, a {folder.model_type} model in the format of transformers"],
+    }  # fmt: skip
+    return write_foreign_bundle(
+        target, files, manifest, lambda background: _card(manifest, options, background), options.background, report,
+        golden_samples=[] if encoders.sample is None else made_up_samples(read_input(section)),
+        golden_texts=() if text is None else [(words, "grapheme", None) for words in GOLDEN_TEXTS],
+    )  # fmt: skip
 
 
-def _golden_samples(section: dict[str, Any] | None) -> list[np.ndarray]:
-    """Two made-up sounds or pictures, the same ones every time."""
-    rng = np.random.default_rng(0)
-    if section is None:
-        return []
-    if section["kind"] == "image":
-        coarse = [rng.random((6, 8, 3)), rng.random((9, 5, 3))]
-        return [(np.kron(x, np.ones((16, 16, 1))) * 255).astype(np.uint8) for x in coarse]
-    rate_hz = section["sample_rate_hz"]
-    sounds = []
-    for duration_s, low_hz, high_hz in ((1.2, 200, 1500), (0.7, 900, 400)):
-        t = np.arange(round(duration_s * rate_hz)) / rate_hz
-        chirp = 0.3 * np.sin(2 * np.pi * (low_hz * t + (high_hz - low_hz) * t * t / (2 * duration_s)))
-        sounds.append((chirp + 0.01 * rng.standard_normal(len(t))).astype(np.float32))
-    return sounds
+def _card(manifest: dict[str, Any], options: Options, background: str) -> str:
+    """The model card."""
+    words = "a label can start from words; " if manifest["sources"] else ""
+    return (
+        f"# {manifest['name']}\n\n"
+        f"Made by edgealign {__version__} from the folder of {manifest['attribution'][0]}. License, as the folder "
+        f"states it: {manifest['license']}. What the model was trained on, and for what it may be used, edgealign does "
+        f"not know.\n\n"
+        f"- input: `{json.dumps(manifest['input'], sort_keys=True)}`; {words}everything that the model's own "
+        f"preprocessing does to a sample is part of the graph\n"
+        f"- pooling: {options.pool or 'the default of its kind'}\n"
+        f"- embedding: {manifest['dim']} values of unit length\n\n{background}\n"
+    )
 
 
-def _examples(section: dict[str, Any], generator: torch.Generator) -> list[Tensor]:
+def _examples(taken: Input, generator: torch.Generator) -> list[Tensor]:
     """Inputs of several batch sizes and lengths, for parity."""
-    if section["kind"] == "image":
-        shapes = [(n, 3, section["height_px"], section["width_px"]) for n in (2, 1, 3)]
+    if isinstance(taken, ImageInput):
+        shapes = [(n, 3, taken.height_px, taken.width_px) for n in (2, 1, 3)]
         return [torch.rand(shape, generator=generator) for shape in shapes]
-    windows, rate_hz = section["windows"], section["sample_rate_hz"]
-    durations_s = (0.6 * windows["window_s"] + 0.4 * windows["min_s"], windows["window_s"], windows["min_s"])
-    shapes = [(n, round(s * rate_hz)) for n, s in zip((2, 1, 3), durations_s, strict=True)]
+    if isinstance(taken.windows, Windows):
+        bounds = (taken.windows.min_frames, taken.windows.max_frames)
+        least_s, most_s = map(taken.front_end.seconds, bounds)
+    else:
+        least_s, most_s = taken.windows.min_s, taken.windows.window_s
+    durations_s = (0.6 * most_s + 0.4 * least_s, most_s, least_s)
+    shapes = [(n, round(s * taken.sample_rate_hz)) for n, s in zip((2, 1, 3), durations_s, strict=True)]
     return [torch.randn(shape, generator=generator) * 0.1 for shape in shapes]
 
 
@@ -331,16 +339,15 @@ def load(path: Path, options: Options) -> Encoders:
             f"'{path}' is a '{folder.model_type}' model: use --modality {' or '.join(family.modalities)}, not "
             f"{options.modality}"
         )
-    pool = options.pool or (folder.sentence_pooling() if family.modalities == ("text",) else None)
+    pool = options.pool or (folder.sentence_pooling() if family.input == "text" else None)
     if options.pool is not None and options.pool not in family.pools:
         known = f"use {' or '.join(family.pools)}" if family.pools else "it has a projection of its own, leave it out"
         raise InvalidInput(f"--pool {options.pool} does not fit a '{folder.model_type}' model: {known}")
     if family.input != "waveform" and (options.window_s, options.hop_s) != (None, None):
         raise InvalidInput(f"--window and --hop are for sounds: leave them out for a '{folder.model_type}' model")
-    chosen = Options(
-        options.modality, pool or (family.pools[0] if family.pools else None), options.window_s, options.hop_s
-    )
-    return family.build(folder, chosen)
+    if family.input == "text" and options.background is not None:
+        raise InvalidInput("--background is for sounds and pictures: leave it out for words alone")
+    return family.build(folder, replace(options, pool=pool or next(iter(family.pools), None)))
 
 
 def _plain_text(folder: Folder, options: Options) -> Encoders:
@@ -359,7 +366,9 @@ def _plain_text(folder: Folder, options: Options) -> Encoders:
     taken = (
         model.config.pad_token_id + 1 if folder.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
     )
-    return Encoders(None, None, TextSide(chain, *folder.tokenizer(model.config.max_position_embeddings - taken)))
+    return Encoders(
+        None, {"kind": "text"}, TextSide(chain, *folder.tokenizer(model.config.max_position_embeddings - taken))
+    )
 
 
 def _text_chain(model: nn.Module, names: list[str], output: str, head: nn.Module, optimum: Any) -> Chain:
@@ -380,7 +389,7 @@ def _vision(folder: Folder, options: Options) -> Encoders:
         _fix_positions(model, size)
     optimum = None if folder.model_type == "dinov2_with_registers" else ("transformers", folder.model_type)
     chain = Chain("image", {}, front, ("pixel_values",), model, "last_hidden_state", head, optimum)
-    return Encoders(chain, section, None)
+    return Encoders(chain, section)
 
 
 def _fix_positions(model: nn.Module, size: tuple[int, int]) -> None:
@@ -462,8 +471,17 @@ def _wave_transformer(folder: Folder, options: Options) -> Encoders:
         "waveform", {1: "n_samples"}, front, ("input_values",), model, "last_hidden_state", Head((0, None)),
         ("transformers", folder.model_type),
     )  # fmt: skip
-    section = _waveform(extractor.sampling_rate, options, SPEECH_WINDOW_S, min_s, limited=False)
-    return Encoders(chain, section, None)
+    rate_hz = extractor.sampling_rate
+    if options.modality != "speech" or options.window_s is not None:
+        return Encoders(chain, _waveform(rate_hz, options, WINDOW_S, min_s, limited=False))
+    if options.hop_s is not None:
+        raise InvalidInput("--hop is for windows, and without --window a bundle for speech hears the word in a clip")
+    front_end = word_front_end(rate_hz)
+    section = {
+        "kind": "waveform", "sample_rate_hz": rate_hz, "windows": word_windows(front_end),
+        "front_end": asdict(front_end),
+    }  # fmt: skip
+    return Encoders(chain, section, filters=mel_filters(front_end))
 
 
 def _spectrogram_transformer(folder: Folder, options: Options) -> Encoders:
@@ -484,7 +502,7 @@ def _spectrogram_transformer(folder: Folder, options: Options) -> Encoders:
         ("transformers", folder.model_type),
     )  # fmt: skip
     section = _waveform(extractor.sampling_rate, options, extractor.max_length / 100, MIN_CLIP_S, limited=True)
-    return Encoders(chain, section, None)
+    return Encoders(chain, section)
 
 
 def _clip(folder: Folder, options: Options) -> Encoders:
@@ -558,7 +576,7 @@ FAMILIES = {
     },
     **{name: Family(("speech", "audio"), ("mean",), "waveform", _wave_transformer) for name in WAVE_MODELS},
     "audio-spectrogram-transformer": Family(
-        ("audio", "speech"), ("pooler", "cls", "mean"), "waveform", _spectrogram_transformer
+        ("audio",), ("pooler", "cls", "mean"), "waveform", _spectrogram_transformer
     ),
     "clip": Family(("image",), (), "image", _clip),
     "clap": Family(("audio",), (), "waveform", _clap),

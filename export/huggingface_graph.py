@@ -54,8 +54,8 @@ class Chain:
         values = values if isinstance(values, tuple) else (values,)
         return self.model(**dict(zip(self.inputs, values, strict=True)))[self.output]
 
-    def to_onnx(self, examples: list[Tensor]) -> bytes:
-        """ONNX bytes, checked against torch on every example; the first has the shape that is traced.
+    def to_onnx(self, examples: list[Tensor]) -> tuple[bytes, int]:
+        """ONNX bytes, checked against torch on every example, and dim. The first has the shape that is traced.
 
         ParityLost where an answer differs by more than PARITY_TOLERANCE.
         """
@@ -70,8 +70,7 @@ class Chain:
             axes = {self.output: {0: "batch", **({1: "n_states"} if states.ndim == 3 else {})}}
             head = _trace(self.head, (states,), (self.output,), ("embedding",), axes)
         data = _join([front, model, head], self.inputs, self.output)
-        self._check(data, examples)
-        return data
+        return data, self._check(data, examples)
 
     def _trace_model(self, values: tuple[Tensor, ...]) -> onnx.ModelProto:
         """By torch.onnx alone: CLAP, which optimum does not know."""
@@ -92,7 +91,7 @@ class Chain:
             export(self.model, config, path, opset=OPSET, disable_dynamic_axes_fix=True)
             return onnx.load(path)
 
-    def _check(self, data: bytes, examples: list[Tensor]) -> None:
+    def _check(self, data: bytes, examples: list[Tensor]) -> int:
         session = session_of(data)
         for example in examples:
             expected = self(example).numpy()
@@ -103,6 +102,7 @@ class Chain:
                     f"at the shape {tuple(example.shape)} the exported encoder differs from torch by {difference:.1e}, "
                     f"allowed is {PARITY_TOLERANCE:.0e}"
                 )
+        return expected.shape[1]
 
 
 class _Answers(nn.Module):

@@ -20,7 +20,7 @@ from edgealign import __version__, kernels, machine
 from edgealign.bundle import FILTERS, Bundle, check_target, write_bundle
 from edgealign.errors import BundleUnreadable, InputUnreadable, InvalidInput, ModelUnreadable
 from edgealign.export.foreign import ForeignModel, Probe, Step, session_of, steps_to_embedding
-from edgealign.inputs import ClipWindows, FrontEnd, ImageInput, Windows, read_input
+from edgealign.inputs import ClipWindows, FrontEnd, ImageInput, Input, Windows, read_input
 from edgealign.samples import clip_values, embed, open_sample
 from edgealign.sources import sample_files
 
@@ -116,12 +116,13 @@ def import_onnx(
     raises   InputUnreadable, ModelUnreadable for files that cannot be used; InvalidInput where options do not fit
     """
     check_target(target)
+    check_background(options.background)
     model = ForeignModel.load(path)
     plan = make_plan(model, options)
     output, after, dim, probe = _embedding_of(model, plan, options)
     report(f"embedding: '{output}', {dim} values")
     encoder, plan = _fold(model, plan, output, after, dim, probe)
-    golden = _made_up(plan, options)
+    golden = made_up_samples(read_input(plan.input))
     drift = _compare(encoder, plan, probe, output, after, golden)
     latency_ms = _latency_ms(encoder, plan)
     batch = "any number at once" if plan.batch_is_open else "one at a time"
@@ -141,31 +142,53 @@ def import_onnx(
         "license": options.license,
         "attribution": list(options.attribution),
     }
+    files = {ENCODER: encoder}
+    if plan.filters is not None:
+        files[FILTERS] = plan.filters.astype("<f4").tobytes()
+
+    def card(background: str) -> str:
+        return _card(manifest, plan, Path(path).name, hashlib.sha256(data).hexdigest(), output, background)
+
+    return write_foreign_bundle(target, files, manifest, card, options.background, report, golden_samples=golden)
+
+
+def write_foreign_bundle(
+    target: str | os.PathLike,
+    files: dict[str, bytes],
+    manifest: dict[str, Any],
+    card: Callable[[str], str],
+    background: Path | None,
+    report: Callable[[str], None],
+    **golden: Any,
+) -> Bundle:
+    """Writes the bundle of somebody else's encoder, whose bank and decision come from samples of anything else.
+
+    files        of the bundle by name, apart from bank and card
+    manifest     without `bank` and `calibration`
+    card         makes the model card, given a sentence about the background
+    background   folder of clips or pictures of anything else, or None
+    golden       see write_bundle
+    """
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")
         source.mkdir()
-        (source / ENCODER).write_bytes(encoder)
-        if plan.filters is not None:
-            (source / FILTERS).write_bytes(plan.filters.astype("<f4").tobytes())
+        for name, content in files.items():
+            (source / name).write_bytes(content)
         (source / "bank.f16").write_bytes(b"")
-        decision, rows, clips = DECISION_WITHOUT_BANK, np.zeros((0, dim), np.float32), []
-        if options.background is not None:
+        decision, rows, clips = DECISION_WITHOUT_BANK, (), []
+        if background is not None:
             bare = write_bundle(
                 Path(folder, "bare"), source, golden_samples=[], bank={"file": "bank.f16", "rows": 0},
                 calibration=decision, **manifest,
             )  # fmt: skip
-            rows, clips = background_rows(bare, options.background, report)
+            rows, clips = background_rows(bare, background, report)
             decision = fit_decision(rows, clips)
             (source / "bank.f16").write_bytes(rows.astype("<f2").tobytes())
             report(f"background: {len(rows)} embeddings of {len(set(clips))} files")
-        card = _card(
-            manifest, plan, Path(path).name, hashlib.sha256(data).hexdigest(), output, len(rows), len(set(clips))
-        )
-        (source / "README.md").write_text(card, encoding="utf-8")
+        (source / "README.md").write_text(card(_background_text(len(rows), len(set(clips)))), encoding="utf-8")
         return write_bundle(
-            target, source, golden_samples=golden, bank={"file": "bank.f16", "rows": len(rows)},
-            calibration=decision, **manifest,
-        )  # fmt: skip
+            target, source, bank={"file": "bank.f16", "rows": len(rows)}, calibration=decision, **golden, **manifest
+        )
 
 
 def make_plan(model: ForeignModel, options: ImportOptions) -> Plan:
@@ -199,8 +222,8 @@ def _plan_waveform(model: ForeignModel, options: ImportOptions) -> Plan:
     section: dict[str, Any] = {"kind": "waveform", "sample_rate_hz": rate_hz}
     filters = None
     if options.modality == "speech" and options.window_s is None and n_samples is None:
-        front_end = _word_front_end(rate_hz)
-        section |= {"windows": _word_windows(front_end), "front_end": asdict(front_end)}
+        front_end = word_front_end(rate_hz)
+        section |= {"windows": word_windows(front_end), "front_end": asdict(front_end)}
         filters = mel_filters(front_end)
     else:
         section["windows"] = _clip_windows(options, None if n_samples is None else n_samples / rate_hz)
@@ -231,7 +254,7 @@ def _plan_log_mel(model: ForeignModel, options: ImportOptions) -> Plan:
     before += [] if channel is None else [Step("unsqueeze", channel)]
     section: dict[str, Any] = {"kind": "log_mel", "front_end": asdict(front_end)}
     if options.modality == "speech" and options.window_s is None and n_frames is None:
-        section["windows"] = _word_windows(front_end)
+        section["windows"] = word_windows(front_end)
     else:
         natural_s = None
         if n_frames is not None:
@@ -378,7 +401,7 @@ def mel_filters(front_end: FrontEnd, scale: str = "htk", norm: str = "none") -> 
     return filters.astype(np.float32)
 
 
-def _word_front_end(rate_hz: int) -> FrontEnd:
+def word_front_end(rate_hz: int) -> FrontEnd:
     """What finds words at any sample rate."""
     if not 8_000 <= rate_hz <= 48_000:
         raise InvalidInput(f"words are found at 8000 to 48000 Hz, not at {rate_hz}: add --window")
@@ -387,7 +410,7 @@ def _word_front_end(rate_hz: int) -> FrontEnd:
     return FrontEnd(1, rate_hz, window, hop, n_fft, WORD_BANDS, 1e-10, 60.0, min(7600.0, 0.475 * rate_hz))
 
 
-def _word_windows(front_end: FrontEnd) -> dict[str, Any]:
+def word_windows(front_end: FrontEnd) -> dict[str, Any]:
     """WORD_WINDOWS in frames of the front end, where they are in frames of WORD_HOP_MS."""
     ratio = front_end.sample_rate_hz * WORD_HOP_MS / 1000 / front_end.hop_samples
     frames = {key: max(1, round(value * ratio)) for key, value in WORD_WINDOWS.items() if key.endswith("_frames")}
@@ -493,9 +516,8 @@ def made_up_sound(n_samples: int, sample_rate_hz: int, seed: int) -> np.ndarray:
     return (sound * envelope + 1e-4 * generator.normal(size=n_samples)).astype(np.float32)
 
 
-def _made_up(plan: Plan, options: ImportOptions) -> list[np.ndarray]:
+def made_up_samples(taken: Input) -> list[np.ndarray]:
     """Samples for the golden vectors: sounds of one window and of a shorter clip, or pictures."""
-    taken = read_input(plan.input)
     if isinstance(taken, ImageInput):
         pictures = []
         for seed, (height, width) in enumerate(((96, 128), (150, 90))):
@@ -552,15 +574,20 @@ def _latency_ms(encoder: bytes, plan: Plan) -> float:
     return float(np.median(times))
 
 
+def check_background(folder: Path | None) -> None:
+    """InputUnreadable, before anything else takes time, where there is no such folder."""
+    if folder is not None and not folder.is_dir():
+        raise InputUnreadable(
+            f"'{folder}' is not a folder: --background names one with clips or pictures of anything else"
+        )
+
+
 def background_rows(bundle: Bundle, folder: Path, report: Callable[[str], None]) -> tuple[np.ndarray, list[int]]:
     """Embeddings float32 [n, dim] of the samples in a folder, to any depth, and of which file each is.
 
     A long recording gives one for each window, of all windows as many as share MAX_BANK_ROWS evenly between the files.
     """
-    if not folder.is_dir():
-        raise InputUnreadable(
-            f"'{folder}' is not a folder: --background names one with clips or pictures of anything else"
-        )
+    check_background(folder)
     files = [file for path, _, _ in sorted(os.walk(folder)) for file in sample_files(path, bundle.modality)]
     if not files:
         what = "pictures" if bundle.modality == "image" else "audio files"
@@ -630,18 +657,17 @@ def fit_decision(rows: np.ndarray, clips: Sequence[int], seed: int = 0) -> dict[
     return decision
 
 
-def _card(manifest: dict[str, Any], plan: Plan, file: str, sha256: str, output: str, n_bank: int, n_files: int) -> str:
+def _background_text(n_bank: int, n_files: int) -> str:
+    if not n_files:
+        return "There are no background samples: the decision has documented defaults and a label's own samples alone."
+    fitted = "was fitted to them" if n_files >= LEAST_FILES else "has documented defaults: they are too few to fit it"
+    return f"{n_bank} embeddings of {n_files} files stand for anything else; the decision {fitted}."
+
+
+def _card(manifest: dict[str, Any], plan: Plan, file: str, sha256: str, output: str, background: str) -> str:
     """The model card."""
     variant = manifest["encoder"]["variants"]["fp32"]
     attribution = "".join(f"- {line}\n" for line in manifest["attribution"]) or "- none was stated\n"
-    background = (
-        "There are no background samples: the decision has documented defaults and a label's own samples alone."
-    )
-    if n_files:
-        fitted = (
-            "was fitted to them" if n_files >= LEAST_FILES else "has documented defaults: they are too few to fit it"
-        )
-        background = f"{n_bank} embeddings of {n_files} files stand for anything else; the decision {fitted}."
     steps = ", ".join(step.operator for step in plan.before) or "none"
     system = machine.describe()
     return (

@@ -65,7 +65,7 @@ def bundles(folders, tmp_path_factory):
     def make(family: str) -> Bundle:
         if family not in made:
             target = tmp_path_factory.mktemp("bundles") / family
-            options = Options(FAMILIES[family], None, None, None)
+            options = Options(FAMILIES[family])
             made[family] = export_huggingface(folders(family), target, options, lambda line: None)
         return made[family]
 
@@ -167,12 +167,10 @@ def test_the_graph_of_text_gives_what_transformers_gives(bundles, folders, famil
 
 def test_pooling_can_be_chosen(folders, tmp_path):
     for family, pool, expected in (
-        ("bert", "cls", lambda answer: answer.last_hidden_state[0, 0]),
         ("bert", "pooler", lambda answer: answer.pooler_output[0]),
         ("vit", "mean", lambda answer: answer.last_hidden_state[0, 1:].mean(dim=0)),
-        ("vit", "pooler", lambda answer: answer.pooler_output[0]),
     ):
-        options = Options(FAMILIES[family], pool, None, None)
+        options = Options(FAMILIES[family], pool)
         bundle = export_huggingface(folders(family), tmp_path / f"{family}-{pool}", options, lambda line: None)
         model = transformers.AutoModel.from_pretrained(folders(family)).eval()
         with torch.inference_mode():
@@ -191,7 +189,7 @@ def test_a_folder_of_sentence_transformers_is_pooled_as_it_says(folders, tmp_pat
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 6}')
-    bundle = export_huggingface(folder, tmp_path / "bundle", Options("text", None, None, None), lambda line: None)
+    bundle = export_huggingface(folder, tmp_path / "bundle", Options("text"), lambda line: None)
     tokens = bundle.tokenizer.encode("the red bird sings the blue rain")
     assert tokens.ids.shape == (6,)
     with torch.inference_mode():
@@ -252,21 +250,40 @@ def nearest(answers: str) -> list[str]:
     return [json.loads(line)["top"][0]["label"] for line in answers.splitlines()]
 
 
-def test_a_bundle_of_sounds_enrolls_and_classifies_clips(bundles, device, tmp_path):
+def test_a_bundle_for_speech_learns_words(bundles, device, samples_folder, tmp_path):
+    """The word in a clip is found as ever; the encoder hears its samples."""
+    for label in ("maji", "moto"):
+        (tmp_path / "samples" / label).mkdir(parents=True)
+        shutil.copy(samples_folder / label / "voice0.wav", tmp_path / "samples" / label)
+    store, clips = tmp_path / "words.store", [samples_folder / label / "voice0.wav" for label in ("maji", "moto")]
+    device(bundles("wav2vec2"), "enroll", tmp_path / "samples", "--store", store)
+    answers = device(bundles("wav2vec2"), "classify", *clips, "--store", store, "--format", "json")
+    assert nearest(answers) == ["maji", "moto"]
+
+
+def test_a_bundle_of_sounds_starts_from_words_and_from_clips(bundles, device, tmp_path):
     """One clip is longer than a window, one shorter."""
     for label, seed, n_samples in (("low", 0, 4 * RATE_HZ), ("high", 9, 9_000)):
         (tmp_path / "samples" / label).mkdir(parents=True)
         soundfile.write(tmp_path / "samples" / label / "a.wav", noise(n_samples, seed), RATE_HZ)
-    clips = [tmp_path / "samples" / label / "a.wav" for label in ("low", "high")]
-    for family in ("wav2vec2", "clap"):
-        store = tmp_path / f"{family}.store"
-        device(bundles(family), "enroll", tmp_path / "samples", "--store", store)
-        answers = device(bundles(family), "classify", *clips, "--store", store, "--format", "json")
-        assert nearest(answers) == ["low", "high"]
+    store, clips = tmp_path / "a.store", [tmp_path / "samples" / label / "a.wav" for label in ("low", "high")]
     device(bundles("clap"), "enroll", "--label", "typed", "--text", "the dog barks", "--store", store)
+    device(bundles("clap"), "enroll", tmp_path / "samples", "--store", store)
     answers = device(bundles("clap"), "classify", *clips, "--store", store, "--format", "json", "--top-k", "3")
+    assert nearest(answers) == ["low", "high"]
     assert all("typed" in line for line in answers.splitlines())
-    assert "0 of" not in device(bundles("clap"), "doctor")
+    device(bundles("clap"), "doctor")
+
+
+def test_background_becomes_the_bank(folders, tmp_path):
+    (tmp_path / "background").mkdir()
+    for seed in range(4):
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "background" / f"{seed}.png")
+    options = Options("image", background=tmp_path / "background")
+    bundle = export_huggingface(folders("vit"), tmp_path / "bundle", options, lambda line: None)
+    assert bundle.bank.shape == (4, 32)
+    assert "4 embeddings of 4 files" in (tmp_path / "bundle" / "README.md").read_text()
 
 
 def test_a_bundle_of_pictures_starts_from_words_and_from_pictures(bundles, device, tmp_path):
@@ -371,9 +388,12 @@ def test_folders_that_cannot_be_exported_are_refused_in_one_sentence(export, fol
         ((wave, "speech", "--pool", "cls"), 2, "--pool cls does not fit a 'wav2vec2' model: use mean"),
         ((vit, "image", "--window", "3"), 2, "--window and --hop are for sounds"),
         ((folders("ast"), "audio", "--window", "3"), 2, "hears at most 1 s at once"),
-        ((wave, "speech", "--window", "0.01"), 2, "needs at least 0.1 s"),
-        ((wave, "speech", "--hop", "-1"), 2, "--hop"),
-        ((bert, "text", "--corpus", tmp_path), 2, "--corpus belongs to an export of CHECKPOINT"),
+        ((wave, "audio", "--window", "0.01"), 2, "needs at least 0.1 s"),
+        ((wave, "audio", "--hop", "-1"), 2, "--hop -1: windows of 5 s need"),
+        ((wave, "speech", "--hop", "1"), 2, "hears the word in a clip"),
+        ((bert, "text", "--background", tmp_path), 2, "leave it out for words alone"),
+        ((folders("ast"), "audio", "--background", tmp_path / "none"), 4, "is not a folder"),
+        ((bert, "text", "--corpus", tmp_path), 2, "--corpus is for an export of CHECKPOINT"),
         ((bert, "text", "-o", tmp_path / "taken"), 2, "exists and is not a bundle"),
     ):
         ran = export(*arguments)
@@ -407,6 +427,6 @@ def test_the_command_prints_where_the_bundle_is_and_its_fingerprint(export, fold
 def test_a_graph_that_lost_parity_leaves_no_bundle(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_graph, "PARITY_TOLERANCE", 1e-12)
     with pytest.raises(ParityLost, match="differs from torch by"):
-        options = Options("audio", None, None, None)
+        options = Options("audio")
         export_huggingface(folders("hubert"), tmp_path / "bundle", options, lambda line: None)
     assert list(tmp_path.iterdir()) == []
