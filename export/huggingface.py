@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -118,9 +117,12 @@ class Folder:
     def license(self) -> str:
         """What the front matter of the folder's README.md says."""
         readme = self.path / "README.md"
-        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-        found = re.search(r"\A---\n(?:.*\n)*?license:[ \t]*([\w.+-]+)[ \t]*\n(?:.*\n)*?---", text)
-        return found[1] if found else "not stated"
+        lines = readme.read_text(encoding="utf-8", errors="replace").splitlines() if readme.is_file() else []
+        if lines[:1] == ["---"]:
+            for line in lines[1 : lines.index("---", 1) if "---" in lines[1:] else 1]:
+                if line.startswith("license:") and line[8:].strip():
+                    return line[8:].strip()[:200]
+        return "not stated: ask whoever made the model"
 
     def check_weights(self) -> None:
         if any((self.path / name).is_file() for name in WEIGHTS):
@@ -192,7 +194,9 @@ class Folder:
             return None
         text = modules.read_text(encoding="utf-8")
         if "Dense" in text:
-            raise InvalidInput(f"'{self.path}' ends in a dense layer of sentence-transformers, which is not supported")
+            raise InvalidInput(
+                f"'{self.path}' ends in a dense layer, which is not supported: choose --pool to go without"
+            )
         pooling = self._json("1_Pooling/config.json") or {}
         for key, name in (("pooling_mode_mean_tokens", "mean"), ("pooling_mode_cls_token", "cls")):
             if pooling.get(key):

@@ -272,17 +272,19 @@ def test_a_bundle_of_sounds_starts_from_words_and_from_clips(bundles, device, tm
     answers = device(bundles("clap"), "classify", *clips, "--store", store, "--format", "json", "--top-k", "3")
     assert nearest(answers) == ["low", "high"]
     assert all("typed" in line for line in answers.splitlines())
-    device(bundles("clap"), "doctor")
 
 
-def test_background_becomes_the_bank(folders, tmp_path):
+def test_background_becomes_the_bank_and_the_license_is_the_folders(folders, tmp_path):
     (tmp_path / "background").mkdir()
     for seed in range(4):
         pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "background" / f"{seed}.png")
     options = Options("image", background=tmp_path / "background")
-    bundle = export_huggingface(folders("vit"), tmp_path / "bundle", options, lambda line: None)
+    folder = shutil.copytree(folders("vit"), tmp_path / "vit")
+    (folder / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n\nlicense: another\n")
+    bundle = export_huggingface(folder, tmp_path / "bundle", options, lambda line: None)
     assert bundle.bank.shape == (4, 32)
+    assert bundle.manifest["license"] == "apache-2.0"
     assert "4 embeddings of 4 files" in (tmp_path / "bundle" / "README.md").read_text()
 
 
@@ -305,7 +307,6 @@ def test_a_bundle_of_text_alone_is_whole_and_cannot_be_enrolled_with(bundles, de
     bundle = bundles("bert")
     assert (bundle.modality, bundle.input.kind, list(bundle.sources)) == ("text", "text", ["text"])
     device(bundle, "doctor")
-    device(bundle, "bundle", "verify", bundle.path)
     message = device(bundle, "enroll", "--text", "dog", code=2)
     assert "edgealign train projection" in message
     assert message.count("\n") == 1
@@ -403,6 +404,13 @@ def test_folders_that_cannot_be_exported_are_refused_in_one_sentence(export, fol
         assert sentence in ran.err
     assert not (tmp_path / "bundle").exists()
     assert list((tmp_path / "taken").iterdir()) == []
+
+
+def test_without_optimum_the_message_says_what_to_install(export, folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
+    ran = export(folders("bert"), "text")
+    assert ran.code == 2
+    assert "pip install 'edgealign[hf]'" in ran.err
 
 
 def test_what_to_export_must_be_named_once(edgealign, folders, tmp_path):

@@ -122,8 +122,8 @@ def clip(folder: Path) -> Path:
 def clap(folder: Path, fuses: bool = False) -> Path:
     n = save_word_piece(folder, limit=20)
     audio = {"spec_size": 64, "patch_size": 4, "patch_stride": [4, 4], "num_mel_bins": 16, "window_size": 4,
-             "hidden_size": 32, "patch_embeds_hidden_size": 8, "depths": [1, 1, 1], "num_attention_heads": [1, 2, 4],
-             "num_hidden_layers": 3, "num_classes": 5, "enable_fusion": fuses}  # fmt: skip
+             "hidden_size": 16, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [1, 2],
+             "num_hidden_layers": 2, "num_classes": 5, "enable_fusion": fuses}  # fmt: skip
     text = {**SMALL, "vocab_size": n, "max_position_embeddings": 24, "pad_token_id": 0, "type_vocab_size": 1}
     config = t.ClapConfig(text_config=text, audio_config=audio, projection_dim=24)
     extractor = t.ClapFeatureExtractor(
