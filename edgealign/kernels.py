@@ -223,22 +223,19 @@ def _output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 def _distances(
     op: str, queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None, threads: int
 ) -> np.ndarray:
-    if isinstance(prototypes, Packed):
+    """The long way: converts what can be converted, and says what is wrong with the rest."""
+    packed = isinstance(prototypes, Packed)
+    if packed:
         queries = _packed_queries(queries, prototypes, threads)
-        out = _output(out, (len(queries), len(prototypes)))
-        if _core is None:
-            out[...] = getattr(reference, op)(queries, prototypes._rows)
-        else:
-            getattr(_core, f"packed_{op}")(prototypes._native, queries, out, threads)
-        return out
-    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
-    if threads != 1:
-        raise ValueError("threads can be given with packed prototypes only")
+    else:
+        queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
+        if threads != 1:
+            raise ValueError("threads can be given with packed prototypes only")
     out = _output(out, (len(queries), len(prototypes)))
     if _core is None:
-        out[...] = getattr(reference, op)(queries, prototypes)
-    else:
-        getattr(_core, op)(queries, prototypes, out)
+        out[...] = getattr(reference, op)(queries, prototypes._rows if packed else prototypes)
+    elif not getattr(_core, op)(queries, prototypes, out, threads):
+        raise TypeError(f"threads is {threads!r}, expected a whole number")
     return out
 
 
@@ -252,12 +249,8 @@ def sq_l2(
 
     A distance beyond the range of float32 is infinite.
     """
-    if out is not None and type(prototypes) is Packed and _core is not None:
-        try:
-            _core.packed_sq_l2(prototypes._native, queries, out, threads)
-            return out
-        except (BufferError, TypeError, ValueError):
-            pass  # the long way converts what can be converted, and says what is wrong with the rest
+    if out is not None and _core is not None and _core.sq_l2(queries, prototypes, out, threads):
+        return out
     return _distances("sq_l2", queries, prototypes, out, threads)
 
 
@@ -265,12 +258,8 @@ def cosine(
     queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
 ) -> np.ndarray:
     """Cosine distances, float32 [q, p] in [0, 2]; arguments as for `sq_l2`."""
-    if out is not None and type(prototypes) is Packed and _core is not None:
-        try:
-            _core.packed_cosine(prototypes._native, queries, out, threads)
-            return out
-        except (BufferError, TypeError, ValueError):
-            pass  # the long way converts what can be converted, and says what is wrong with the rest
+    if out is not None and _core is not None and _core.cosine(queries, prototypes, out, threads):
+        return out
     return _distances("cosine", queries, prototypes, out, threads)
 
 
@@ -278,12 +267,8 @@ def inner_product(
     queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
 ) -> np.ndarray:
     """Inner products, float32 [q, p], larger is closer; arguments as for `sq_l2`. Infinite beyond float32's range."""
-    if out is not None and type(prototypes) is Packed and _core is not None:
-        try:
-            _core.packed_inner_product(prototypes._native, queries, out, threads)
-            return out
-        except (BufferError, TypeError, ValueError):
-            pass  # the long way converts what can be converted, and says what is wrong with the rest
+    if out is not None and _core is not None and _core.inner_product(queries, prototypes, out, threads):
+        return out
     return _distances("inner_product", queries, prototypes, out, threads)
 
 

@@ -38,6 +38,30 @@ void check(ea_status status, const char *message = "") {
     throw Failed{};
 }
 
+// numpy's array object as its C interface publishes it, the same in numpy 1 and 2. Reading it takes a fraction of what the
+// buffer protocol takes, which describes every array anew; everything else than a plain array goes that way.
+struct Array {
+    PyObject head;
+    char *data;
+    int ndim;
+    Py_ssize_t *shape, *strides;
+    PyObject *base, *dtype;
+    int flags;
+};
+enum { CONTIGUOUS = 0x1, ALIGNED = 0x100, WRITEABLE = 0x400 };
+
+// Known once numpy is there and its arrays were seen to be laid out so.
+void *array_type;
+PyObject *float32, *int32, *native_name;
+
+const Array *as_array(PyObject *object, int ndim, char format, bool writeable) {
+    const int flags = CONTIGUOUS | ALIGNED | (writeable ? WRITEABLE : 0);
+    if (object->ob_type != array_type || !array_type) return nullptr;
+    const auto *array = reinterpret_cast<const Array *>(object);
+    const PyObject *dtype = format == 'f' ? float32 : format == 'i' ? int32 : nullptr;
+    return array->dtype == dtype && array->ndim == ndim && (array->flags & flags) == flags ? array : nullptr;
+}
+
 // What the arguments of one call borrowed, given back at its end.
 class Arguments {
 public:
@@ -132,6 +156,10 @@ private:
     static char code();
 
     void *view(int index, int ndim, char format, size_t item_bytes, int flags, const Py_ssize_t **shape) {
+        if (const Array *array = as_array(items_[index], ndim, format, flags & PyBUF_WRITABLE)) {
+            *shape = array->shape;
+            return array->data;
+        }
         Py_buffer *made = &views_[n_views_];
         if (PyObject_GetBuffer(items_[index], made, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | flags)) throw Failed{};
         n_views_++;
@@ -193,22 +221,6 @@ std::unique_ptr<T[]> scratch_of(size_t count) {
     return std::unique_ptr<T[]>(new T[count ? count : 1]);
 }
 
-template <ea_status (*kernel)(const float *, size_t, const float *, size_t, size_t, float *)>
-PyObject *distances(PyObject *const *items, Py_ssize_t count) {
-    Arguments arguments(items, count, 3);
-    const Py_ssize_t *q, *p;
-    const float *queries = arguments.in<float>(0, 2, &q), *prototypes = arguments.in<float>(1, 2, &p);
-    arguments.expect(q[1] == p[1], 1);
-    float *out = arguments.out<float>(2, q[0], p[0]);
-    ea_status status;
-    {
-        Unlocked unlocked(size_t(q[0] * p[0] * p[1]) > WORTHWHILE);
-        status = kernel(queries, q[0], prototypes, p[0], p[1], out);
-    }
-    check(status);
-    return none();
-}
-
 PyObject *nearest(PyObject *const *items, Py_ssize_t count) {
     Arguments arguments(items, count, 6);
     const Py_ssize_t *q, *p;
@@ -256,22 +268,49 @@ const float *queries_of(Arguments &arguments, const ea_packed *packed, int index
     return queries;
 }
 
-template <int32_t metric>
-PyObject *packed_distances(PyObject *const *items, Py_ssize_t count) {
+// The prototypes of a call, packed ones or their rows.
+const ea_packed *packed_of(PyObject *object) {
+    if (object->ob_type == array_type) return nullptr;
+    PyObject *native = PyObject_GetAttr(object, native_name);
+    const auto *packed = native ? static_cast<ea_packed *>(PyCapsule_GetPointer(native, PACKED)) : nullptr;
+    if (native) Py_DecRef(native);  // the object keeps it
+    if (!packed) PyErr_Clear();
+    return packed;
+}
+
+// False, and nothing done, for arguments that have to be converted or refused first.
+template <int32_t metric, ea_status (*kernel)(const float *, size_t, const float *, size_t, size_t, float *)>
+PyObject *distances(PyObject *const *items, Py_ssize_t count) {
     Arguments arguments(items, count, 4);
-    const auto *packed = arguments.handle<ea_packed>(0, PACKED);
-    const size_t n_prototypes = ea_packed_n_prototypes(packed), dim = ea_packed_dim(packed);
-    size_t n_queries;
-    const float *queries = queries_of(arguments, packed, 1, &n_queries);
-    float *out = arguments.out<float>(2, n_queries, n_prototypes);
-    const size_t n_threads = arguments.size(3);
+    const ea_packed *packed = packed_of(items[1]);
+    const float *queries, *rows = nullptr;
+    float *out;
+    size_t n_queries, n_prototypes, dim, n_threads;
+    try {
+        const Py_ssize_t *q, *p;
+        queries = arguments.in<float>(0, 2, &q);
+        n_queries = q[0], dim = q[1], n_threads = arguments.size(3);
+        if (packed) {
+            n_prototypes = ea_packed_n_prototypes(packed);
+            arguments.expect(dim == ea_packed_dim(packed) && n_threads >= 1 && n_threads <= 256, 1);
+        } else {
+            rows = arguments.in<float>(1, 2, &p);
+            n_prototypes = p[0];
+            arguments.expect(dim == size_t(p[1]) && n_threads == 1, 1);
+        }
+        out = arguments.out<float>(2, n_queries, n_prototypes);
+    } catch (const Failed &) {
+        PyErr_Clear();
+        return PyBool_FromLong(0);
+    }
     ea_status status;
     {
         Unlocked unlocked(n_queries * n_prototypes * dim > WORTHWHILE);
-        status = ea_packed_distances(packed, queries, n_queries, metric, n_threads, out);
+        status = packed ? ea_packed_distances(packed, queries, n_queries, metric, n_threads, out)
+                        : kernel(queries, n_queries, rows, n_prototypes, dim, out);
     }
     check(status);
-    return none();
+    return PyBool_FromLong(1);
 }
 
 PyObject *packed_nearest(PyObject *const *items, Py_ssize_t count) {
@@ -696,14 +735,11 @@ PyObject *store_sha256(PyObject *const *items, Py_ssize_t count) {
 #define FUNCTION(name, body) {name, entry<body>, METH_FASTCALL, nullptr}
 
 PyMethodDef functions[] = {
-    FUNCTION("sq_l2", distances<ea_sq_l2>),
-    FUNCTION("cosine", distances<ea_cosine>),
-    FUNCTION("inner_product", distances<ea_inner_product>),
+    {"sq_l2", entry<distances<EA_SQ_L2, ea_sq_l2>>, METH_FASTCALL, nullptr},
+    {"cosine", entry<distances<EA_COSINE, ea_cosine>>, METH_FASTCALL, nullptr},
+    {"inner_product", entry<distances<EA_INNER_PRODUCT, ea_inner_product>>, METH_FASTCALL, nullptr},
     FUNCTION("nearest", nearest),
     FUNCTION("pack", pack),
-    FUNCTION("packed_cosine", packed_distances<EA_COSINE>),
-    FUNCTION("packed_sq_l2", packed_distances<EA_SQ_L2>),
-    FUNCTION("packed_inner_product", packed_distances<EA_INNER_PRODUCT>),
     FUNCTION("packed_nearest", packed_nearest),
     FUNCTION("packed_label_distances", packed_label_distances),
     FUNCTION("packed_log_softmax", packed_log_softmax),
@@ -738,6 +774,35 @@ PyMethodDef functions[] = {
 PyModuleDef module_def = {{1, nullptr}, nullptr, 0,         nullptr, "_core", "The compiled core of edgealign.",
                           -1,           functions, nullptr, nullptr, nullptr, nullptr};
 
+// Arrays are read directly only where one of two types is laid out as expected.
+void learn_arrays() {
+    PyObject *numpy = PyImport_ImportModule("numpy");
+    PyObject *type = numpy ? PyObject_GetAttrString(numpy, "ndarray") : nullptr;
+    PyObject *probes[2] = {};
+    if (type)
+        for (int i = 0; i < 2; i++) {
+            probes[i] = PyObject_CallMethod(numpy, "zeros", "((ii)s)", 2, 3, i ? "int32" : "float32");
+            Py_buffer view;
+            if (!probes[i] || probes[i]->ob_type != static_cast<void *>(type)
+                || PyObject_GetBuffer(probes[i], &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE))
+                break;
+            const auto *array = reinterpret_cast<const Array *>(probes[i]);
+            const bool same = array->data == view.buf && array->ndim == 2 && array->shape && array->shape[0] == 2
+                              && array->shape[1] == 3
+                              && (array->flags & 0x501) == (CONTIGUOUS | ALIGNED | WRITEABLE);
+            PyBuffer_Release(&view);
+            if (!same) break;
+            (i ? int32 : float32) = array->dtype;
+        }
+    if (float32 && int32) {
+        Py_IncRef(float32), Py_IncRef(int32), Py_IncRef(type);
+        array_type = type;
+    }
+    PyErr_Clear();
+    for (PyObject *made : {probes[0], probes[1], type, numpy})
+        if (made) Py_DecRef(made);
+}
+
 bool add_constants(PyObject *module) {
     const struct {
         const char *name;
@@ -765,8 +830,10 @@ extern "C" EA_API PyObject *PyInit__core() {
     if (ea_instruction_set_check(message) != EA_OK) return PyErr_Format(PyExc_ValueError, "%s", message);
     PyObject *module = PyModule_Create2(&module_def, PYTHON_ABI_VERSION);
     if (!module) return nullptr;
+    learn_arrays();
+    native_name = PyUnicode_InternFromString("_native");
     core_error = PyErr_NewExceptionWithDoc("edgealign._core.Error", "args = (status, message)", nullptr, nullptr);
-    if (!core_error || PyModule_AddObjectRef(module, "Error", core_error)
+    if (!core_error || !native_name || PyModule_AddObjectRef(module, "Error", core_error)
         || PyModule_AddStringConstant(module, "version", ea_version())
         || PyModule_AddStringConstant(module, "instruction_set", ea_instruction_set())
         || !add_constants(module)) {

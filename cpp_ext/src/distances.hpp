@@ -10,7 +10,8 @@ namespace ea {
 template <class T>
 bool is_matrix(const T *values, size_t n_rows, size_t dim, bool may_be_empty = false) {
     if (dim == 0) return may_be_empty;
-    return n_rows <= PTRDIFF_MAX / sizeof(T) / dim && (values || n_rows == 0);
+    size_t count;  // no division: it would take longer than a small matrix
+    return !__builtin_mul_overflow(n_rows, dim, &count) && count <= PTRDIFF_MAX / sizeof(T) && (values || n_rows == 0);
 }
 
 // A sum of squares outside these bounds is not trusted to float32: the row is then marked NORM_EXTREME.

@@ -7,21 +7,20 @@
 
 namespace ea {
 
-constexpr size_t MAX_STRIP = 64;  // prototypes in a strip, at most; how many is the instruction set's choice
-constexpr size_t MAX_BLOCK = 96;  // queries that pass over a strip in one call, at most
-
-// A query, or a packed prototype, as the formulas see it. One that float32 cannot be trusted with holds NaN; what comes
-// out is then NaN and is computed again by other means.
-struct Terms {
-    float square;          // sum of squares
-    float inverse_length;  // 1 / root of it
-};
-
-// What turns dot products into distances.
-struct Finish {
-    int metric;                      // ea_metric
-    const float *squares, *inverses; // of the prototypes of the strip, see Terms
-    const float *scales;             // int8: of the prototypes of the strip
+// Packed prototypes (kernels/panels.hpp).
+struct Panels {
+    size_t n_prototypes, dim, n_panels;
+    size_t step;        // bytes from value k to k + 1 of a panel, for int8 from four values to the next four
+    size_t last_step;   // the same for the last panel, which may be narrower
+    size_t panel_bytes; // of all but the last
+    int32_t storage;    // ea_storage
+    bool ordinary;      // whether float32 can be trusted with the lengths of all
+    const char *memory;
+    // [n_panels * width], filled up with such as disturb nothing. A prototype that float32 cannot be trusted with has NaN
+    // in the first two; what comes out is then NaN and is computed again by other means.
+    const float *squares;   // sums of squares
+    const float *inverses;  // 1 / root of these
+    const float *scales;    // int8: what one step stands for
 };
 
 struct LogMelTables {
@@ -53,23 +52,16 @@ struct Kernels {
     bool (*cosine_from_dots)(float *dots, float query_norm, const float *norms, size_t n_rows);
     void (*add_scaled)(float *total, const float *row, float scale, size_t dim);
 
-    // ---- strips: packed prototypes (kernels/panels.hpp) ----
-    size_t strip;  // prototypes in a strip
-    // out [n_queries, strip] = distances of n_queries <= MAX_BLOCK to the first n_used prototypes of a strip, NaN where it
-    // has to be done otherwise; true if there is none.
-    bool (*strip_distances)(const float *queries, size_t query_stride, size_t n_queries, const Terms *terms,
-                            const float *strip, size_t n_used, size_t dim, const Finish &finish, float *out);
-    // out [strip] = sums of squared differences of one query
-    void (*strip_sq_differences)(const float *query, const float *strip, size_t dim, float *out);
-    // The same for int8: queries of query_stride >= dim bytes rounded up to 4, zero beyond dim; prototypes + 128 as
-    // uint8, four values of one prototype side by side. sums [n_queries]: of the values of a query.
-    bool (*strip_distances_int8)(const int8_t *queries, size_t query_stride, size_t n_queries, const Terms *terms,
-                                 const int32_t *sums, const float *scales, const uint8_t *strip, size_t n_used,
-                                 size_t dim, const Finish &finish, float *out);
-    // The largest absolute value.
-    float (*largest)(const float *values, size_t count);
-    // Values of a row times scale, rounded to the nearest (ties to even); their sum and sum of squares.
-    void (*round_to_int8)(const float *row, float scale, size_t dim, int8_t *out, int32_t *sum, int32_t *squares);
+    // ---- packed prototypes (kernels/panels.hpp) ----
+    size_t width;  // prototypes in a panel
+    // out[i * out_stride + j] = distance of query i to prototype j of the panels [first, end), NaN where it has to be done
+    // otherwise; true if there is none.
+    bool (*packed_distances)(const Panels &panels, const float *queries, size_t n_queries, size_t first, size_t end,
+                             int32_t metric, float *out, size_t out_stride);
+    // out [width] = sums of squared differences of one query to a panel of float32
+    void (*panel_sq_differences)(const Panels &panels, const float *query, size_t panel, float *out);
+    // A row rounded to int8: what one step stands for, the sum of the rounded values and that of their squares.
+    void (*round_to_int8)(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares);
 
     // values[i] = -values[i] * factor - log(sum of exp(-values * factor)); equal where all are infinite
     void (*log_softmax)(float *values, size_t count, float factor);

@@ -18,46 +18,10 @@ namespace {
 
 constexpr size_t HUGE_PAGE = size_t(2) << 20;
 constexpr size_t MAX_INT8_DIM = 32768;
+constexpr size_t MAX_WIDTH = 16;  // prototypes in a panel, at most
 constexpr size_t MAX_THREADS = 256;
 constexpr size_t MANY = 12;  // queries a thread: with fewer, the prototypes are divided instead
-constexpr size_t INT8_BLOCK_BYTES = 1 << 15;  // of the queries of a block, on the stack
-
-// What a row is multiplied with before it is rounded, and what one step then stands for. A power of two first, so that the
-// scale of no row is out of float32's range.
-struct Int8Scale {
-    float before, scale, step;
-};
-
-Int8Scale int8_scale(const float *row, size_t dim) {
-    float largest = kernels().largest(row, dim);
-    if (largest == 0) return {1, 0, 0};
-    const float before = largest < 1e-30f ? 0x1p100f : 1.0f;
-    largest *= before;
-    return {before, 127.0f / largest, largest / 127.0f / before};
-}
-
-void round_row(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares) {
-    const Int8Scale scale = int8_scale(row, dim);
-    if (scale.before == 1) {
-        kernels().round_to_int8(row, scale.scale, dim, out, sum, squares);
-    } else {
-        float work[64];
-        *sum = *squares = 0;
-        for (size_t first = 0; first < dim; first += 64) {
-            const size_t count = std::min<size_t>(64, dim - first);
-            for (size_t i = 0; i < count; i++) work[i] = row[first + i] * scale.before;
-            int32_t part, part_squares;
-            kernels().round_to_int8(work, scale.scale, count, out + first, &part, &part_squares);
-            *sum += part, *squares += part_squares;
-        }
-    }
-    *step = scale.step;
-}
-
-Terms ordinary_terms(float squares) {
-    if (squares > SAFE_SQUARES_MIN && squares < SAFE_SQUARES_MAX) return {squares, 1 / std::sqrt(squares)};
-    return {NAN, NAN};
-}
+constexpr size_t SOME_QUERIES = 96, SOME_PROTOTYPES = 64;  // whose distances are on the stack
 
 // The formulas in float64, for what float32 cannot be trusted with.
 float exact(int32_t metric, double dot, double query_squares, double prototype_squares) {
@@ -70,128 +34,105 @@ float exact(int32_t metric, double dot, double query_squares, double prototype_s
     }
 }
 
-// Where the values of a prototype begin: one float, or four int8, every `panel` of them.
+// Where the values of a prototype begin: one float, or four int8, every `step` bytes.
 struct Column {
-    const char *first;
-    size_t panel;
+    char *first;
+    size_t step;
 };
 
-Column column(const ea_packed &packed, size_t prototype) {
-    const size_t panel = kernels().strip / 2, item = packed.storage == EA_INT8 ? 4 : sizeof(float);
-    return {static_cast<const char *>(packed.strips.get()) + prototype / panel * (packed.strip_bytes / 2)
-                + prototype % panel * item,
-            panel};
+Column column(const Panels &panels, size_t prototype) {
+    const size_t width = kernels().width, panel = prototype / width;
+    return {const_cast<char *>(panels.memory) + panel * panels.panel_bytes + prototype % width * 4,
+            panel + 1 < panels.n_panels ? panels.step : panels.last_step};
 }
 
-float exact_float32(const ea_packed &packed, int32_t metric, const float *query, size_t prototype) {
-    const Column c = column(packed, prototype);
-    const auto *values = reinterpret_cast<const float *>(c.first);
+float exact_float32(const Panels &panels, int32_t metric, const float *query, size_t prototype) {
+    const Column c = column(panels, prototype);
     double dot = 0, query_squares = 0, prototype_squares = 0;
-    for (size_t k = 0; k < packed.dim; k++) {
-        const double q = query[k], p = values[k * c.panel];
+    for (size_t k = 0; k < panels.dim; k++) {
+        float value;
+        std::memcpy(&value, c.first + k * c.step, sizeof value);
+        const double q = query[k], p = value;
         dot += q * p, query_squares += q * q, prototype_squares += p * p;
     }
     return exact(metric, dot, query_squares, prototype_squares);
 }
 
-float exact_int8(const ea_packed &packed, int32_t metric, const int8_t *query, double query_step, size_t prototype) {
-    const Column c = column(packed, prototype);
+float exact_int8(const Panels &panels, int32_t metric, const int8_t *query, double query_step, size_t prototype) {
+    const Column c = column(panels, prototype);
     const auto *values = reinterpret_cast<const uint8_t *>(c.first);
     int64_t dot = 0, query_squares = 0, prototype_squares = 0;
-    for (size_t k = 0; k < packed.dim; k++) {
-        const int q = query[k], p = int(values[k / 4 * 4 * c.panel + k % 4]) - 128;
+    for (size_t k = 0; k < panels.dim; k++) {
+        const int q = query[k], p = int(values[k / 4 * c.step + k % 4]) - 128;
         dot += q * p, query_squares += q * q, prototype_squares += p * p;
     }
-    const double step = packed.scales[prototype];
+    const double step = panels.scales[prototype];
     return exact(metric, query_step * step * double(dot), query_step * query_step * double(query_squares),
                  step * step * double(prototype_squares));
 }
 
-// A block of queries, ready for the panels.
-struct Queries {
-    const float *rows;
-    size_t count;
-    Terms terms[MAX_BLOCK];
-    // Only for int8.
-    float scales[MAX_BLOCK];
-    int32_t sums[MAX_BLOCK], square_sums[MAX_BLOCK];
-    alignas(64) int8_t bytes[INT8_BLOCK_BYTES];
-};
-
-size_t block_size(const ea_packed &packed) {
-    return packed.storage == EA_INT8 ? std::min(MAX_BLOCK, INT8_BLOCK_BYTES / packed.stride) : MAX_BLOCK;
-}
-
-ea_status prepare(const ea_packed &packed, const float *rows, size_t count, Queries *queries) {
-    const size_t dim = packed.dim;
-    queries->rows = rows, queries->count = count;
-    float squares[MAX_BLOCK];
-    kernels().squares(rows, count, dim, squares);
-    for (size_t i = 0; i < count; i++) {
-        queries->terms[i] = ordinary_terms(squares[i]);
-        if (std::isnan(queries->terms[i].square) && !all_finite(rows + i * dim, dim)) return EA_NOT_FINITE;
-        if (packed.storage != EA_INT8) continue;
-        int8_t *bytes = queries->bytes + i * packed.stride;
-        int32_t square_sum;
-        round_row(rows + i * dim, dim, bytes, &queries->scales[i], &queries->sums[i], &square_sum);
-        for (size_t k = dim; k < packed.stride; k++) bytes[k] = 0;
-        queries->square_sums[i] = square_sum;
-        queries->terms[i] = {queries->scales[i] * queries->scales[i] * float(square_sum),
-                             square_sum ? 1 / std::sqrt(float(square_sum)) : NAN};
+// What the kernel left as NaN in a row of distances to panels from `first` on; EA_NOT_FINITE where the query is to blame.
+// Out of line, so that its buffers are not in the way of what is common.
+__attribute__((noinline)) ea_status mend(const Panels &panels, int32_t metric, const float *query, size_t first,
+                                         float *row, size_t count) {
+    const size_t width = kernels().width;
+    float differences[MAX_WIDTH];
+    size_t have_panel = panels.n_panels;
+    int8_t rounded[MAX_INT8_DIM];
+    float step = -1;
+    for (size_t j = 0; j < count; j++) {
+        if (!std::isnan(row[j])) continue;
+        const size_t prototype = first * width + j;
+        if (step < 0) {  // the first of this row
+            if (!all_finite(query, panels.dim)) return EA_NOT_FINITE;
+            int32_t sum, squares;
+            step = 0;
+            if (panels.storage == EA_INT8) kernels().round_to_int8(query, panels.dim, rounded, &step, &sum, &squares);
+        }
+        if (panels.storage == EA_INT8) {
+            row[j] = exact_int8(panels, metric, rounded, step, prototype);
+        } else if (metric == EA_SQ_L2) {
+            if (have_panel != prototype / width)
+                kernels().panel_sq_differences(panels, query, prototype / width, differences);
+            have_panel = prototype / width;
+            row[j] = differences[prototype % width];
+        } else {
+            row[j] = exact_float32(panels, metric, query, prototype);
+        }
     }
     return EA_OK;
 }
 
-// out [count, kernels().strip] = distances of a block to a strip.
-void strip_distances(const ea_packed &packed, int32_t metric, const Queries &queries, size_t strip, float *out) {
-    const Kernels &k = kernels();
-    const size_t dim = packed.dim, first = strip * k.strip, n_used = std::min(k.strip, packed.n_prototypes - first);
-    const Finish finish = {metric, packed.squares.data() + first, packed.inverses.data() + first,
-                           packed.scales.data() + first};
-    const char *memory = static_cast<const char *>(packed.strips.get()) + strip * packed.strip_bytes;
-    const bool int8 = packed.storage == EA_INT8;
-    const bool sure =
-        int8 ? k.strip_distances_int8(queries.bytes, packed.stride, queries.count, queries.terms, queries.sums,
-                                      queries.scales, reinterpret_cast<const uint8_t *>(memory), n_used, dim, finish,
-                                      out)
-             : k.strip_distances(queries.rows, dim, queries.count, queries.terms,
-                                 reinterpret_cast<const float *>(memory), n_used, dim, finish, out);
-    if (sure) return;
-    for (size_t i = 0; i < queries.count; i++) {
-        float *row = out + i * k.strip, differences[MAX_STRIP];
-        const float *query = queries.rows + i * dim;
-        bool have_differences = false;
-        for (size_t j = 0; j < n_used; j++) {
-            if (!std::isnan(row[j])) continue;
-            if (int8) {
-                row[j] = exact_int8(packed, metric, queries.bytes + i * packed.stride, queries.scales[i], first + j);
-            } else if (metric == EA_SQ_L2) {
-                if (!have_differences)
-                    k.strip_sq_differences(query, reinterpret_cast<const float *>(memory), dim, differences);
-                have_differences = true;
-                row[j] = differences[j];
-            } else {
-                row[j] = exact_float32(packed, metric, query, first + j);
-            }
-        }
+// out [n_queries, out_stride] = distances to the panels [first, end).
+ea_status to_panels(const Panels &panels, int32_t metric, const float *queries, size_t n_queries, size_t first,
+                    size_t end, float *out, size_t out_stride) {
+    if (first == end && !all_finite(queries, n_queries * panels.dim)) return EA_NOT_FINITE;
+    if (first == end || kernels().packed_distances(panels, queries, n_queries, first, end, metric, out, out_stride))
+        return EA_OK;
+    const size_t width = kernels().width, count = std::min(end * width, panels.n_prototypes) - first * width;
+    for (size_t i = 0; i < n_queries; i++) {
+        const ea_status status =
+            mend(panels, metric, queries + i * panels.dim, first, out + i * out_stride, count);
+        if (status != EA_OK) return status;
     }
+    return EA_OK;
 }
 
-// use(first query, number of queries, strip, distances [number, kernels().strip]) for all blocks of queries, the strips
-// of a query in order.
+// use(first query, number of queries, first prototype, number of prototypes, distances [., SOME_PROTOTYPES]) for all
+// blocks of queries, the prototypes of a query in order.
 template <class Use>
-ea_status for_each_strip(const ea_packed &packed, int32_t metric, const float *rows, size_t n_queries,
-                         size_t first_strip, size_t end_strip, Use use) {
-    const size_t block = block_size(packed);
-    Queries queries;
-    alignas(64) float distances[MAX_BLOCK * MAX_STRIP];
-    for (size_t first = 0; first < n_queries; first += block) {
-        const ea_status status =
-            prepare(packed, rows + first * packed.dim, std::min(block, n_queries - first), &queries);
-        if (status != EA_OK) return status;
-        for (size_t strip = first_strip; strip < end_strip; strip++) {
-            strip_distances(packed, metric, queries, strip, distances);
-            use(first, queries.count, strip, distances);
+ea_status in_blocks(const Panels &panels, int32_t metric, const float *rows, size_t n_queries, Use use) {
+    alignas(64) float distances[SOME_QUERIES * SOME_PROTOTYPES];
+    const size_t width = kernels().width, some = SOME_PROTOTYPES / width;
+    for (size_t query = 0; query < n_queries; query += SOME_QUERIES) {
+        const size_t count = std::min(SOME_QUERIES, n_queries - query);
+        for (size_t first = 0; first < std::max<size_t>(panels.n_panels, 1); first += some) {
+            const size_t end = std::min(first + some, panels.n_panels);
+            const ea_status status = to_panels(panels, metric, rows + query * panels.dim, count, first, end, distances,
+                                               SOME_PROTOTYPES);
+            if (status != EA_OK) return status;
+            if (first < end)
+                use(query, count, first * width, std::min(end * width, panels.n_prototypes) - first * width, distances);
         }
     }
     return EA_OK;
@@ -236,44 +177,50 @@ ea_status ea_pack(const float *prototypes, size_t n_prototypes, size_t dim, int3
     if (!all_finite(prototypes, n_prototypes * dim))
         return fail(message, EA_NOT_FINITE, "NaN or infinity in prototypes");
     return guarded(message, [&] {
-        const size_t width = kernels().strip, panel = width / 2;
+        const size_t width = kernels().width, rest = n_prototypes % width;
         auto made = std::make_unique<ea_packed>();
-        made->n_prototypes = n_prototypes, made->dim = dim, made->storage = storage;
-        made->stride = (dim + 3) / 4 * 4;
-        made->n_strips = (n_prototypes + width - 1) / width;
-        made->strip_bytes = width * (storage == EA_INT8 ? made->stride : dim * sizeof(float));
-        const size_t n_lanes = made->n_strips * width;
+        Panels &panels = made->panels;
+        panels.n_prototypes = n_prototypes, panels.dim = dim, panels.storage = storage;
+        panels.n_panels = (n_prototypes + width - 1) / width;
+        const size_t n_steps = storage == EA_INT8 ? (dim + 3) / 4 : dim, n_lanes = panels.n_panels * width;
+        panels.step = width * 4, panels.panel_bytes = n_steps * panels.step;
+        // No wider than it has to be, but so that no value lies across two lines of the cache.
+        panels.last_step = rest == 0 || rest > 8 ? panels.step : std::min<size_t>(panels.step, rest > 4 ? 32 : 16);
         made->squares.assign(n_lanes, 1), made->inverses.assign(n_lanes, 1), made->scales.assign(n_lanes, 1);
         // Large pages where it is worth one: fewer address translations when streaming.
-        size_t bytes = made->n_strips * made->strip_bytes;
+        size_t bytes = panels.n_panels * panels.panel_bytes + 64;  // the kernels read whole vectors
         const size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
         bytes = (bytes + page - 1) / page * page;
-        void *memory = std::aligned_alloc(page, std::max(bytes, page));
+        void *memory = std::aligned_alloc(page, bytes);
         if (!memory) throw std::bad_alloc();
-        made->strips.reset(memory);
+        made->memory.reset(memory);
 #if defined(__linux__)
         if (page == HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
         std::memset(memory, storage == EA_INT8 ? 128 : 0, bytes);  // 128 stands for zero
-        std::vector<int8_t> rounded(made->stride);
+        panels.memory = static_cast<const char *>(memory);
+        panels.squares = made->squares.data(), panels.inverses = made->inverses.data();
+        panels.scales = made->scales.data(), panels.ordinary = true;
+        std::vector<int8_t> rounded(storage == EA_INT8 ? dim : 0);
         for (size_t j = 0; j < n_prototypes; j++) {
             const float *row = prototypes + j * dim;
-            char *first = static_cast<char *>(memory) + j / panel * (made->strip_bytes / 2);
+            const Column c = column(panels, j);
+            float square;
             if (storage == EA_INT8) {
                 int32_t sum, squares;
-                round_row(row, dim, rounded.data(), &made->scales[j], &sum, &squares);
-                auto *bytes_of = reinterpret_cast<uint8_t *>(first) + j % panel * 4;
-                for (size_t k = 0; k < dim; k++) bytes_of[k / 4 * 4 * panel + k % 4] = uint8_t(int(rounded[k]) + 128);
-                made->squares[j] = made->scales[j] * made->scales[j] * float(squares);
+                kernels().round_to_int8(row, dim, rounded.data(), &made->scales[j], &sum, &squares);
+                auto *bytes_of = reinterpret_cast<uint8_t *>(c.first);
+                for (size_t k = 0; k < dim; k++) bytes_of[k / 4 * c.step + k % 4] = uint8_t(int(rounded[k]) + 128);
+                square = made->squares[j] = made->scales[j] * made->scales[j] * float(squares);
                 made->inverses[j] = squares ? 1 / std::sqrt(float(squares)) : NAN;
             } else {
-                float squares;
-                kernels().squares(row, 1, dim, &squares);
-                const Terms terms = ordinary_terms(squares);
-                made->squares[j] = terms.square, made->inverses[j] = terms.inverse_length;
-                auto *column_of = reinterpret_cast<float *>(first) + j % panel;
-                for (size_t k = 0; k < dim; k++) column_of[k * panel] = row[k];
+                for (size_t k = 0; k < dim; k++) std::memcpy(c.first + k * c.step, row + k, sizeof(float));
+                kernels().squares(row, 1, dim, &square);
+                const bool ordinary = square > SAFE_SQUARES_MIN && square < SAFE_SQUARES_MAX;
+                made->squares[j] = ordinary ? square : NAN;
+                made->inverses[j] = ordinary ? 1 / std::sqrt(square) : NAN;
             }
+            panels.ordinary &= square > SAFE_SQUARES_MIN && square < SAFE_SQUARES_MAX;
         }
         *packed = made.release();
         return EA_OK;
@@ -282,103 +229,95 @@ ea_status ea_pack(const float *prototypes, size_t n_prototypes, size_t dim, int3
 
 void ea_packed_free(ea_packed *packed) { delete packed; }
 
-size_t ea_packed_n_prototypes(const ea_packed *packed) { return packed->n_prototypes; }
+size_t ea_packed_n_prototypes(const ea_packed *packed) { return packed->panels.n_prototypes; }
 
-size_t ea_packed_dim(const ea_packed *packed) { return packed->dim; }
+size_t ea_packed_dim(const ea_packed *packed) { return packed->panels.dim; }
 
 ea_status ea_packed_distances(const ea_packed *packed, const float *queries, size_t n_queries, int32_t metric,
                               size_t n_threads, float *distances) {
-    if (!packed || !known_metric(metric) || !is_matrix(queries, n_queries, packed->dim)
-        || !is_matrix(distances, n_queries, packed->n_prototypes, true))
+    if (!packed || !known_metric(metric) || !is_matrix(queries, n_queries, packed->panels.dim)
+        || !is_matrix(distances, n_queries, packed->panels.n_prototypes, true))
         return EA_INVALID_ARGUMENT;
-    const size_t width = kernels().strip, n_prototypes = packed->n_prototypes, dim = packed->dim;
-    const auto part = [&](size_t first, size_t end, size_t first_strip, size_t end_strip) {
-        return for_each_strip(*packed, metric, queries + first * dim, end - first, first_strip, end_strip,
-                              [&](size_t query, size_t count, size_t strip, const float *found) {
-                                  const size_t n_used = std::min(width, n_prototypes - strip * width);
-                                  float *out = distances + (first + query) * n_prototypes + strip * width;
-                                  for (size_t i = 0; i < count; i++)
-                                      std::memcpy(out + i * n_prototypes, found + i * width, n_used * sizeof(float));
-                              });
-    };
-    if (n_queries >= n_threads * MANY)
-        return in_threads(n_threads, n_queries,
-                          [&](size_t first, size_t end) { return part(first, end, 0, packed->n_strips); });
-    return in_threads(n_threads, packed->n_strips,
-                      [&](size_t first, size_t end) { return part(0, n_queries, first, end); });
+    const Panels &panels = packed->panels;
+    const size_t stride = panels.n_prototypes;
+    if (n_threads <= 1) return to_panels(panels, metric, queries, n_queries, 0, panels.n_panels, distances, stride);
+    if (n_queries >= n_threads * MANY || panels.n_panels == 0)
+        return in_threads(n_threads, n_queries, [&](size_t first, size_t end) {
+            return to_panels(panels, metric, queries + first * panels.dim, end - first, 0, panels.n_panels,
+                             distances + first * stride, stride);
+        });
+    return in_threads(n_threads, panels.n_panels, [&](size_t first, size_t end) {
+        return to_panels(panels, metric, queries, n_queries, first, end, distances + first * kernels().width, stride);
+    });
 }
 
 ea_status ea_packed_nearest(const ea_packed *packed, const float *queries, size_t n_queries, size_t k, int32_t metric,
                             size_t n_threads, float *distances, int32_t *indices) {
-    if (!packed || (metric != EA_COSINE && metric != EA_SQ_L2) || k < 1 || k > packed->n_prototypes
-        || !is_matrix(queries, n_queries, packed->dim) || !is_matrix(distances, n_queries, k)
+    if (!packed || (metric != EA_COSINE && metric != EA_SQ_L2) || k < 1 || k > packed->panels.n_prototypes
+        || !is_matrix(queries, n_queries, packed->panels.dim) || !is_matrix(distances, n_queries, k)
         || !is_matrix(indices, n_queries, k))
         return EA_INVALID_ARGUMENT;
-    const size_t width = kernels().strip;
+    const Panels &panels = packed->panels;
     return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
-        return for_each_strip(
-            *packed, metric, queries + begin * packed->dim, end - begin, 0, packed->n_strips,
-            [&](size_t query, size_t count, size_t strip, const float *found) {
-                const size_t first = strip * width, n_used = std::min(width, packed->n_prototypes - first);
-                for (size_t i = 0; i < count; i++) {
-                    const float *row = found + i * width;
-                    float *closest = distances + (begin + query + i) * k;
-                    int32_t *rows = indices + (begin + query + i) * k;
-                    if (first >= k && !kernels().any_below(row, n_used, closest[k - 1])) continue;
-                    for (size_t j = 0; j < n_used; j++) {
-                        const size_t held = std::min(k, first + j);
-                        if (held == k && !(row[j] < closest[k - 1])) continue;
-                        size_t at = std::min(held, k - 1);
-                        for (; at > 0 && row[j] < closest[at - 1]; at--)
-                            closest[at] = closest[at - 1], rows[at] = rows[at - 1];
-                        closest[at] = row[j], rows[at] = int32_t(first + j);
-                    }
+        return in_blocks(panels, metric, queries + begin * panels.dim, end - begin,
+                         [&](size_t query, size_t count, size_t first, size_t n, const float *found) {
+            for (size_t i = 0; i < count; i++) {
+                const float *row = found + i * SOME_PROTOTYPES;
+                float *closest = distances + (begin + query + i) * k;
+                int32_t *rows = indices + (begin + query + i) * k;
+                if (first >= k && !kernels().any_below(row, n, closest[k - 1])) continue;
+                for (size_t j = 0; j < n; j++) {
+                    const size_t held = std::min(k, first + j);
+                    if (held == k && !(row[j] < closest[k - 1])) continue;
+                    size_t at = std::min(held, k - 1);
+                    for (; at > 0 && row[j] < closest[at - 1]; at--)
+                        closest[at] = closest[at - 1], rows[at] = rows[at - 1];
+                    closest[at] = row[j], rows[at] = int32_t(first + j);
                 }
-            });
+            }
+        });
     });
 }
 
 ea_status ea_packed_label_distances(const ea_packed *packed, const int32_t *labels, size_t n_labels,
                                     const float *queries, size_t n_queries, int32_t metric, size_t n_threads,
                                     float *distances) {
-    if (!packed || (metric != EA_COSINE && metric != EA_SQ_L2) || !is_matrix(labels, packed->n_prototypes, 1)
-        || !is_matrix(queries, n_queries, packed->dim) || !is_matrix(distances, n_queries, n_labels, true))
+    if (!packed || (metric != EA_COSINE && metric != EA_SQ_L2) || !is_matrix(labels, packed->panels.n_prototypes, 1)
+        || !is_matrix(queries, n_queries, packed->panels.dim) || !is_matrix(distances, n_queries, n_labels, true))
         return EA_INVALID_ARGUMENT;
-    for (size_t j = 0; j < packed->n_prototypes; j++)
+    const Panels &panels = packed->panels;
+    for (size_t j = 0; j < panels.n_prototypes; j++)
         if (labels[j] < 0 || size_t(labels[j]) >= n_labels) return EA_INVALID_ARGUMENT;
     std::fill(distances, distances + n_queries * n_labels, INFINITY);
-    const size_t width = kernels().strip;
     return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
-        return for_each_strip(*packed, metric, queries + begin * packed->dim, end - begin, 0, packed->n_strips,
-                              [&](size_t query, size_t count, size_t strip, const float *found) {
-                                  const size_t first = strip * width;
-                                  const size_t n_used = std::min(width, packed->n_prototypes - first);
-                                  for (size_t i = 0; i < count; i++)
-                                      for (size_t j = 0; j < n_used; j++) {
-                                          float &d = distances[(begin + query + i) * n_labels + labels[first + j]];
-                                          d = std::min(d, found[i * width + j]);
-                                      }
-                              });
+        return in_blocks(panels, metric, queries + begin * panels.dim, end - begin,
+                         [&](size_t query, size_t count, size_t first, size_t n, const float *found) {
+            for (size_t i = 0; i < count; i++)
+                for (size_t j = 0; j < n; j++) {
+                    float &d = distances[(begin + query + i) * n_labels + labels[first + j]];
+                    d = std::min(d, found[i * SOME_PROTOTYPES + j]);
+                }
+        });
     });
 }
 
 ea_status ea_packed_log_softmax(const ea_packed *packed, const float *queries, size_t n_queries, int32_t metric,
                                 float temperature, size_t n_threads, float *log_probabilities) {
     if (!packed || (metric != EA_COSINE && metric != EA_SQ_L2) || !(temperature > 0) || !std::isfinite(1 / temperature)
-        || !is_matrix(queries, n_queries, packed->dim) || packed->n_prototypes == 0
-        || !is_matrix(log_probabilities, n_queries, packed->n_prototypes))
+        || !is_matrix(queries, n_queries, packed->panels.dim) || packed->panels.n_prototypes == 0
+        || !is_matrix(log_probabilities, n_queries, packed->panels.n_prototypes))
         return EA_INVALID_ARGUMENT;
-    const size_t width = kernels().strip, n_prototypes = packed->n_prototypes;
+    const Panels &panels = packed->panels;
+    const size_t stride = panels.n_prototypes;
     return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
-        return for_each_strip(
-            *packed, metric, queries + begin * packed->dim, end - begin, 0, packed->n_strips,
-            [&](size_t query, size_t count, size_t strip, const float *found) {
-                const size_t first = strip * width, n_used = std::min(width, n_prototypes - first);
-                for (size_t i = 0; i < count; i++) {
-                    float *row = log_probabilities + (begin + query + i) * n_prototypes;
-                    std::memcpy(row + first, found + i * width, n_used * sizeof(float));
-                    if (strip + 1 == packed->n_strips) kernels().log_softmax(row, n_prototypes, 1 / temperature);
-                }
-            });
+        for (size_t query = begin; query < end; query += SOME_QUERIES) {
+            const size_t count = std::min(SOME_QUERIES, end - query);
+            float *rows = log_probabilities + query * stride;
+            const ea_status status =
+                to_panels(panels, metric, queries + query * panels.dim, count, 0, panels.n_panels, rows, stride);
+            if (status != EA_OK) return status;
+            for (size_t i = 0; i < count; i++) kernels().log_softmax(rows + i * stride, stride, 1 / temperature);
+        }
+        return EA_OK;
     });
 }

@@ -8,22 +8,25 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
 #define EA_INLINE inline __attribute__((always_inline))
 #define EA_UNROLL _Pragma("GCC unroll 16")
 
 namespace ea::EA_SET {
 
-// Native vectors, and how many queries fit the registers together with two vectors of prototypes.
+// Native vectors, and how many queries and vectors of prototypes have all their sums in registers.
 #if defined(__AVX512F__)
-constexpr size_t WIDTH = 16, TILE = 12;
+constexpr size_t WIDTH = 16, TILE = 6, TILE_VECTORS = 4;
 #elif defined(__AVX2__)
-constexpr size_t WIDTH = 8, TILE = 6;
+constexpr size_t WIDTH = 8, TILE = 6, TILE_VECTORS = 2;
 #elif defined(__aarch64__)
-constexpr size_t WIDTH = 4, TILE = 12;
+constexpr size_t WIDTH = 4, TILE = 6, TILE_VECTORS = 4;
 #else
-constexpr size_t WIDTH = 4, TILE = 4;
+constexpr size_t WIDTH = 4, TILE = 4, TILE_VECTORS = 2;
 #endif
-constexpr size_t PANEL = 2 * WIDTH, STRIP = 2 * PANEL;
 using Vector = float __attribute__((vector_size(4 * WIDTH)));
 using IntVector = int32_t __attribute__((vector_size(4 * WIDTH)));
 
@@ -41,9 +44,13 @@ EA_INLINE V load(const float *from) {
 
 // The first `count` lanes; the others are zero.
 EA_INLINE Lanes load_some(const float *from, size_t count) {
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+#else
     Lanes lanes = {};
     std::memcpy(&lanes, from, count * sizeof(float));
     return lanes;
+#endif
 }
 
 template <class V>

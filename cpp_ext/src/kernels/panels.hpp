@@ -1,5 +1,5 @@
-// Packed prototypes: value k of PANEL prototypes side by side, so that a lane belongs to one prototype and a query's value
-// is the same for all lanes. Two panels, one after the other, make a strip.
+// Packed prototypes: value k of WIDTH prototypes side by side, so that a lane belongs to one prototype and a query's value
+// is the same for all lanes. These are a panel; the last one is only as wide as it has to be.
 //
 // The sum of a pair is that of its first floor(dim / 2) products, one after the other, plus that of the others, one after
 // the other: so in every tile and with every instruction set, and a distance does not depend on its neighbors.
@@ -7,153 +7,236 @@
 
 #include "../kernels.hpp"
 #include "edgealign.h"
-#include "lanes.hpp"
+#include "rows.hpp"
 
 namespace ea::EA_SET {
 
 // Squared distances below this share of |q|^2 + |p|^2 have lost too many digits and are computed from differences.
 constexpr float NEAR = 1.0f / 32;
-constexpr float TRUSTED_MIN = 1e-20f;
+constexpr float TRUSTED_MIN = 1e-20f, TRUSTED_MAX = 1e30f;  // of sums of squares
+constexpr size_t CACHE_BYTES = 384 << 10;  // of panels that stay in the second cache while all queries pass
 
-// out [Q][STRIP] = sums over k in [first, end) for V vectors of a panel, or out += these.
-template <size_t Q, size_t V, bool ADD>
-static void panel_part(const float *queries, size_t stride, const float *panel, size_t first, size_t end, float *out) {
+// A query as the formulas see it, its values already compared with what float32 can be trusted with.
+struct Query {
+    float square, inverse_length;
+    float scale;  // int8: what one step stands for
+};
+
+EA_INLINE Query query_of(float square) {
+    if (square > TRUSTED_MIN && square < TRUSTED_MAX) return {square, 1 / __builtin_sqrtf(square), 1};
+    return {__builtin_nanf(""), __builtin_nanf(""), 1};
+}
+
+EA_INLINE void store_some(float *to, const Vector &lanes, size_t count) {
+    if (count >= WIDTH) return store(to, lanes);
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), (__m512)lanes);
+#else
+    std::memcpy(to, &lanes, count * sizeof(float));
+#endif
+}
+
+// V panels next to each other, read from some value on.
+template <size_t V>
+struct Reader {
+    const char *at[V];
+    size_t last_step;
+    EA_INLINE Reader(const Panels &panels, size_t first, size_t value) {
+        last_step = first + V == panels.n_panels ? panels.last_step : panels.step;
+        EA_UNROLL for (size_t v = 0; v < V; v++)
+            at[v] = panels.memory + (first + v) * panels.panel_bytes + value * (v + 1 < V ? WIDTH * 4 : last_step);
+    }
+    template <class T>
+    EA_INLINE T load(size_t v) const {
+        T lanes;
+        std::memcpy(&lanes, at[v], sizeof lanes);  // beyond the end of a narrow panel lies the next value, or padding
+        return lanes;
+    }
+    EA_INLINE void next() {
+        EA_UNROLL for (size_t v = 0; v + 1 < V; v++) at[v] += WIDTH * 4;
+        at[V - 1] += last_step;
+    }
+    // Pointers, so that the compiler does not make an index of them: with one, a load cannot go with what uses it.
+    EA_INLINE void keep() {
+        EA_UNROLL for (size_t v = 0; v < V; v++) __asm__("" : "+r"(at[v]));
+    }
+};
+
+// Rows of Q queries, each with its pointer: loops then have one index for all of them.
+template <size_t Q, class T>
+struct Rows {
+    const T *at[Q];
+    EA_INLINE Rows(const T *rows, size_t stride) {
+        EA_UNROLL for (size_t i = 0; i < Q; i++) {
+            at[i] = rows + i * stride;
+            __asm__("" : "+r"(at[i]));
+        }
+    }
+};
+
+template <size_t Q, size_t V>
+EA_INLINE void add_products(const Rows<Q, float> &queries, Reader<V> prototypes, size_t first, size_t end,
+                            Vector (&sums)[Q][V]) {
+    for (size_t k = first; k < end; k++) {
+        Vector values[V];
+        EA_UNROLL for (size_t v = 0; v < V; v++) values[v] = prototypes.template load<Vector>(v);
+        EA_UNROLL for (size_t i = 0; i < Q; i++) {
+            const float query = queries.at[i][k];
+            EA_UNROLL for (size_t v = 0; v < V; v++) sums[i][v] += query * values[v];
+        }
+        prototypes.next();
+    }
+}
+
+// out [Q][V] = dot products.
+template <size_t Q, size_t V>
+__attribute__((noinline)) static void tile(const float *queries, size_t stride, const Panels &panels, size_t first,
+                                           size_t dim, Vector *out) {
+    const size_t half = dim / 2;
     Vector sums[Q][V];
     EA_UNROLL for (size_t i = 0; i < Q; i++) EA_UNROLL for (size_t v = 0; v < V; v++) sums[i][v] = Vector{};
-    for (size_t k = first; k < end; k++) {
-        Vector prototypes[V];
-        EA_UNROLL for (size_t v = 0; v < V; v++) prototypes[v] = load<Vector>(panel + k * PANEL + v * WIDTH);
-        EA_UNROLL for (size_t i = 0; i < Q; i++)
-            EA_UNROLL for (size_t v = 0; v < V; v++) sums[i][v] += queries[i * stride + k] * prototypes[v];
-    }
-    EA_UNROLL for (size_t i = 0; i < Q; i++) EA_UNROLL for (size_t v = 0; v < V; v++) {
-        float *to = out + i * STRIP + v * WIDTH;
-        store(to, ADD ? load<Vector>(to) + sums[i][v] : sums[i][v]);
-    }
-}
-
-// Both parts at once, so that enough sums are in flight where there are few queries. V may reach into the second panel.
-template <size_t Q, size_t V>
-static void panel_parts(const float *queries, size_t stride, const float *panel, size_t dim, float *out) {
-    const size_t half = dim / 2;
-    const auto at = [&](size_t k, size_t v) {
-        return load<Vector>(panel + v / 2 * (dim * PANEL) + k * PANEL + v % 2 * WIDTH);
-    };
-    Vector first[Q][V], second[Q][V];
-    EA_UNROLL for (size_t i = 0; i < Q; i++)
-        EA_UNROLL for (size_t v = 0; v < V; v++) first[i][v] = second[i][v] = Vector{};
-    for (size_t k = 0; k < half; k++)
-        EA_UNROLL for (size_t v = 0; v < V; v++) {
-            const Vector a = at(k, v), b = at(half + k, v);
-            EA_UNROLL for (size_t i = 0; i < Q; i++) first[i][v] += queries[i * stride + k] * a;
-            EA_UNROLL for (size_t i = 0; i < Q; i++) second[i][v] += queries[i * stride + half + k] * b;
+    if constexpr (Q == 1) {  // both parts at once, so that enough sums are in flight
+        Vector others[V];
+        EA_UNROLL for (size_t v = 0; v < V; v++) others[v] = Vector{};
+        Reader<V> a(panels, first, 0), b(panels, first, half);
+        const float *query = queries;
+        const auto step = [&]() __attribute__((always_inline)) {
+            const float of_a = query[0], of_b = query[half];
+            EA_UNROLL for (size_t v = 0; v < V; v++) sums[0][v] += of_a * a.template load<Vector>(v);
+            EA_UNROLL for (size_t v = 0; v < V; v++) others[v] += of_b * b.template load<Vector>(v);
+            a.next(), b.next(), query++;
+        };
+        size_t k = 0;
+        for (; k + 4 <= half; k += 4) {
+            step(), step(), step(), step();
+            a.keep(), b.keep();
         }
-    if (dim % 2)
+        for (; k < half; k++) step();
+        if (dim % 2)
+            EA_UNROLL for (size_t v = 0; v < V; v++) others[v] += query[half] * b.template load<Vector>(v);
+        EA_UNROLL for (size_t v = 0; v < V; v++) out[v] = sums[0][v] + others[v];
+    } else {
+        const Rows<Q, float> rows(queries, stride);
+        add_products<Q, V>(rows, {panels, first, 0}, 0, half, sums);
         EA_UNROLL for (size_t i = 0; i < Q; i++)
-            EA_UNROLL for (size_t v = 0; v < V; v++) second[i][v] += queries[i * stride + dim - 1] * at(dim - 1, v);
-    EA_UNROLL for (size_t i = 0; i < Q; i++)
-        EA_UNROLL for (size_t v = 0; v < V; v++) store(out + i * STRIP + v * WIDTH, first[i][v] + second[i][v]);
-}
-
-template <size_t V>
-static void panel_rest(const float *queries, size_t stride, size_t n_queries, const float *panel, size_t dim,
-                       float *out) {
-    switch (n_queries) {
-        case 1: return panel_parts<1, V>(queries, stride, panel, dim, out);
-        case 2: return panel_parts<2, V>(queries, stride, panel, dim, out);
-        case 3: return panel_parts<3, V>(queries, stride, panel, dim, out);
-        case 4: return panel_parts<4, V>(queries, stride, panel, dim, out);
-        case 5: return panel_parts<5, V>(queries, stride, panel, dim, out);
-        case 6: return panel_parts<6, V>(queries, stride, panel, dim, out);
+            EA_UNROLL for (size_t v = 0; v < V; v++) out[i * V + v] = sums[i][v], sums[i][v] = Vector{};
+        add_products<Q, V>(rows, {panels, first, half}, half, dim, sums);
+        EA_UNROLL for (size_t i = 0; i < Q; i++)
+            EA_UNROLL for (size_t v = 0; v < V; v++) out[i * V + v] += sums[i][v];
     }
 }
 
-// Dots of n_queries to V vectors of a panel. A part of the panel stays in the first cache while all queries pass.
-template <size_t V>
-static void panel_dots(const float *queries, size_t stride, size_t n_queries, const float *panel, size_t dim,
-                       float *out) {
-    constexpr size_t REST = TILE / 2;  // so many queries can have both parts at once
-    const size_t whole = n_queries / TILE * TILE;
-    for (size_t i = 0; i < whole; i += TILE)
-        panel_part<TILE, V, false>(queries + i * stride, stride, panel, 0, dim / 2, out + i * STRIP);
-    for (size_t i = 0; i < whole; i += TILE)
-        panel_part<TILE, V, true>(queries + i * stride, stride, panel, dim / 2, dim, out + i * STRIP);
-    for (size_t i = whole; i < n_queries; i += REST)
-        panel_rest<V>(queries + i * stride, stride, n_queries - i < REST ? n_queries - i : REST, panel, dim,
-                      out + i * STRIP);
-}
-
-static void strip_dots(const float *queries, size_t stride, size_t n_queries, const float *strip, size_t n_vectors,
-                       size_t dim, float *out) {
-    if (n_queries == 1 && n_vectors > 2) {
-        if (n_vectors == 3) return panel_parts<1, 3>(queries, stride, strip, dim, out);
-        return panel_parts<1, 4>(queries, stride, strip, dim, out);
-    }
-    for (size_t v = 0; v < n_vectors; v += 2, strip += dim * PANEL, out += PANEL) {
-        if (n_vectors - v == 1) {
-            panel_dots<1>(queries, stride, n_queries, strip, dim, out);
-        } else {
-            panel_dots<2>(queries, stride, n_queries, strip, dim, out);
-        }
-    }
-}
-
-// Dot products to distances where they are, for one query. NaN: to be computed otherwise. Returns whether there is none.
-// ROUNDED: the rows were rounded before, so that a small distance may have lost digits.
-template <bool ROUNDED = false>
-EA_INLINE bool finish_row(float *row, size_t n_vectors, const Terms &query, const Finish &finish) {
-    IntVector unsure = {};
+// Dot products, or what int8 has of them, to distances; true if float32 could be trusted with all of them.
+// ORDINARY: the lengths of all rows are known to be of a size that needs no watching.
+template <int32_t METRIC, bool INT8, bool ORDINARY, class Sum>
+static bool finish(const Sum *sums, size_t n_queries, size_t n_vectors, const Query *queries, const Panels &panels,
+                   size_t first, float *out, size_t out_stride) {
     const Vector nan = Vector{} + __builtin_nanf("");
-    switch (finish.metric) {
-        case EA_SQ_L2:
-            for (size_t v = 0; v < n_vectors; v++) {
-                const Vector both = load<Vector>(finish.squares + v * WIDTH) + query.square;
-                const Vector distance = both - 2.0f * load<Vector>(row + v * WIDTH);
-                const IntVector ordinary = (both > TRUSTED_MIN) & (distance - distance == 0.0f);
-                const IntVector sure = ROUNDED ? ordinary : ordinary & (distance > both * NEAR);
-                store(row + v * WIDTH, sure ? larger(distance, Vector{}) : nan);
-                unsure |= ~sure;
+    IntVector unsure = {};
+    for (size_t v = 0; v < n_vectors; v++, first++) {
+        const Vector squares = load<Vector>(panels.squares + first * WIDTH);
+        const Vector inverses = load<Vector>(panels.inverses + first * WIDTH);
+        const Vector scales = INT8 && METRIC != EA_COSINE ? load<Vector>(panels.scales + first * WIDTH) : Vector{};
+        const size_t left = panels.n_prototypes - first * WIDTH, count = left < WIDTH ? left : WIDTH;
+        IntVector unsure_here = {};
+        for (size_t i = 0; i < n_queries; i++) {
+            const Query &query = queries[i];
+            Vector dot, distance;
+            if constexpr (INT8) {
+                dot = __builtin_convertvector(sums[i * n_vectors + v], Vector);
+                if (METRIC != EA_COSINE) dot *= scales;  // a cosine does not change with the lengths
+            } else {
+                dot = sums[i * n_vectors + v];
             }
-            break;
-        case EA_COSINE:
-            for (size_t v = 0; v < n_vectors; v++) {
-                const Vector inverse = load<Vector>(finish.inverses + v * WIDTH) * query.inverse_length;
-                const Vector distance = 1.0f - load<Vector>(row + v * WIDTH) * inverse;
-                unsure |= distance != distance;
+            if constexpr (METRIC == EA_SQ_L2) {
+                const Vector both = squares + query.square;
+                distance = both - dot * (INT8 ? 2 * query.scale : 2.0f);
+                const IntVector far = INT8 ? IntVector{} - 1 : distance > both * NEAR;
+                const IntVector sure = ORDINARY ? far : far & (both > TRUSTED_MIN) & (distance - distance == 0.0f);
+                distance = larger(distance, Vector{});
+                if (!INT8 || !ORDINARY) distance = sure ? distance : nan, unsure_here |= ~sure;
+            } else if constexpr (METRIC == EA_COSINE) {
+                distance = 1.0f - dot * (inverses * query.inverse_length);
+                if (!ORDINARY) unsure_here |= distance != distance;
                 const Vector above = distance < 0.0f ? Vector{} : distance;
-                store(row + v * WIDTH, above > 2.0f ? Vector{} + 2.0f : above);
+                distance = above > 2.0f ? Vector{} + 2.0f : above;
+            } else {
+                distance = INT8 ? dot * query.scale : dot;
+                const IntVector sure = distance - distance == 0.0f;
+                if (!ORDINARY) distance = sure ? distance : nan, unsure_here |= ~sure;
             }
-            break;
-        default:
-            for (size_t v = 0; v < n_vectors; v++) {
-                const Vector dot = load<Vector>(row + v * WIDTH);
-                const IntVector sure = dot - dot == 0.0f;
-                store(row + v * WIDTH, sure ? dot : nan);
-                unsure |= ~sure;
-            }
+            store_some(out + i * out_stride + v * WIDTH, distance, count);
+        }
+        if (count < WIDTH)
+            for (size_t lane = count; lane < WIDTH; lane++) unsure_here[lane] = 0;
+        unsure |= unsure_here;
     }
     return !any(unsure);
 }
 
-static bool strip_distances(const float *queries, size_t stride, size_t n_queries, const Terms *terms,
-                            const float *strip, size_t n_used, size_t dim, const Finish &finish, float *out) {
-    const size_t n_vectors = (n_used + WIDTH - 1) / WIDTH;
-    strip_dots(queries, stride, n_queries, strip, n_vectors, dim, out);
+template <bool INT8, class Sum>
+using FinishFunction = bool (*)(const Sum *, size_t, size_t, const Query *, const Panels &, size_t, float *, size_t);
+
+template <bool INT8, class Sum>
+EA_INLINE FinishFunction<INT8, Sum> finish_for(int32_t metric, bool ordinary) {
+    switch (metric) {
+        case EA_COSINE: return ordinary ? finish<EA_COSINE, INT8, true, Sum> : finish<EA_COSINE, INT8, false, Sum>;
+        case EA_SQ_L2: return ordinary ? finish<EA_SQ_L2, INT8, true, Sum> : finish<EA_SQ_L2, INT8, false, Sum>;
+    }
+    return ordinary ? finish<EA_INNER_PRODUCT, INT8, true, Sum> : finish<EA_INNER_PRODUCT, INT8, false, Sum>;
+}
+
+template <size_t Q>
+static bool some_queries(const Panels &panels, const float *queries, size_t first, size_t end, int32_t metric,
+                         float *out, size_t out_stride) {
+    const size_t dim = panels.dim;
+    Query known[Q];
+    bool ordinary = panels.ordinary;
+    for (size_t i = 0; i < Q; i++) {
+        float square;
+        tile<Square, 1, 1>(queries, queries + i * dim, dim, &square, 1);
+        known[i] = query_of(square);
+        ordinary &= known[i].square == known[i].square;
+    }
+    const auto finished = finish_for<false, Vector>(metric, ordinary);
+    constexpr size_t MOST = Q == 1 ? 4 : TILE_VECTORS;
+    Vector sums[Q * MOST];
     bool sure = true;
-    for (size_t i = 0; i < n_queries; i++) sure &= finish_row(out + i * STRIP, n_vectors, terms[i], finish);
+    while (first < end) {
+        const size_t n = end - first < MOST ? end - first : MOST;
+        switch (n) {
+            case 1: tile<Q, 1>(queries, dim, panels, first, dim, sums); break;
+            case 2: tile<Q, 2>(queries, dim, panels, first, dim, sums); break;
+            case 3: tile<Q, MOST < 3 ? 1 : 3>(queries, dim, panels, first, dim, sums); break;
+            default: tile<Q, MOST>(queries, dim, panels, first, dim, sums);
+        }
+        sure &= finished(sums, Q, n, known, panels, first, out, out_stride);
+        first += n, out += n * WIDTH;
+    }
     return sure;
 }
 
-static void strip_sq_differences(const float *query, const float *strip, size_t dim, float *out) {
-    for (size_t panel = 0; panel < 2; panel++, strip += dim * PANEL, out += PANEL) {
-        Vector sums[2] = {};
-        for (size_t k = 0; k < dim; k++)
-            for (size_t v = 0; v < 2; v++) {
-                const Vector difference = query[k] - load<Vector>(strip + k * PANEL + v * WIDTH);
-                sums[v] += difference * difference;
-            }
-        for (size_t v = 0; v < 2; v++) store(out + v * WIDTH, sums[v]);
+static bool distances_float32(const Panels &panels, const float *queries, size_t n_queries, size_t first, size_t end,
+                              int32_t metric, float *out, size_t out_stride) {
+    bool sure = true;
+    const auto do_some = [&](size_t n, auto some) {
+        for (; n_queries >= n; n_queries -= n, queries += n * panels.dim, out += n * out_stride)
+            sure &= some(panels, queries, first, end, metric, out, out_stride);
+    };
+    do_some(TILE, some_queries<TILE>);
+    do_some(TILE / 2, some_queries<TILE / 2>);
+    do_some(1, some_queries<1>);
+    return sure;
+}
+
+static void panel_sq_differences(const Panels &panels, const float *query, size_t panel, float *out) {
+    Reader<1> prototypes(panels, panel, 0);
+    Vector sums = {};
+    for (size_t k = 0; k < panels.dim; k++, prototypes.next()) {
+        const Vector difference = query[k] - prototypes.load<Vector>(0);
+        sums += difference * difference;
     }
+    store(out, sums);
 }
 
 }  // namespace ea::EA_SET

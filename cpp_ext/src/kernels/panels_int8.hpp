@@ -55,122 +55,144 @@ struct Four {
 };
 #endif
 
-EA_INLINE IntVector load_bytes(const uint8_t *from) {
-    IntVector bytes;
-    std::memcpy(&bytes, from, sizeof bytes);
-    return bytes;
-}
-
-// out [Q][STRIP] = sums for V vectors, which may reach into the second panel.
+// out [Q][V] = sums, less what the 128 that is added to stored prototypes makes of them.
 template <size_t Q, size_t V>
-static void int8_tile(const int8_t *queries, size_t stride, const uint8_t *panel, size_t n_fours, int32_t *out) {
-    const auto at = [&](size_t f, size_t v) {
-        return load_bytes(panel + 4 * (v / 2 * (n_fours * PANEL) + f * PANEL + v % 2 * WIDTH));
-    };
+__attribute__((noinline)) static void int8_tile(const int8_t *queries, size_t stride, const int32_t *query_sums,
+                                                const Panels &panels, size_t first, IntVector *out) {
+    const size_t n_fours = (panels.dim + 3) / 4;
     IntVector sums[Q][V], others[V];  // others: of every second four of a lone query, for more sums in flight
     EA_UNROLL for (size_t v = 0; v < V; v++) {
         others[v] = IntVector{};
-        EA_UNROLL for (size_t i = 0; i < Q; i++) sums[i][v] = IntVector{};
+        EA_UNROLL for (size_t i = 0; i < Q; i++) sums[i][v] = IntVector{} - 128 * query_sums[i];
     }
-    constexpr size_t AT_ONCE = Q == 1 ? 2 : 1;
+    Reader<V> prototypes(panels, first, 0);
+    const Rows<Q, int8_t> rows(queries, stride);
     size_t f = 0;
-    for (; f + AT_ONCE <= n_fours; f += AT_ONCE) {
-        IntVector prototypes[V];
-        EA_UNROLL for (size_t v = 0; v < V; v++) prototypes[v] = at(f, v);
-        EA_UNROLL for (size_t i = 0; i < Q; i++) {
-            const Four query(queries + i * stride + f * 4);
-            EA_UNROLL for (size_t v = 0; v < V; v++) query.add(sums[i][v], prototypes[v]);
-        }
-        if constexpr (AT_ONCE == 2) {
-            const Four query(queries + f * 4 + 4);
-            EA_UNROLL for (size_t v = 0; v < V; v++) query.add(others[v], at(f + 1, v));
+    if constexpr (Q == 1) {
+        for (; f + 2 <= n_fours; f += 2) {
+            const Four a(queries + 4 * f), b(queries + 4 * f + 4);
+            EA_UNROLL for (size_t v = 0; v < V; v++) a.add(sums[0][v], prototypes.template load<IntVector>(v));
+            prototypes.next();
+            EA_UNROLL for (size_t v = 0; v < V; v++) b.add(others[v], prototypes.template load<IntVector>(v));
+            prototypes.next(), prototypes.keep();
         }
     }
-    if (f < n_fours) {
-        const Four query(queries + f * 4);
-        EA_UNROLL for (size_t v = 0; v < V; v++) query.add(others[v], at(f, v));
+    for (; f < n_fours; f++) {
+        IntVector values[V];
+        EA_UNROLL for (size_t v = 0; v < V; v++) values[v] = prototypes.template load<IntVector>(v);
+        EA_UNROLL for (size_t i = 0; i < Q; i++) {
+            const Four query(rows.at[i] + 4 * f);
+            EA_UNROLL for (size_t v = 0; v < V; v++) query.add(sums[i][v], values[v]);
+        }
+        prototypes.next();
     }
     EA_UNROLL for (size_t v = 0; v < V; v++) sums[0][v] += others[v];
-    EA_UNROLL for (size_t i = 0; i < Q; i++)
-        EA_UNROLL for (size_t v = 0; v < V; v++)
-            std::memcpy(out + i * STRIP + v * WIDTH, &sums[i][v], sizeof(IntVector));
+    EA_UNROLL for (size_t i = 0; i < Q; i++) EA_UNROLL for (size_t v = 0; v < V; v++) out[i * V + v] = sums[i][v];
 }
 
 #if defined(__AVX512VNNI__)
-constexpr size_t INT8_TILE = 12;
+constexpr size_t INT8_TILE = TILE, INT8_VECTORS = TILE_VECTORS;
 #else
-constexpr size_t INT8_TILE = 4;  // a query takes two registers here, and so does a vector of prototypes
+constexpr size_t INT8_TILE = 4, INT8_VECTORS = 2;  // a query takes two registers here, as does a vector of prototypes
 #endif
+constexpr size_t INT8_BYTES = 1 << 15;  // of rounded queries, on the stack
 
-template <size_t V>
-static void int8_dots(const int8_t *queries, size_t stride, size_t n_queries, const uint8_t *panel, size_t n_fours,
-                      int32_t *out) {
-    for (size_t i = 0; i < n_queries;) {
-        const size_t left = n_queries - i;
-        const int8_t *from = queries + i * stride;
-        int32_t *to = out + i * STRIP;
-        if (left >= INT8_TILE) {
-            int8_tile<INT8_TILE, V>(from, stride, panel, n_fours, to), i += INT8_TILE;
-        } else if (left >= 4) {
-            int8_tile<4, V>(from, stride, panel, n_fours, to), i += 4;
-        } else if (left >= 2) {
-            int8_tile<2, V>(from, stride, panel, n_fours, to), i += 2;
-        } else {
-            int8_tile<1, V>(from, stride, panel, n_fours, to), i += 1;
-        }
-    }
-}
+static void round_to_int8(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares);
 
-static bool strip_distances_int8(const int8_t *queries, size_t stride, size_t n_queries, const Terms *terms,
-                                 const int32_t *query_sums, const float *query_scales, const uint8_t *strip,
-                                 size_t n_used, size_t dim, const Finish &finish, float *out) {
-    const size_t n_vectors = (n_used + WIDTH - 1) / WIDTH, n_fours = (dim + 3) / 4;
-    int32_t sums[MAX_BLOCK * STRIP];
-    if (n_queries == 1 && n_vectors > 2) {
-        if (n_vectors == 3) {
-            int8_tile<1, 3>(queries, stride, strip, n_fours, sums);
-        } else {
-            int8_tile<1, 4>(queries, stride, strip, n_fours, sums);
-        }
-    } else {
-        for (size_t v = 0; v < n_vectors; v += 2) {
-            const uint8_t *panel = strip + v / 2 * (n_fours * 4 * PANEL);
-            if (n_vectors - v == 1) {
-                int8_dots<1>(queries, stride, n_queries, panel, n_fours, sums + v * WIDTH);
-            } else {
-                int8_dots<2>(queries, stride, n_queries, panel, n_fours, sums + v * WIDTH);
-            }
-        }
+template <size_t Q>
+static bool some_queries_int8(const Panels &panels, const float *queries, size_t first, size_t end, int32_t metric,
+                              float *out, size_t out_stride) {
+    const size_t dim = panels.dim, stride = (dim + 3) / 4 * 4;
+    alignas(64) int8_t rounded[INT8_BYTES];
+    Query known[Q];
+    int32_t query_sums[Q];
+    bool ordinary = panels.ordinary;
+    for (size_t i = 0; i < Q; i++) {
+        int32_t square_sum;
+        Query &query = known[i];
+        int8_t *row = rounded + i * stride;
+        for (size_t k = dim; k < stride; k++) row[k] = 0;
+        round_to_int8(queries + i * dim, dim, row, &query.scale, &query_sums[i], &square_sum);
+        query.square = query.scale * query.scale * float(square_sum);
+        query.inverse_length = square_sum ? 1 / __builtin_sqrtf(float(square_sum)) : __builtin_nanf("");
+        ordinary &= query.square > TRUSTED_MIN && query.square < TRUSTED_MAX;
     }
+    const auto finished = finish_for<true, IntVector>(metric, ordinary);
+    constexpr size_t MOST = Q == 1 ? 4 : INT8_VECTORS;
+    IntVector sums[Q * MOST];
     bool sure = true;
-    for (size_t i = 0; i < n_queries; i++) {
-        float *row = out + i * STRIP;
-        for (size_t v = 0; v < n_vectors; v++) {
-            IntVector dots;
-            std::memcpy(&dots, sums + i * STRIP + v * WIDTH, sizeof dots);
-            dots -= 128 * query_sums[i];  // the prototypes are stored with 128 added
-            const Vector plain = __builtin_convertvector(dots, Vector);
-            // A cosine does not change with the lengths.
-            const Vector scales = load<Vector>(finish.scales + v * WIDTH) * query_scales[i];
-            store(row + v * WIDTH, finish.metric == EA_COSINE ? plain : plain * scales);
+    while (first < end) {
+        const size_t n = end - first < MOST ? end - first : MOST;
+        switch (n) {
+            case 1: int8_tile<Q, 1>(rounded, stride, query_sums, panels, first, sums); break;
+            case 2: int8_tile<Q, 2>(rounded, stride, query_sums, panels, first, sums); break;
+            case 3: int8_tile<Q, MOST < 3 ? 1 : 3>(rounded, stride, query_sums, panels, first, sums); break;
+            default: int8_tile<Q, MOST>(rounded, stride, query_sums, panels, first, sums);
         }
-        sure &= finish_row<true>(row, n_vectors, terms[i], finish);
+        sure &= finished(sums, Q, n, known, panels, first, out, out_stride);
+        first += n, out += n * WIDTH;
     }
     return sure;
 }
 
-static void round_to_int8(const float *row, float scale, size_t dim, int8_t *out, int32_t *sum, int32_t *squares) {
+static bool distances_int8(const Panels &panels, const float *queries, size_t n_queries, size_t first, size_t end,
+                           int32_t metric, float *out, size_t out_stride) {
+    bool sure = true;
+    const size_t fit = INT8_BYTES / ((panels.dim + 3) / 4 * 4);
+    const auto do_some = [&](size_t n, auto some) {
+        for (; n_queries >= n && fit >= n; n_queries -= n, queries += n * panels.dim, out += n * out_stride)
+            sure &= some(panels, queries, first, end, metric, out, out_stride);
+    };
+    do_some(INT8_TILE, some_queries_int8<INT8_TILE>);
+    do_some(INT8_TILE / 2, some_queries_int8<INT8_TILE / 2>);
+    do_some(1, some_queries_int8<1>);
+    return sure;
+}
+
+static bool packed_distances(const Panels &panels, const float *queries, size_t n_queries, size_t first, size_t end,
+                             int32_t metric, float *out, size_t out_stride) {
+    const size_t fit = CACHE_BYTES / panels.panel_bytes, some = fit < 4 ? 4 : fit;
+    bool sure = true;
+    while (first < end) {
+        const size_t n = n_queries > TILE && end - first > some + some / 2 ? some : end - first;
+        sure &= (panels.storage == EA_INT8 ? distances_int8 : distances_float32)(panels, queries, n_queries, first,
+                                                                                first + n, metric, out, out_stride);
+        first += n, out += n * WIDTH;
+    }
+    return sure;
+}
+
+// Of a row whose largest value is tiny, a power of two goes first, so that no scale is out of float32's range. NaN or
+// infinity in the row make the step NaN.
+static void round_to_int8(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares) {
     using Bytes = int8_t __attribute__((vector_size(WIDTH)));
+    const auto values_at = [&](size_t k) __attribute__((always_inline)) {
+        if (dim - k >= WIDTH) return load<Vector>(row + k);
+        Vector values = {};
+        std::memcpy(&values, row + k, (dim - k) * sizeof(float));
+        return values;
+    };
+    Vector most = {};
+    IntVector odd = {};
+    for (size_t k = 0; k < dim; k += WIDTH) {
+        const Vector values = values_at(k);
+        most = larger(most, larger(values, -values));
+        odd |= values - values != 0.0f;
+    }
+    float largest = 0;
+    for (size_t lane = 0; lane < WIDTH; lane++) largest = most[lane] > largest ? most[lane] : largest;
+    const float before = largest < 1e-30f ? 0x1p100f : 1.0f;
+    largest *= before;
+    const float scale = largest > 0 ? 127.0f / largest : 0.0f;
+    *step = largest / 127.0f / before, *sum = 0, *squares = 0;
+    if (any(odd)) {
+        *step = __builtin_nanf("");
+        std::memset(out, 0, dim);
+        return;
+    }
     IntVector sums = {}, square_sums = {};
     for (size_t k = 0; k < dim; k += WIDTH) {
-        const size_t count = dim - k < WIDTH ? dim - k : WIDTH;
-        Vector values = {};
-        if (count == WIDTH) {
-            values = load<Vector>(row + k);
-        } else {
-            std::memcpy(&values, row + k, count * sizeof(float));
-        }
-        values *= scale;
+        Vector values = values_at(k) * before * scale;
         // The product is rounded before the sum: otherwise sets with fused operations would differ from those without.
 #if defined(__aarch64__)
         __asm__("" : "+w"(values));
@@ -181,13 +203,12 @@ static void round_to_int8(const float *row, float scale, size_t dim, int8_t *out
         const IntVector rounded = __builtin_convertvector(whole, IntVector);
         sums += rounded, square_sums += rounded * rounded;
         const Bytes bytes = __builtin_convertvector(rounded, Bytes);
-        if (count == WIDTH) {
+        if (dim - k >= WIDTH) {
             std::memcpy(out + k, &bytes, WIDTH);
         } else {
-            std::memcpy(out + k, &bytes, count);
+            std::memcpy(out + k, &bytes, dim - k);
         }
     }
-    *sum = 0, *squares = 0;
     for (size_t lane = 0; lane < WIDTH; lane++) *sum += sums[lane], *squares += square_sums[lane];
 }
 

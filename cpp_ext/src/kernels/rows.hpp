@@ -84,20 +84,6 @@ static bool all_within(const float *values, size_t count, float bound) {
     return !bad;
 }
 
-static float largest(const float *values, size_t count) {
-    Lanes lanes = {};
-    size_t i = 0;
-    for (; i + N_LANES <= count; i += N_LANES) {
-        const Lanes next = load(values + i);
-        lanes = larger(lanes, larger(next, -next));
-    }
-    const Lanes rest = load_some(values + i, count - i);
-    lanes = larger(lanes, larger(rest, -rest));
-    float all = 0;
-    for (size_t lane = 0; lane < N_LANES; lane++) all = lanes[lane] > all ? lanes[lane] : all;
-    return all;
-}
-
 static bool any_below(const float *values, size_t count, float bound) {
     int below = 0;
     for (size_t i = 0; i < count; i++) below |= values[i] < bound;

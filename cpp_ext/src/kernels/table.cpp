@@ -1,7 +1,6 @@
 // Compiled once for each instruction set, with EA_SET as its name (see CMakeLists.txt).
 #include "log_mel.hpp"
 #include "panels_int8.hpp"
-#include "rows.hpp"
 
 #define EA_TEXT(name) #name
 #define EA_NAME(name) EA_TEXT(name)
@@ -12,7 +11,7 @@ extern const Kernels table;
 const Kernels table = {
     EA_NAME(EA_SET),
     dots, sq_differences, squares, all_within, cosine_from_dots, add_scaled,
-    STRIP, strip_distances, strip_sq_differences, strip_distances_int8, largest, round_to_int8,
+    WIDTH, packed_distances, panel_sq_differences, round_to_int8,
     log_softmax, any_below,
     log_mel_frames,
 };
