@@ -29,29 +29,69 @@ EA_INLINE void transform(const LogMelTables &tables, float *data) {
         }
         half = 2;
     }
+    const auto butterfly = [=](float *a, size_t half, const float *turns) __attribute__((always_inline)) {
+        float *b = a + half * pair, *c = b + half * pair, *d = c + half * pair;
+        const Lanes a_re = load(a), a_im = load(a + N_LANES);
+        Lanes b_re = load(b), b_im = load(b + N_LANES), c_re = load(c), c_im = load(c + N_LANES);
+        Lanes d_re = load(d), d_im = load(d + N_LANES);
+        if (turns) multiply(b_re, b_im, turns[0], turns[1]), multiply(d_re, d_im, turns[0], turns[1]);
+        const Lanes ab_re = a_re + b_re, ab_im = a_im + b_im, amb_re = a_re - b_re, amb_im = a_im - b_im;
+        Lanes cd_re = c_re + d_re, cd_im = c_im + d_im, cmd_re = c_re - d_re, cmd_im = c_im - d_im;
+        if (turns) multiply(cd_re, cd_im, turns[2], turns[3]), multiply(cmd_re, cmd_im, turns[2], turns[3]);
+        store(a, ab_re + cd_re), store(a + N_LANES, ab_im + cd_im);
+        store(c, ab_re - cd_re), store(c + N_LANES, ab_im - cd_im);
+        // The second pair is a quarter turn further on: times -i.
+        store(b, amb_re + cmd_im), store(b + N_LANES, amb_im - cmd_re);
+        store(d, amb_re - cmd_im), store(d + N_LANES, amb_im + cmd_re);
+    };
     for (; half < n_complex; half *= 4) {
         const size_t stride = tables.n_fft / (4 * half);  // in the table of exp(-2 pi i k / n_fft)
-        for (size_t j = 0; j < half; j++) {
-            const float cos_1 = tables.cosines[2 * j * stride], sin_1 = tables.sines[2 * j * stride];
-            const float cos_2 = tables.cosines[j * stride], sin_2 = tables.sines[j * stride];
-            for (size_t block = 0; block < n_complex; block += 4 * half) {
-                float *a = data + (block + j) * pair, *b = a + half * pair, *c = b + half * pair, *d = c + half * pair;
-                Lanes a_re = load(a), a_im = load(a + N_LANES), b_re = load(b), b_im = load(b + N_LANES);
-                Lanes c_re = load(c), c_im = load(c + N_LANES), d_re = load(d), d_im = load(d + N_LANES);
-                multiply(b_re, b_im, cos_1, sin_1);
-                multiply(d_re, d_im, cos_1, sin_1);
-                const Lanes ab_re = a_re + b_re, ab_im = a_im + b_im, amb_re = a_re - b_re, amb_im = a_im - b_im;
-                Lanes cd_re = c_re + d_re, cd_im = c_im + d_im, cmd_re = c_re - d_re, cmd_im = c_im - d_im;
-                multiply(cd_re, cd_im, cos_2, sin_2);
-                multiply(cmd_re, cmd_im, cos_2, sin_2);
-                store(a, ab_re + cd_re), store(a + N_LANES, ab_im + cd_im);
-                store(c, ab_re - cd_re), store(c + N_LANES, ab_im - cd_im);
-                // The second pair is a quarter turn further on: times -i.
-                store(b, amb_re + cmd_im), store(b + N_LANES, amb_im - cmd_re);
-                store(d, amb_re - cmd_im), store(d + N_LANES, amb_im + cmd_re);
-            }
+        for (size_t block = 0; block < n_complex; block += 4 * half) butterfly(data + block * pair, half, nullptr);
+        for (size_t j = 1; j < half; j++) {
+            const float turns[4] = {tables.cosines[2 * j * stride], tables.sines[2 * j * stride],
+                                    tables.cosines[j * stride], tables.sines[j * stride]};
+            for (size_t block = 0; block < n_complex; block += 4 * half)
+                butterfly(data + (block + j) * pair, half, turns);
         }
     }
+}
+
+// Windowed samples of sixteen frames to where the transform wants them, a frame to a lane. Lanes beyond n_valid repeat the
+// first frame. `count` samples of a frame are there, the others are zero.
+EA_INLINE void load_frames(const LogMelTables &tables, const float *first, size_t n_valid, size_t count, float *data) {
+    using Quad = float __attribute__((vector_size(16)));
+    using Places = int32_t __attribute__((vector_size(16)));
+    // Even samples are the real parts, odd ones the imaginary parts.
+    const auto place = [&](size_t i) __attribute__((always_inline)) {
+        return data + (2 * tables.reversed[i / 2] + i % 2) * N_LANES;
+    };
+    const size_t whole = count / 4 * 4;
+    for (size_t lane = 0; lane < N_LANES; lane += 4) {
+        const float *row[4];
+        for (size_t r = 0; r < 4; r++) row[r] = first + (lane + r < n_valid ? lane + r : 0) * tables.hop_samples;
+        for (size_t i = 0; i < whole; i += 4) {  // four by four, turned over the diagonal
+            const Quad a = load<Quad>(row[0] + i), b = load<Quad>(row[1] + i);
+            const Quad c = load<Quad>(row[2] + i), d = load<Quad>(row[3] + i);
+#if defined(__clang__)
+            const Quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+            const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+#define EA_JOIN(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
+#else
+            const Quad ab_low = __builtin_shuffle(a, b, Places{0, 4, 1, 5}), ab_high = __builtin_shuffle(a, b, Places{2, 6, 3, 7});
+            const Quad cd_low = __builtin_shuffle(c, d, Places{0, 4, 1, 5}), cd_high = __builtin_shuffle(c, d, Places{2, 6, 3, 7});
+#define EA_JOIN(x, y, i, j, k, l) __builtin_shuffle(x, y, Places{i, j, k, l})
+#endif
+            const float *window = tables.window + i;
+            store(place(i) + lane, EA_JOIN(ab_low, cd_low, 0, 1, 4, 5) * window[0]);
+            store(place(i + 1) + lane, EA_JOIN(ab_low, cd_low, 2, 3, 6, 7) * window[1]);
+            store(place(i + 2) + lane, EA_JOIN(ab_high, cd_high, 0, 1, 4, 5) * window[2]);
+            store(place(i + 3) + lane, EA_JOIN(ab_high, cd_high, 2, 3, 6, 7) * window[3]);
+#undef EA_JOIN
+        }
+        for (size_t i = whole; i < count; i++)
+            for (size_t r = 0; r < 4; r++) place(i)[lane + r] = row[r][i] * tables.window[i];
+    }
+    for (size_t i = count; i < tables.n_fft; i++) store(place(i), Lanes{});
 }
 
 // Frames first_frame to first_frame + n_valid of a clip; scratch holds the complex values, then the powers.
@@ -59,31 +99,22 @@ static void log_mel_frames(const LogMelTables &tables, const float *samples, siz
                               size_t n_valid, size_t n_frames, float *scratch, float *log_mels) {
     const size_t n_complex = tables.n_fft / 2;
     float *data = scratch, *power = scratch + tables.n_fft * N_LANES;
-    std::memset(data, 0, tables.n_fft * N_LANES * sizeof(float));
-    const float *first = samples + first_frame * tables.hop_samples;
     const size_t last_start = (first_frame + n_valid - 1) * tables.hop_samples;
     const size_t left = n_samples > last_start ? n_samples - last_start : 0;
     const size_t count = left < tables.window_samples ? left : tables.window_samples;
-    for (size_t i = 0; i < count; i++) {
-        Lanes lanes = {};
-        if (n_valid == N_LANES) {
-            for (size_t lane = 0; lane < N_LANES; lane++) lanes[lane] = first[lane * tables.hop_samples + i];
-        } else {
-            for (size_t lane = 0; lane < n_valid; lane++) lanes[lane] = first[lane * tables.hop_samples + i];
-        }
-        // Even samples are the real parts, odd ones the imaginary parts.
-        store(data + (2 * tables.reversed[i / 2] + i % 2) * N_LANES, lanes * tables.window[i]);
-    }
+    load_frames(tables, samples + first_frame * tables.hop_samples, n_valid, count, data);
     transform(tables, data);
-    for (size_t k = 0; k <= n_complex; k++) {
-        // The spectrum of the real signal out of that of its even and odd halves.
-        const float *z = data + 2 * (k % n_complex) * N_LANES;
-        const float *mirror = data + 2 * ((n_complex - k) % n_complex) * N_LANES;
+    // The spectrum of the real signal out of that of its even and odd halves, k and its mirror image together.
+    for (size_t k = 0; k <= n_complex / 2; k++) {
+        const float *z = data + 2 * k * N_LANES;
+        const float *mirror = data + 2 * (k ? n_complex - k : 0) * N_LANES;
         const Lanes z_re = load(z), z_im = load(z + N_LANES), m_re = load(mirror), m_im = load(mirror + N_LANES);
         const Lanes even_re = z_re + m_re, even_im = z_im - m_im;
         Lanes odd_re = z_im + m_im, odd_im = m_re - z_re;
         multiply(odd_re, odd_im, tables.cosines[k], tables.sines[k]);
         const Lanes re = even_re + odd_re, im = even_im + odd_im;
+        const Lanes other_re = even_re - odd_re, other_im = even_im - odd_im;
+        store(power + (n_complex - k) * N_LANES, (other_re * other_re + other_im * other_im) * 0.25f);
         store(power + k * N_LANES, (re * re + im * im) * 0.25f);
     }
     for (size_t m = 0; m < tables.n_mels; m++) {
