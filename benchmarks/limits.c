@@ -120,6 +120,7 @@ int main(void)
         {1, 50, 128}, {1, 1000, 256}, {256, 50, 128}, {4096, 1000, 256}, {1, 100000, 256}};
     printf("{\"fma_gflops\": %.1f, \"int8_gops\": %.1f", fma_gflops(), int8_gops());
     printf(", \"read_gb_s\": %.2f, \"read_int8_gb_s\": %.2f", read_gb_s(102400000, 25), read_gb_s(25600000, 60));
+    printf(", \"read_1024kb_gb_s\": %.2f, \"read_256kb_gb_s\": %.2f", read_gb_s(1024000, 2000), read_gb_s(256000, 4000));
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int32_t storage = EA_FLOAT32; storage <= EA_INT8; storage++)
             printf(", \"%s %zux%zux%zu us\": %.3f", storage ? "int8" : "fp32", shapes[s][0], shapes[s][1], shapes[s][2],

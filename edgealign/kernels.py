@@ -73,6 +73,7 @@ except ImportError:
 
 __all__ = [
     "Calibration",
+    "LogMel",
     "Match",
     "Matcher",
     "Packed",
@@ -351,13 +352,16 @@ def log_softmax(
 
 
 def prototypes(
-    embeddings: np.ndarray, labels: np.ndarray, n_labels: int, weights: np.ndarray | None = None
+    embeddings: np.ndarray, labels: np.ndarray, n_labels: int | None = None, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Prototypes, float32 [n_labels, d], of embeddings [n, d] with labels int32 [n] in [0, n_labels).
 
+    n_labels  None for one more than the highest label
     weights   float32 [n], >= 0; only their ratios within a label matter; None for equal ones
     """
     embeddings = _float32(embeddings, 2, "embeddings")
+    if n_labels is None:
+        n_labels = int(np.max(labels)) + 1 if np.size(labels) else 0
     labels = _labels(labels, len(embeddings), n_labels)
     weights = _weights(weights, len(embeddings))
     if _core is None:
@@ -445,30 +449,57 @@ def window_stats(
     return stats
 
 
-def log_mel(
-    samples: np.ndarray, filters: np.ndarray, window_samples: int, hop_samples: int, energy_floor: float
-) -> np.ndarray:
+class LogMel:
+    """A front end made ready for `log_mel`: made once, never changes, and any thread may use it.
+
+    filters   float32 [n_mels, n_fft // 2 + 1], from the bundle; n_fft is a power of two >= window_samples
+    """
+
+    __slots__ = ("_filters", "_made_of", "_native", "numbers")
+
+    def __init__(self, filters: np.ndarray, window_samples: int, hop_samples: int, energy_floor: float) -> None:
+        filters = _float32(filters, 2, "filters")
+        n_fft = 2 * (filters.shape[1] - 1)
+        fits = n_fft >= 4 and not n_fft & (n_fft - 1) and 1 <= window_samples <= n_fft
+        if not fits or hop_samples < 1 or energy_floor < 1e-37:
+            raise ValueError(
+                f"a front end of {window_samples} window samples, {hop_samples} hop samples, n_fft {n_fft} and energy "
+                f"floor {energy_floor}: n_fft must be a power of two from 4, the window 1 to n_fft, the floor 1e-37 or "
+                f"more"
+            )
+        self.numbers = (window_samples, hop_samples, energy_floor)
+        self._filters, self._made_of = filters.copy(), filters.tobytes()
+        self._native = None if _core is None else _core.log_mel_plan(filters, *self.numbers)
+
+    def _is_made_of(self, filters: np.ndarray, numbers: tuple[int, int, float]) -> bool:
+        same = self.numbers == numbers and (self._native is None) == (_core is None)
+        return same and self._filters.shape == filters.shape and self._made_of == filters.tobytes()
+
+
+_latest: LogMel | None = None  # of filters and numbers: making it takes as long as half a second of audio
+
+
+def log_mel(samples: np.ndarray, config: LogMel | np.ndarray, *numbers: float) -> np.ndarray:
     """Log-mel energies, float32 [n_mels, n_frames], of one clip.
 
     samples   float32 [n_samples], mono, meant to be in [-1, 1]; beyond +-1e6 it is a ValueError
-    filters   float32 [n_mels, n_fft // 2 + 1], from the bundle; n_fft is a power of two >= window_samples
+    config    a LogMel, or what it is made of: filters, window_samples, hop_samples, energy_floor
 
     The core computes in float32; edgealign.h says how far that is off.
     """
-    samples, filters = _float32(samples, 1, "samples"), _float32(filters, 2, "filters")
-    n_fft = 2 * (filters.shape[1] - 1)
-    if n_fft < 4 or n_fft & (n_fft - 1) or not 1 <= window_samples <= n_fft or hop_samples < 1 or energy_floor < 1e-37:
-        raise ValueError(
-            f"a front end of {window_samples} window samples, {hop_samples} hop samples, n_fft {n_fft} and energy "
-            f"floor {energy_floor}: n_fft must be a power of two from 4, the window 1 to n_fft, the floor 1e-37 or more"
-        )
+    global _latest
+    samples = _float32(samples, 1, "samples")
+    if not isinstance(config, LogMel):
+        filters = _float32(config, 2, "filters")
+        config = _latest  # another thread may put its own there
+        if config is None or not config._is_made_of(filters, numbers):
+            config = _latest = LogMel(filters, *numbers)
     if _core is None:
         if len(samples) and np.abs(samples).max() > MAX_SAMPLE:
             raise ValueError(f"a sample is beyond +-{MAX_SAMPLE:.0e}: audio lies within +-1")
-        return reference.log_mel(samples, filters, window_samples, hop_samples, energy_floor)
-    plan = _core.log_mel_plan(filters, window_samples, hop_samples, energy_floor)
-    log_mels = np.empty((len(filters), _core.log_mel_frames(plan, len(samples))), np.float32)
-    _core.log_mel(plan, samples, log_mels)
+        return reference.log_mel(samples, config._filters, *config.numbers)
+    log_mels = np.empty((len(config._filters), _core.log_mel_frames(config._native, len(samples))), np.float32)
+    _core.log_mel(config._native, samples, log_mels)
     return log_mels
 
 

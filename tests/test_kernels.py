@@ -943,6 +943,44 @@ def test_out_is_filled_and_returned_whatever_the_type_of_the_queries(runtime_bac
         np.testing.assert_array_equal(out, kernels.sq_l2(queries, packed))
 
 
+@pytest.mark.parametrize("kind", ["a subclass", "another byte order", "strided", "read-only", "not an array"])
+def test_out_that_cannot_be_filled_is_refused(kind: str, runtime_backend: str) -> None:
+    rows = rng("out").normal(size=(4, 6)).astype(np.float32)
+    out = {
+        "a subclass": np.ma.zeros((4, 4), np.float32),
+        "another byte order": np.zeros((4, 4), ">f4"),
+        "strided": np.zeros((4, 8), np.float32)[:, ::2],
+        "read-only": np.frombuffer(bytes(64), np.float32).reshape(4, 4),
+        "not an array": bytearray(64),
+    }[kind]
+    for prototypes in (rows, kernels.pack(rows)):
+        if kind == "a subclass":  # has memory like any other
+            np.testing.assert_array_equal(kernels.sq_l2(rows, prototypes, out), kernels.sq_l2(rows, prototypes))
+            continue
+        with pytest.raises(ValueError, match="out "):
+            kernels.sq_l2(rows, prototypes, out)
+
+
+def test_a_front_end_made_ready_gives_the_same_and_sees_changed_filters(runtime_backend: str) -> None:
+    samples = rng("front end").normal(size=700)
+    filters = np.abs(rng("filters").normal(size=(3, 65)).astype(np.float32))
+    ready = kernels.LogMel(filters, 100, 40, 1e-10)
+    first = kernels.log_mel(samples, filters, 100, 40, 1e-10)
+    np.testing.assert_array_equal(kernels.log_mel(samples, ready), first)
+    filters *= 2
+    np.testing.assert_array_equal(kernels.log_mel(samples, ready), first)
+    second = kernels.log_mel(samples, filters, 100, 40, 1e-10)
+    np.testing.assert_allclose(second, first + np.log(2), atol=1e-5)
+
+
+def test_labels_say_how_many_prototypes_there_are(runtime_backend: str) -> None:
+    rows = rng("labels").normal(size=(5, 4))
+    np.testing.assert_array_equal(
+        kernels.prototypes(rows, [2, 0, 0, 2, 1]), kernels.prototypes(rows, [2, 0, 0, 2, 1], 3)
+    )
+    assert kernels.prototypes(rows[:0], np.zeros(0, int)).shape == (0, 4)
+
+
 def test_a_packed_distance_does_not_depend_on_its_neighbors() -> None:
     rows = rng("neighbors").normal(size=(70, 33)).astype(np.float32)
     for storage in kernels.STORAGES:

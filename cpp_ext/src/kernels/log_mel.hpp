@@ -59,8 +59,6 @@ EA_INLINE void transform(const LogMelTables &tables, float *data) {
 // Windowed samples of sixteen frames to where the transform wants them, a frame to a lane. Lanes beyond n_valid repeat the
 // first frame. `count` samples of a frame are there, the others are zero.
 EA_INLINE void load_frames(const LogMelTables &tables, const float *first, size_t n_valid, size_t count, float *data) {
-    using Quad = float __attribute__((vector_size(16)));
-    using Places = int32_t __attribute__((vector_size(16)));
     // Even samples are the real parts, odd ones the imaginary parts.
     const auto place = [&](size_t i) __attribute__((always_inline)) {
         return data + (2 * tables.reversed[i / 2] + i % 2) * N_LANES;
@@ -70,23 +68,15 @@ EA_INLINE void load_frames(const LogMelTables &tables, const float *first, size_
         const float *row[4];
         for (size_t r = 0; r < 4; r++) row[r] = first + (lane + r < n_valid ? lane + r : 0) * tables.hop_samples;
         for (size_t i = 0; i < whole; i += 4) {  // four by four, turned over the diagonal
-            const Quad a = load<Quad>(row[0] + i), b = load<Quad>(row[1] + i);
-            const Quad c = load<Quad>(row[2] + i), d = load<Quad>(row[3] + i);
-#if defined(__clang__)
-            const Quad ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-            const Quad cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-#define EA_JOIN(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
-#else
-            const Quad ab_low = __builtin_shuffle(a, b, Places{0, 4, 1, 5}), ab_high = __builtin_shuffle(a, b, Places{2, 6, 3, 7});
-            const Quad cd_low = __builtin_shuffle(c, d, Places{0, 4, 1, 5}), cd_high = __builtin_shuffle(c, d, Places{2, 6, 3, 7});
-#define EA_JOIN(x, y, i, j, k, l) __builtin_shuffle(x, y, Places{i, j, k, l})
-#endif
+            const Four a = load<Four>(row[0] + i), b = load<Four>(row[1] + i);
+            const Four c = load<Four>(row[2] + i), d = load<Four>(row[3] + i);
+            const Four ab_low = EA_JOIN(a, b, 0, 4, 1, 5), ab_high = EA_JOIN(a, b, 2, 6, 3, 7);
+            const Four cd_low = EA_JOIN(c, d, 0, 4, 1, 5), cd_high = EA_JOIN(c, d, 2, 6, 3, 7);
             const float *window = tables.window + i;
             store(place(i) + lane, EA_JOIN(ab_low, cd_low, 0, 1, 4, 5) * window[0]);
             store(place(i + 1) + lane, EA_JOIN(ab_low, cd_low, 2, 3, 6, 7) * window[1]);
             store(place(i + 2) + lane, EA_JOIN(ab_high, cd_high, 0, 1, 4, 5) * window[2]);
             store(place(i + 3) + lane, EA_JOIN(ab_high, cd_high, 2, 3, 6, 7) * window[3]);
-#undef EA_JOIN
         }
         for (size_t i = whole; i < count; i++)
             for (size_t r = 0; r < 4; r++) place(i)[lane + r] = row[r][i] * tables.window[i];

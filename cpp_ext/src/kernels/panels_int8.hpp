@@ -14,9 +14,9 @@ namespace ea::EA_SET {
 
 // sums += for each lane the four products of its unsigned bytes and the four signed bytes of the query.
 #if defined(__AVX512VNNI__)
-struct Four {
+struct Bytes4 {
     __m512i query;
-    explicit EA_INLINE Four(const int8_t *from) {
+    explicit EA_INLINE Bytes4(const int8_t *from) {
         int32_t four;
         std::memcpy(&four, from, sizeof four);
         query = _mm512_set1_epi32(four);
@@ -26,10 +26,10 @@ struct Four {
     }
 };
 #else
-struct Four {
+struct Bytes4 {
     using Pairs = int16_t __attribute__((vector_size(4 * WIDTH)));
     Pairs even, odd;  // values 0 and 2, 1 and 3
-    explicit EA_INLINE Four(const int8_t *from) {
+    explicit EA_INLINE Bytes4(const int8_t *from) {
         int32_t four;
         std::memcpy(&four, from, sizeof four);
         const Pairs bytes = (Pairs)(IntVector{} + four);
@@ -70,7 +70,7 @@ __attribute__((noinline)) static void int8_tile(const int8_t *queries, size_t st
     size_t f = 0;
     if constexpr (Q == 1) {
         for (; f + 2 <= n_fours; f += 2) {
-            const Four a(queries + 4 * f), b(queries + 4 * f + 4);
+            const Bytes4 a(queries + 4 * f), b(queries + 4 * f + 4);
             EA_UNROLL for (size_t v = 0; v < V; v++) a.add(sums[0][v], prototypes.template load<IntVector>(v));
             prototypes.next();
             EA_UNROLL for (size_t v = 0; v < V; v++) b.add(others[v], prototypes.template load<IntVector>(v));
@@ -81,7 +81,7 @@ __attribute__((noinline)) static void int8_tile(const int8_t *queries, size_t st
         IntVector values[V];
         EA_UNROLL for (size_t v = 0; v < V; v++) values[v] = prototypes.template load<IntVector>(v);
         EA_UNROLL for (size_t i = 0; i < Q; i++) {
-            const Four query(rows.at[i] + 4 * f);
+            const Bytes4 query(rows.at[i] + 4 * f);
             EA_UNROLL for (size_t v = 0; v < V; v++) query.add(sums[i][v], values[v]);
         }
         prototypes.next();

@@ -40,7 +40,11 @@ EA_INLINE void tile(const float *queries, const float *rows, size_t dim, float *
         }
     }
     for (size_t i = 0; i < N_QUERIES; i++)
-        for (size_t j = 0; j < N_ROWS; j++) out[i * out_stride + j] = sum(sums[i][j]);
+        if constexpr (N_ROWS == 4) {
+            store_sums(out + i * out_stride, sums[i]);
+        } else {
+            for (size_t j = 0; j < N_ROWS; j++) out[i * out_stride + j] = sum(sums[i][j]);
+        }
 }
 
 // The same for whole matrices. A pair is summed in the same order whatever tile it falls into, so its distance does not
@@ -48,12 +52,14 @@ EA_INLINE void tile(const float *queries, const float *rows, size_t dim, float *
 template <class Term>
 EA_INLINE void matrix(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim, float *out,
                       size_t out_stride) {
+    constexpr size_t N_ROWS = WIDTH == N_LANES ? 4 : 2;  // whose sums fit the registers
     size_t i = 0;
     for (; i + 4 <= n_queries; i += 4) {
         size_t j = 0;
-        for (; j + 2 <= n_rows; j += 2)
-            tile<Term, 4, 2>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
-        if (j < n_rows) tile<Term, 4, 1>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
+        for (; j + N_ROWS <= n_rows; j += N_ROWS)
+            tile<Term, 4, N_ROWS>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
+        for (; j < n_rows; j++)
+            tile<Term, 4, 1>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
     }
     for (; i < n_queries; i++) {
         size_t j = 0;
