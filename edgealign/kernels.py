@@ -19,6 +19,11 @@ Labels
     prototype   each row of the label scaled to unit length; their mean, weighted; scaled back to unit length.
                 A zero row adds its weight only. A mean shorter than 1e-6 has no direction and becomes a zero row, as
                 does the prototype of a label without rows.
+    several_prototypes  k-means on the unit sphere, label by label. The first center is the row with the largest cosine
+                distance to the label's prototype, each next one that with the largest to its closest center so far,
+                while that is above 1e-6; of equals, the lowest row. Then rows go to their closest center (of equals,
+                the first) and centers become the prototypes of their rows, until no row moves, 100 times at most. A
+                center that loses its rows is dropped
     leave_one_out   cosine distance of a row to the prototype of its label made without that row; not valid where no
                 other row of the label weighs anything, or what they leave has no direction
     cohort      the `top` rows of the background bank that are closest to a row: mean and standard deviation
@@ -89,6 +94,7 @@ __all__ = [
     "nearest",
     "pack",
     "prototypes",
+    "several_prototypes",
     "sound_spans",
     "sq_l2",
     "window_stats",
@@ -369,6 +375,49 @@ def prototypes(
     made = np.empty((n_labels, embeddings.shape[1]), np.float32)
     _core.prototypes(embeddings, labels, weights, made)
     return made
+
+
+def several_prototypes(
+    embeddings: np.ndarray, labels: np.ndarray, per_label: int, n_labels: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Up to per_label prototypes of each label: float32 [p, d], and int32 [p], whose they are, in rising order.
+
+    embeddings   float32 [n, d], with labels int32 [n] in [0, n_labels), each of which has a row
+    n_labels     None for one more than the highest label
+
+    For labels that sound in more than one way; `label_distances` compares with the closest prototype of each. A label
+    with one prototype has that of `prototypes`.
+    """
+    embeddings = _float32(embeddings, 2, "embeddings")
+    single = prototypes(embeddings, labels, n_labels)
+    labels = _labels(labels, len(embeddings), len(single))
+    if per_label < 1:
+        raise ValueError(f"per_label is {per_label}, expected at least 1")
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(single)) == 0)
+    if len(empty):
+        raise ValueError(f"label {empty[0]} has no row: every label must have one")
+    found = [_centers(embeddings[labels == label], row, per_label) for label, row in enumerate(single)]
+    owners = np.repeat(np.arange(len(found), dtype=np.int32), [len(centers) for centers in found])
+    return np.concatenate([single[:0], *found]), owners
+
+
+def _centers(rows: np.ndarray, prototype: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` prototypes of the rows of one label, float32 [c, d]."""
+    if count == 1:
+        return prototype[None]
+    chosen = [int(cosine(rows, prototype[None])[:, 0].argmax())]
+    distances = cosine(rows, rows[chosen])[:, 0]
+    while len(chosen) < count and distances.max() > 1e-6:
+        chosen.append(int(distances.argmax()))
+        distances = np.minimum(distances, cosine(rows, rows[chosen[-1:]])[:, 0])
+    centers, owners = rows[chosen], None
+    for _ in range(100):
+        closest = cosine(rows, centers).argmin(axis=1)
+        if owners is not None and np.array_equal(closest, owners):
+            break
+        used, owners = np.unique(closest, return_inverse=True)
+        centers = prototypes(rows, owners, len(used))
+    return centers
 
 
 def leave_one_out(

@@ -981,6 +981,37 @@ def test_labels_say_how_many_prototypes_there_are(runtime_backend: str) -> None:
     assert kernels.prototypes(rows[:0], np.zeros(0, int)).shape == (0, 4)
 
 
+def test_several_prototypes_find_the_ways_in_which_a_label_sounds(runtime_backend: str) -> None:
+    generator = rng("ways")
+    ways = unit(generator.normal(size=(5, 16)))  # three of label 0, two of label 1
+    order = np.repeat(np.arange(5), 7)[generator.permutation(35)]
+    rows = ways[order] + generator.normal(size=(35, 16)) / 50
+    made, owners = kernels.several_prototypes(rows, (order > 2).astype(int), 3)
+    assert owners.tolist() == [0, 0, 0, 1, 1, 1]
+    closest = kernels.cosine(ways, made)
+    assert (closest[:3, :3].min(axis=1) < 0.01).all() and (closest[3:, 3:].min(axis=1) < 0.01).all()
+    two, _ = kernels.several_prototypes(rows[order > 2], np.zeros(14, int), 2)
+    for way in (3, 4):
+        want = oracle_prototypes(rows[order == way], np.zeros(7, int), 1, None)
+        assert np.abs(two - want).max(axis=1).min() < 4e-7
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, atol=1e-6)
+
+
+def test_several_prototypes_are_no_more_than_there_are_different_rows(runtime_backend: str) -> None:
+    rows = rng("few").normal(size=(3, 8))[[0, 0, 1, 2]]
+    made, owners = kernels.several_prototypes(rows, [0, 0, 0, 1], 5)
+    assert owners.tolist() == [0, 0, 1]
+    single, _ = kernels.several_prototypes(rows, [0, 0, 0, 1], 1)
+    np.testing.assert_array_equal(single, kernels.prototypes(rows, [0, 0, 0, 1]))
+    shuffled = kernels.several_prototypes(rows[[3, 2, 1, 0]], [1, 0, 0, 0], 5)[0]
+    assert kernels.cosine(made, shuffled).min(axis=1).max() < 1e-6
+    assert kernels.several_prototypes(rows[:0], np.zeros(0, int), 2)[0].shape == (0, 8)
+    with pytest.raises(ValueError, match="label 1 has no row"):
+        kernels.several_prototypes(rows, [0, 0, 2, 2], 2)
+    with pytest.raises(ValueError, match="per_label is 0"):
+        kernels.several_prototypes(rows, [0, 0, 0, 0], 0)
+
+
 def test_a_packed_distance_does_not_depend_on_its_neighbors() -> None:
     rows = rng("neighbors").normal(size=(70, 33)).astype(np.float32)
     for storage in kernels.STORAGES:
