@@ -21,7 +21,7 @@ constexpr size_t MAX_INT8_DIM = 32768;
 constexpr size_t MAX_WIDTH = 16;  // prototypes in a panel, at most
 constexpr size_t MAX_THREADS = 256;
 constexpr size_t MANY = 12;  // queries a thread: with fewer, the prototypes are divided instead
-constexpr size_t SOME_QUERIES = 96, SOME_PROTOTYPES = 64;  // whose distances are on the stack
+constexpr size_t SOME_QUERIES = 24, SOME_PROTOTYPES = 256;  // whose distances are on the stack
 
 // The formulas in float64, for what float32 cannot be trusted with.
 float exact(int32_t metric, double dot, double query_squares, double prototype_squares) {
@@ -265,14 +265,18 @@ ea_status ea_packed_nearest(const ea_packed *packed, const float *queries, size_
                 const float *row = found + i * SOME_PROTOTYPES;
                 float *closest = distances + (begin + query + i) * k;
                 int32_t *rows = indices + (begin + query + i) * k;
-                if (first >= k && !kernels().any_below(row, n, closest[k - 1])) continue;
-                for (size_t j = 0; j < n; j++) {
-                    const size_t held = std::min(k, first + j);
-                    if (held == k && !(row[j] < closest[k - 1])) continue;
-                    size_t at = std::min(held, k - 1);
-                    for (; at > 0 && row[j] < closest[at - 1]; at--)
-                        closest[at] = closest[at - 1], rows[at] = rows[at - 1];
-                    closest[at] = row[j], rows[at] = int32_t(first + j);
+                for (size_t piece = 0; piece < n; piece += MAX_WIDTH) {
+                    const size_t end_piece = std::min(piece + MAX_WIDTH, n);
+                    if (first + piece >= k && !kernels().any_below(row + piece, end_piece - piece, closest[k - 1]))
+                        continue;
+                    for (size_t j = piece; j < end_piece; j++) {
+                        const size_t held = std::min(k, first + j);
+                        if (held == k && !(row[j] < closest[k - 1])) continue;
+                        size_t at = std::min(held, k - 1);
+                        for (; at > 0 && row[j] < closest[at - 1]; at--)
+                            closest[at] = closest[at - 1], rows[at] = rows[at - 1];
+                        closest[at] = row[j], rows[at] = int32_t(first + j);
+                    }
                 }
             }
         });
