@@ -51,12 +51,13 @@ app = typer.Typer(
 app.add_typer(artifacts.store_app, name="store")
 app.add_typer(artifacts.bundle_app, name="bundle")
 if sys.argv[1:2] != ["classify"]:  # whose cold start is a promise: it does not wait for other commands to be set up
-    from edgealign.cli import evaluating, importing, listening, scanning
+    from edgealign.cli import evaluating, importing, listening, quantizing, scanning
 
     scanning.register(app)
     app.command()(listening.listen)
     app.command()(evaluating.evaluate)
     artifacts.bundle_app.command("import")(importing.import_model)
+    artifacts.bundle_app.command("quantize")(quantizing.quantize)
 
 
 def main() -> None:

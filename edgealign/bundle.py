@@ -553,9 +553,10 @@ def write_bundle(
     target: str | os.PathLike,
     source: str | os.PathLike,
     *,
-    golden_samples: Sequence[np.ndarray],
+    golden_samples: Sequence[np.ndarray] = (),
     golden_texts: Sequence[tuple[str, str, str | None]] = (),
     golden_pictures: Sequence[np.ndarray] = (),
+    golden_of: Bundle | None = None,
     **manifest_fields: Any,
 ) -> Bundle:
     """Makes a bundle at `target` from a folder of files and the fields of its manifest; returns it, verified.
@@ -565,6 +566,7 @@ def write_bundle(
                       pictures, uint8 [height, width, 3]
     golden_texts      (text, kind, language) each, for a bundle with a text encoder
     golden_pictures   uint8 [height, width, 3] each, for a bundle whose labels can start from a picture
+    golden_of         instead of the three: a bundle that differs in the variants of its encoder alone
     manifest_fields   name, modality, bundle_version, dim, input, sources, encoder, bank, calibration, license and
                       attribution make format 2; front_end, windows and text_encoder instead of input and sources make
                       format 1. Hashes, sizes and the fingerprint are computed here
@@ -596,9 +598,11 @@ def write_bundle(
             {**manifest, "fingerprint": "0" * 64, "files": {**files, GOLDEN: {"sha256": "0" * 64, "bytes": 0}}}
         )
         manifest["fingerprint"] = fingerprint(manifest)
-        add(
-            GOLDEN, golden.record(Bundle(partial, manifest, None, "cpu"), golden_samples, golden_texts, golden_pictures)
-        )
+        made = Bundle(partial, manifest, None, "cpu")
+        if golden_of is not None:
+            add(GOLDEN, golden.with_variants(made, golden_of.golden()))
+        else:
+            add(GOLDEN, golden.record(made, golden_samples, golden_texts, golden_pictures))
         _write_durably(os.path.join(partial, MANIFEST), canonical_json(manifest))
         Bundle.open(partial).verify()
         os.chmod(partial, 0o755)  # mkdtemp makes it private

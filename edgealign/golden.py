@@ -87,6 +87,29 @@ def record(
         arrays[f"picture{i}.pixels"] = pixels
         arrays[f"picture{i}.fitted"] = fitted = fit(pixels, bundle.source("image").input)
         arrays[f"picture{i}.embedding"] = bundle.encode_image_source(fitted)
+    return _packed(bundle, arrays)
+
+
+def with_variants(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of golden.npz of a bundle that differs in its variants alone from the one that the arrays are of."""
+    kept = {
+        name: value
+        for name, value in arrays.items()
+        if not name.startswith("match.")
+        and (".embedding." not in name or name.partition(".embedding.")[2] in bundle.variants)
+    }
+    for i in range(_count(arrays, "clip", "samples")):
+        clip = _part(arrays, f"clip{i}.")
+        for variant in bundle.variants:
+            kept[f"clip{i}.embedding.{variant}"] = _clip_embedding(bundle, clip, variant)
+    for i in range(_count(arrays, "image", "fitted")):
+        for variant in bundle.variants:
+            fitted = arrays[f"image{i}.fitted"]
+            kept[f"image{i}.embedding.{variant}"] = bundle.encode(fitted[None], variant)[0]
+    return _packed(bundle, kept)
+
+
+def _packed(bundle: Bundle, arrays: dict[str, np.ndarray]) -> bytes:
     support = [value for name, value in arrays.items() if name.endswith(f".embedding.{bundle.variant}")]
     if support:
         arrays["match.support"] = np.stack(support)
@@ -174,14 +197,16 @@ def _compare_clip(bundle: Bundle, arrays: dict[str, np.ndarray], note: Callable[
     if not covered:
         note("word finding", _max_difference(sound_spans(arrays["log_mel"], bundle.windows), arrays["spans"]))
     for variant in bundle.variants:
-        if covered:
-            embedding = embed_clip(bundle, iter([arrays["samples"]]), variant)
-        else:
-            embedding = bundle.encode(_whole(bundle, arrays), variant)[0]
-        note(f"encoder {variant}", _cosine(embedding, arrays[f"embedding.{variant}"]))
+        note(f"encoder {variant}", _cosine(_clip_embedding(bundle, arrays, variant), arrays[f"embedding.{variant}"]))
 
 
-def _part(golden: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def _clip_embedding(bundle: Bundle, arrays: Mapping[str, np.ndarray], variant: str) -> np.ndarray:
+    if not isinstance(bundle.input.windows, Windows):
+        return embed_clip(bundle, iter([arrays["samples"]]), variant)
+    return bundle.encode(_whole(bundle, arrays), variant)[0]
+
+
+def _part(golden: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
 
 
@@ -189,7 +214,7 @@ def _tolerance(stage: str) -> tuple[float, str]:
     return TOLERANCES.get(stage, TOLERANCES["encoder int8"])
 
 
-def _count(golden: dict[str, np.ndarray], prefix: str, suffix: str) -> int:
+def _count(golden: Mapping[str, np.ndarray], prefix: str, suffix: str) -> int:
     return sum(name.startswith(prefix) and name.endswith(f".{suffix}") for name in golden)
 
 

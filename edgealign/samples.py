@@ -93,6 +93,20 @@ def embed(
     return Embedded(bundle.encode(word_values(bundle, word), variant)[0], word, word.start_s, word.end_s)
 
 
+def values(bundle: Bundle, source: AudioSource | Picture) -> list[np.ndarray]:
+    """What the encoder takes of a sample, a batch of one each; empty where it sees words and no sound stands out."""
+    taken = bundle.input
+    if isinstance(taken, ImageInput):
+        from edgealign.images import fit
+
+        return [fit(source.pixels, taken)[None]]
+    blocks = source.blocks(taken.sample_rate_hz)
+    if not isinstance(taken.windows, Windows):
+        return list(clip_values(bundle, blocks))
+    word = find_word(blocks, bundle.front_end, taken.windows, bundle.filters, with_samples=taken.kind == "waveform")
+    return [] if word is None else [word_values(bundle, word)]
+
+
 def word_values(bundle: Bundle, word: Word) -> np.ndarray:
     """What the encoder takes of a word: `values` of Bundle.encode, with a batch of one."""
     return (word.log_mels if isinstance(bundle.input, LogMelInput) else word.samples)[None]

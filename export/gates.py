@@ -11,9 +11,16 @@ import numpy as np
 from edgealign import kernels
 from edgealign.episodes import Clip, Episode, TooFewClips, draw, mean_and_ci95
 from edgealign.errors import InvalidInput
-from edgealign.export.graph import session_of
 from edgealign.export.int8 import Dynamic, Static
-from edgealign.export.quantize import MIN_SNR_DB, Drift, QuantizationLost, embeddings_of, measure_drift, snr_db
+from edgealign.export.quantize import (
+    MIN_SNR_DB,
+    Drift,
+    QuantizationLost,
+    embeddings_of,
+    measure_drift,
+    session_of,
+    snr_db,
+)
 from edgealign.export.sensitivity import Choice, Layers, Report, least_excluded
 from edgealign.first_load import load_apart
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from edgealign.errors import EdgealignError, InvalidInput
+from edgealign.export.quantize import session_of
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder, TextEncoder
 from edgealign.train.text_to_speech import load_state
 
@@ -162,9 +162,3 @@ def with_half_weights(data: bytes) -> bytes:
         field.extend(copies)
     onnx.checker.check_model(model)
     return model.SerializeToString()
-
-
-def session_of(data: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

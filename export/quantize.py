@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgealign.errors import EdgealignError
-from edgealign.export.graph import session_of
 
 MIN_SNR_DB = 20.0
 
@@ -103,3 +103,9 @@ def snr_db(reference: np.ndarray, embeddings: np.ndarray) -> float:
 def _is_statistics(node: onnx.NodeProto) -> bool:
     """Additions of attention, shapes and normalization: everything outside the convolutional body."""
     return node.op_type in ("Add", "Gather") and "/body" not in node.name and "embedding" not in node.name
+
+
+def session_of(data: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
