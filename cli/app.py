@@ -21,6 +21,7 @@ from edgealign.cli.options import (
     ModalityOption,
     ReportFormat,
     StoreOption,
+    VariantOption,
     open_recognizer,
 )
 from edgealign.cli.output import json_line, percent, print_facts, printable, say, table, warn
@@ -126,6 +127,7 @@ def enroll(
     modality: ModalityOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
+    variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
 ) -> None:
@@ -137,7 +139,7 @@ def enroll(
     from edgealign.sources import are_pictures
 
     fitting = (Modality.IMAGE,) if are_pictures(samples or ()) else SOUNDS
-    recognizer = open_recognizer(store, bundle, modality, device, fitting=fitting, enrolling=True)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, fitting=fitting, enrolling=True)
     report = recognizer.enroll(
         samples or (),
         label=label,
@@ -185,6 +187,7 @@ def classify(
     modality: ModalityOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
+    variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
     top_k: Annotated[
@@ -203,7 +206,7 @@ def classify(
 
     channel_number = parse_channel(channel)
     fitting = (Modality.IMAGE,) if are_pictures(files) else SOUNDS
-    recognizer = open_recognizer(store, bundle, modality, device, fitting=fitting)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, fitting=fitting)
     printer = AnswerPrinter(recognizer, output_format, top_k)
     failures: list[EdgealignError] = []
     n_answers = n_unknown = 0
@@ -254,6 +257,7 @@ def embed(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz file to write.", metavar="OUT.npz")],
     modality: ModalityOption = None,
     bundle: BundleOption = None,
+    variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
 ) -> None:
@@ -272,7 +276,7 @@ def embed(
     channel_number = parse_channel(channel)
     if modality is None and are_pictures(files):
         modality = Modality.IMAGE
-    recognizer = Recognizer(Bundle.open(bundle, modality=modality, device=device))
+    recognizer = Recognizer(Bundle.open(bundle, modality=modality, variant=variant, device=device))
     failures: list[EdgealignError] = []
     embedded: list[str] = []
     embeddings: list[np.ndarray] = []
@@ -324,6 +328,7 @@ def _verdict(passed: bool) -> str:
 def bench(
     bundle: BundleOption = None,
     modality: ModalityOption = None,
+    variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
     output_format: Annotated[ReportFormat, typer.Option("--format", help="How it is printed.")] = ReportFormat.TEXT,
 ) -> None:
@@ -333,7 +338,7 @@ def bench(
     """
     from edgealign.bench import measure
 
-    report = measure(bundle, device, modality)
+    report = measure(bundle, device, modality, variant)
     if output_format is ReportFormat.JSON:
         print(json_line(report))
         return

@@ -11,6 +11,7 @@ from edgealign.cli.options import ModalityOption, StoreOption, store_path
 from edgealign.cli.output import print_facts, printable, table
 
 if TYPE_CHECKING:
+    from edgealign.bundle import Bundle
     from edgealign.inputs import Input
 
 store_app = typer.Typer(
@@ -128,11 +129,23 @@ def verify_store(store: StoreOption = None, modality: ModalityOption = None) -> 
 
 
 @bundle_app.command("info")
-def bundle_info(bundle: BundleArgument = None, modality: ModalityOption = None) -> None:
-    """What the bundle is: its encoder, front end, size and license."""
+def bundle_info(
+    bundle: BundleArgument = None,
+    modality: ModalityOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the encoders on this device; from then on the fastest is taken.")
+    ] = False,
+) -> None:
+    """What the bundle is: its encoders, front end, size and license."""
     from edgealign.bundle import Bundle
 
     opened = Bundle.open(bundle, modality=modality)
+    here_ms = {}
+    if measure:
+        from edgealign import variants
+
+        here_ms = variants.measure(opened)
+        opened = Bundle.open(bundle, modality=modality)
     manifest = opened.manifest
     files = manifest["files"]
     print_facts(
@@ -143,10 +156,6 @@ def bundle_info(bundle: BundleArgument = None, modality: ModalityOption = None) 
             "modality": opened.modality,
             "encoder_sha256": opened.encoder_sha256,
             "dim": opened.dim,
-            "encoders": ", ".join(
-                f"{name}{' (default)' * (name == opened.variant)} {files[entry['file']]['bytes']} bytes"
-                for name, entry in sorted(manifest["encoder"]["variants"].items())
-            ),
             "input": _input_text(opened.input),
             "starts_from": "nothing by itself"
             if opened.modality == "text"
@@ -160,6 +169,24 @@ def bundle_info(bundle: BundleArgument = None, modality: ModalityOption = None) 
             "license": manifest["license"],
         }.items()
     )
+    print()
+    header = ["encoder", "", "bytes", "SQNR dB", "accuracy", "ms where made", *(["ms here"] if measure else [])]
+    print(table(header, (_variant_row(opened, name, here_ms) for name in opened.variants)))
+
+
+def _variant_row(bundle: Bundle, name: str, here_ms: dict[str, float]) -> list[str]:
+    """One encoder of a bundle; of what was not measured, a dash."""
+    entry = bundle.manifest["encoder"]["variants"][name]
+    stated = [(entry.get("snr_db"), ".1f"), (entry.get("accuracy"), ".1%"), (entry.get("latency_ms"), ".2f")]
+    is_default = name == bundle.manifest["encoder"]["default"]
+    role = ", ".join(["used here"] * (name == bundle.variant) + ["default"] * is_default)
+    return [
+        name,
+        role,
+        str(bundle.manifest["files"][entry["file"]]["bytes"]),
+        *(format(value, form) if isinstance(value, (int, float)) else "-" for value, form in stated),
+        *([f"{here_ms[name]:.2f}"] if here_ms else []),
+    ]
 
 
 def _input_text(taken: Input) -> str:

@@ -17,6 +17,7 @@ from edgealign.cli.options import (
     Modality,
     ModalityOption,
     StoreOption,
+    VariantOption,
     open_recognizer,
 )
 from edgealign.cli.output import json_line, printable, say, table, warn
@@ -37,6 +38,7 @@ def evaluate(
     modality: ModalityOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
+    variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
     output_format: Annotated[PageFormat, typer.Option("--format", help="How it is printed.")] = PageFormat.TEXT,
@@ -60,7 +62,7 @@ def evaluate(
         output_format = PageFormat(output.suffix[1:])
     channel_number = parse_channel(channel)
     fitting = (Modality.IMAGE,) if are_pictures(folder) else SOUNDS
-    recognizer = open_recognizer(store, bundle, modality, device, fitting=fitting)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, fitting=fitting)
     found = collect_clips(folder, None, recognizer.bundle.modality)
     for note in found.notes:
         warn(note)

@@ -19,6 +19,7 @@ from edgealign.cli.options import (
     ModalityOption,
     ReportFormat,
     StoreOption,
+    VariantOption,
     open_recognizer,
 )
 from edgealign.cli.output import json_line, say, warn
@@ -47,6 +48,7 @@ def listen(
     modality: ModalityOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
+    variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
     microphone: Annotated[
         str | None, typer.Option("--microphone", help="Name or number of the input device.", metavar="DEVICE")
@@ -79,7 +81,7 @@ def listen(
     from edgealign.cli.answers import AnswerPrinter
     from edgealign.listen import listen as words
 
-    recognizer = open_recognizer(store, bundle, modality, device)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
     opened = _open(source, microphone, parse_channel(channel), rate, channels, sample_format)
     printer = AnswerPrinter(recognizer, Format(output_format), None)
     clips = None if save_clips is None else ClipFolder(save_clips)

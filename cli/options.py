@@ -60,6 +60,14 @@ ModalityOption = Annotated[
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="auto is the CPU; cuda is an error where ONNX Runtime lacks it.")
 ]
+VariantOption = Annotated[
+    str | None,
+    typer.Option(
+        "--variant",
+        help="Which encoder of the bundle. Default: the fastest here, once `bundle info --measure` has found it, else "
+        "the bundle's own.",
+    ),
+]
 ChannelOption = Annotated[
     str, typer.Option("--channel", help="mix for the mean of all channels, or a number from 1.", metavar="mix|K")
 ]
@@ -82,6 +90,7 @@ def open_recognizer(
     modality: Modality | None,
     device: Device,
     *,
+    variant: str | None = None,
     fitting: Sequence[Modality] = SOUNDS,
     enrolling: bool = False,
 ) -> Recognizer:
@@ -95,7 +104,7 @@ def open_recognizer(
     from edgealign.recognizer import Recognizer, modality_of_only_store
 
     if store is not None:
-        return Recognizer.open(store_path(store, modality), bundle, modality=modality, device=device)
+        return Recognizer.open(store_path(store, modality), bundle, modality=modality, variant=variant, device=device)
     if modality is None and bundle is None and not os.environ.get("EDGEALIGN_BUNDLE"):
         modality = (None if enrolling else modality_of_only_store(fitting)) or fitting[0]
-    return Recognizer.open(None, bundle, modality=modality, device=device)
+    return Recognizer.open(None, bundle, modality=modality, variant=variant, device=device)

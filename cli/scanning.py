@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgealign.cli.options import BundleOption, Device, DeviceOption, ModalityOption, StoreOption, open_recognizer
+from edgealign.cli.options import (
+    BundleOption,
+    Device,
+    DeviceOption,
+    ModalityOption,
+    StoreOption,
+    VariantOption,
+    open_recognizer,
+)
 from edgealign.cli.output import printable, say, table, warn
 from edgealign.errors import InputUnreadable, InvalidInput, SomeInputsFailed
 
@@ -72,6 +80,7 @@ def scan(
     ] = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
+    variant: VariantOption = None,
     modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
     overlap: OverlapOption = None,
@@ -108,7 +117,7 @@ def scan(
     kinds = _kinds(rtype, recordings)
     check_channel(channel)
     zone = None if timezone is None else parse_timezone(timezone)
-    recognizer = open_recognizer(store, bundle, modality, device)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
     options = ScanOptions(
         overlap, merge, _accept(recognizer), _min_probability(min_probability), fmin, fmax, audio_speed, top_k
     )
@@ -220,6 +229,7 @@ def calibrate(
     ] = 1.0,
     store: StoreOption = None,
     bundle: BundleOption = None,
+    variant: VariantOption = None,
     modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
     audio_speed: SpeedOption = 1.0,
@@ -233,7 +243,7 @@ def calibrate(
     """
     from edgealign import thresholds
 
-    recognizer = open_recognizer(store, bundle, modality, device)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
     heard, failures = _listen(recognizer, recordings, tables or [], tier, fmin, fmax, audio_speed)
     own = thresholds.leave_one_out_probabilities(recognizer.store, recognizer.bundle)
     labels = recognizer.store.labels()
@@ -252,6 +262,7 @@ def simulate(
     tier: TierOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
+    variant: VariantOption = None,
     modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
     audio_speed: SpeedOption = 1.0,
@@ -264,7 +275,7 @@ def simulate(
     """
     from edgealign import thresholds
 
-    recognizer = open_recognizer(store, bundle, modality, device)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
     accept = _accept(recognizer)
     heard, failures = _listen(recognizer, recordings, tables or [], tier, fmin, fmax, audio_speed)
     own = thresholds.leave_one_out_probabilities(recognizer.store, recognizer.bundle)

@@ -21,7 +21,10 @@ N_RECORDINGS = 5  # per label
 
 
 def measure(
-    bundle_path: str | os.PathLike | None = None, device: str = "auto", modality: str | None = None
+    bundle_path: str | os.PathLike | None = None,
+    device: str = "auto",
+    modality: str | None = None,
+    variant: str | None = None,
 ) -> dict[str, object]:
     """Latency per stage for one sample and 50 labels of 5 recordings, with all that the numbers depend on.
 
@@ -29,7 +32,7 @@ def measure(
     made up from a fixed seed: time depends on their sizes alone. `to label` is the whole path in process, from samples
     at the encoder's rate or from pixels.
     """
-    bundle = Bundle.open(bundle_path, modality=modality, device=device)
+    bundle = Bundle.open(bundle_path, modality=modality, variant=variant, device=device)
     check_takes_samples(bundle)
     matcher = _matcher(bundle)
     prepare, stages = _preparation(bundle)
@@ -58,6 +61,12 @@ def measure(
         "peak_rss_mb": round(machine.peak_rss_mb(), 1),
         **machine.describe(),
     }
+
+
+def typical_input(bundle: Bundle) -> np.ndarray:
+    """What the encoder takes of the made-up sample: `values` of Bundle.encode, with a batch of one."""
+    prepare, _ = _preparation(bundle)
+    return prepare()
 
 
 def _preparation(bundle: Bundle) -> tuple[Callable[[], np.ndarray], dict[str, Callable[[], object]]]:

@@ -158,6 +158,8 @@ class Bundle:
         """The bundle in a folder; without one, that of $EDGEALIGN_BUNDLE or the shipped one.
 
         modality "speech", "audio" or "image": what the bundle must be for; None takes any, and ships "speech"
+        variant  one of its encoders; where None, the fastest on this device if it was measured (`edgealign.variants`),
+                 else the default that the bundle states
         device   "cpu", "cuda" (DeviceUnavailable where ONNX Runtime has no CUDA) or "auto", which is the CPU
         """
         if device not in DEVICES:
@@ -174,7 +176,7 @@ class Bundle:
             data = read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES)
             manifest = parse_json(data, MANIFEST)
             _check_manifest(manifest)
-            bundle = cls(folder, manifest, variant, device)
+            bundle = cls(folder, manifest, variant or _fastest(manifest), device)
         except BundleUnreadable as error:
             raise BundleUnreadable(f"bundle '{folder}': {error}") from None
         if modality is not None and bundle.modality != modality:
@@ -393,6 +395,17 @@ class Bundle:
                 f"float32 {expected}"
             )
         return embeddings
+
+
+def _fastest(manifest: dict) -> str | None:
+    """The variant that was measured to be the fastest here, if the bundle has it."""
+    variants = manifest["encoder"]["variants"]
+    if len(variants) == 1:
+        return None
+    from edgealign.variants import passes, remembered
+
+    name = remembered(manifest["fingerprint"])
+    return name if name in variants and passes(variants[name]) else None
 
 
 def _check_manifest(manifest: Any) -> None:

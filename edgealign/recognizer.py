@@ -124,6 +124,7 @@ class Recognizer:
         bundle: str | os.PathLike | None = None,
         *,
         modality: str | None = None,
+        variant: str | None = None,
         device: str = "auto",
     ) -> Recognizer:
         """A recognizer over a store, which need not exist before the first enrollment.
@@ -132,12 +133,13 @@ class Recognizer:
         bundle    folder; the shipped one for the modality where None, see Bundle.open
         modality  "speech", "audio" or "image"; where None, that of the bundle that is named, else of the store if it
                   exists, else speech
+        variant   which encoder of the bundle, see Bundle.open
         """
         opened = None
         if modality is None and store is not None and not bundle and not os.environ.get("EDGEALIGN_BUNDLE"):
             opened = Store.load(store) if os.path.lexists(store) else None
             modality = None if opened is None else opened.modality
-        recognizer = cls(Bundle.open(bundle, modality=modality, device=device), store)
+        recognizer = cls(Bundle.open(bundle, modality=modality, variant=variant, device=device), store)
         if opened is not None:
             recognizer._check_fits(opened)
             recognizer._store = opened

@@ -89,7 +89,6 @@ def quantize_checked(
     method: str = "auto",
     evaluation: Evaluation | None = None,
     report: Report = lambda line: None,
-    budget_s: float = BUDGET_S,
 ) -> Candidate:
     """The int8 encoder of a method, or of "auto" the fastest that passes every gate.
 
@@ -115,7 +114,7 @@ def quantize_checked(
         if not made.layers:
             tried.append(f"{each}: it has no layer that this way can quantize")
             continue
-        choice = _search(made, data, name, searched[:MAX_SEARCHED], budget_s, report)
+        choice = _search(made, data, name, searched[:MAX_SEARCHED], report)
         candidate = gate.check(each, choice, len(made.layers))
         if isinstance(candidate, str):
             tried.append(f"{each}: {candidate}")
@@ -129,9 +128,7 @@ def quantize_checked(
     return min(passed, key=lambda candidate: candidate.latency_ms)
 
 
-def _search(
-    made: Static | Dynamic, data: bytes, name: str, samples: Sequence[np.ndarray], budget_s: float, report: Report
-) -> Choice:
+def _search(made: Static | Dynamic, data: bytes, name: str, samples: Sequence[np.ndarray], report: Report) -> Choice:
     """Layers by themselves first; where these are not enough, with those that they hand a rounded activation to."""
     reference = embeddings_of(data, name, samples)
 
@@ -142,7 +139,7 @@ def _search(
     best: Choice | None = None
     for candidates in filter(None, (singles, made.groups)):
         found = least_excluded(
-            made.without, quality, _from_the_ends(candidates), MIN_SNR_DB + SPARE_DB, budget_s / 2, report
+            made.without, quality, _from_the_ends(candidates), MIN_SNR_DB + SPARE_DB, BUDGET_S / 2, report
         )
         if best is None or found.snr_db > best.snr_db:
             best = found

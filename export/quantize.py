@@ -16,8 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgealign.errors import EdgealignError
-
-MIN_SNR_DB = 20.0
+from edgealign.variants import MIN_SNR_DB
 
 # Loudness, attention and statistics stay in fp32: they are cheap, and their ranges are wide.
 QUANTIZED = ("Conv", "Relu", "Add", "Gemm", "Gather")
