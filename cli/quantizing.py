@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgealign.cli.artifacts import BundleArgument
 from edgealign.cli.output import printable, say
 from edgealign.errors import MissingExtra
 
@@ -19,12 +20,12 @@ class Method(StrEnum):
 
 
 def quantize(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder.")],
     samples: Annotated[
         list[Path],
         typer.Option("--samples", help="Files or folders of what the encoder will meet: 30 or more; more than once."),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.")],
+    bundle: BundleArgument = None,
     method: Annotated[
         Method, typer.Option("--quantize", help="auto takes the fastest that passes on this device.")
     ] = Method.AUTO,

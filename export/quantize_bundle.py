@@ -23,7 +23,7 @@ COMPUTED = ("format", "format_version", "files", "fingerprint")  # keys of a man
 
 
 def quantize_bundle(
-    path: str | os.PathLike,
+    path: str | os.PathLike | None,
     samples: Sequence[str | os.PathLike],
     target: str | os.PathLike,
     method: str = "auto",
@@ -32,6 +32,7 @@ def quantize_bundle(
 ) -> Bundle:
     """Writes a bundle with one variant more at `target`, which may be `path`; see `gates.quantize_checked`.
 
+    path       of a bundle; the shipped one where None, see Bundle.open
     samples    files or folders of what the encoder will meet; they go through the bundle's own input path
     evaluate   folder of labels, as for `enroll`, of which episodes are drawn
     raises     QuantizationLost where nothing passes; then nothing was written
