@@ -65,6 +65,7 @@ def measure(
 
 def typical_input(bundle: Bundle) -> np.ndarray:
     """What the encoder takes of the made-up sample: `values` of Bundle.encode, with a batch of one."""
+    check_takes_samples(bundle)
     prepare, _ = _preparation(bundle)
     return prepare()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edgealign.bundle import check_target
 from edgealign.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -25,6 +27,13 @@ class Pool(StrEnum):
     MEAN = "mean"
     CLS = "cls"
     POOLER = "pooler"
+
+
+class Quantize(StrEnum):
+    AUTO = "auto"
+    STATIC = "int8-static"
+    DYNAMIC = "int8-dynamic"
+    NONE = "none"
 
 
 @app.command()
@@ -56,6 +65,16 @@ def export(
     background: Annotated[
         Path | None, typer.Option(help="Of --hf: a folder of samples of anything else, for better unknowns.")
     ] = None,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(help="Of --hf: an int8 encoder beside fp32; see `bundle quantize`. Default: none."),
+    ] = None,
+    samples: Annotated[
+        list[Path] | None, typer.Option(help="Of --quantize: files or folders of what the encoder will meet.")
+    ] = None,
+    evaluate: Annotated[
+        Path | None, typer.Option(help="Of --quantize: a folder of labels, on which accuracy is compared.")
+    ] = None,
 ) -> None:
     """Checkpoint or transformers model to ONNX, to a bundle; parity and drift are checked on the way."""
     if (checkpoint is None) == (hf is None):
@@ -67,10 +86,22 @@ def export(
         from edgealign.export.huggingface import Options, export_huggingface
 
         options = Options(modality.value, pool and pool.value, window, hop, background)
-        bundle = export_huggingface(hf, output, options, _report)
+        if quantize in (None, Quantize.NONE):
+            _refuse("--quantize", samples=samples, evaluate=evaluate)
+            bundle = export_huggingface(hf, output, options, _report)
+        elif not samples:
+            raise InvalidInput(f"--quantize {quantize} needs --samples: files or folders of what the encoder will meet")
+        else:
+            from edgealign.export.quantize_bundle import quantize_bundle
+
+            check_target(output)
+            with tempfile.TemporaryDirectory() as folder:
+                whole = export_huggingface(hf, Path(folder, output.name), options, _report)
+                bundle = quantize_bundle(whole.path, samples, output, quantize.value, evaluate, _report)
         print(f"{output}\t{bundle.encoder_sha256}")
         return
-    _refuse("--hf", modality=modality, pool=pool, window=window, hop=hop, background=background)
+    _refuse("--hf", modality=modality, pool=pool, window=window, hop=hop, background=background, quantize=quantize)
+    _refuse("--hf", samples=samples, evaluate=evaluate)
     from edgealign.train.senses import Sense, is_sense
 
     if weights is not None and not weights.parent.is_dir():

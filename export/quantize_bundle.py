@@ -15,7 +15,7 @@ from edgealign.errors import InputUnreadable
 from edgealign.export.gates import Candidate, Evaluation, quantize_checked
 from edgealign.export.quantize import session_of
 from edgealign.export.sensitivity import Report
-from edgealign.samples import mean_of, open_sample, values
+from edgealign.samples import check_takes_samples, mean_of, open_sample, values
 from edgealign.sources import collect_clips
 
 MAX_WINDOWS_PER_FILE = 8  # a long recording is one voice, one place
@@ -42,6 +42,7 @@ def quantize_bundle(
     """
     check_target(target)
     bundle = Bundle.open(path)
+    check_takes_samples(bundle)
     source = "fp32" if "fp32" in bundle.variants else bundle.variant
     data = bundle.read(bundle.encoder_file(source))
     inputs = [x for _, found in _inputs(bundle, samples, report) for x in found[:MAX_WINDOWS_PER_FILE]]
