@@ -168,6 +168,7 @@ def prepared(data: bytes) -> onnx.ModelProto:
         # Symbolic shape inference asserts on transformers that the tracing exporter wrote, and nothing here needs it.
         quant_pre_process(paths[0], paths[1], skip_symbolic_shape=True)
         model = onnx.load(paths[1])
+    _name_domain_once(model)
     names = {node.name for node in model.graph.node}
     fresh = (name for i in itertools.count() if (name := f"node{i}") not in names)
     seen: set[str] = set()
@@ -177,6 +178,17 @@ def prepared(data: bytes) -> onnx.ModelProto:
         seen.add(node.name)
     _unshare(model.graph)
     return model
+
+
+def _name_domain_once(model: onnx.ModelProto) -> None:
+    """ONNX's own domain has two names, of which a model may use both; the quantizers want it to have one."""
+    own = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
+    for opset in own[1:]:
+        own[0].version = max(own[0].version, opset.version)
+        model.opset_import.remove(opset)
+    own[0].domain = ""
+    for node in model.graph.node:
+        node.domain = "" if node.domain == "ai.onnx" else node.domain
 
 
 def _unshare(graph: onnx.GraphProto) -> None:

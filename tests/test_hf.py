@@ -438,3 +438,18 @@ def test_a_graph_that_lost_parity_leaves_no_bundle(folders, tmp_path, monkeypatc
         options = Options("audio")
         export_huggingface(folders("hubert"), tmp_path / "bundle", options, lambda line: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_is_quantized_where_samples_are_named(export, folders, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / "pictures" / f"label{i % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255 // (1 + i % 2), (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"label{i % 2}" / f"{i}.png")
+    ran = export(folders("vit"), "image", "--quantize", "int8-dynamic")
+    assert (ran.code, ran.out) == (2, "") and "needs --samples" in ran.err
+    assert not (tmp_path / "bundle").exists()
+    ran = export(folders("vit"), "image", "--quantize", "int8-dynamic", "--samples", tmp_path / "pictures")
+    assert ran.code == 0, ran.err
+    entries = Bundle.open(tmp_path / "bundle").manifest["encoder"]["variants"]
+    assert set(entries) == {"fp32", "int8-dynamic"} and entries["int8-dynamic"]["snr_db"] > 20

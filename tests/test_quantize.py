@@ -166,6 +166,16 @@ def test_a_transformer_that_symbolic_shape_inference_gives_up_on_is_quantized(
     assert quantize_checked(transformer, "x", SAMPLES, "int8-dynamic").drift.snr_db > gates.MIN_SNR_DB
 
 
+def test_a_graph_that_calls_onnx_by_both_of_its_names_is_quantized(convolutional: bytes) -> None:
+    """As optimum's exporter and torch's together leave it."""
+    model = onnx.load_from_string(convolutional)
+    model.opset_import.append(helper.make_opsetid("ai.onnx", model.opset_import[0].version))
+    model.graph.node[-1].domain = "ai.onnx"
+    both = model.SerializeToString()
+    quantized = Static(both, "x", SAMPLES[:20]).without(NONE)
+    assert measure_drift(both, quantized, "x", SAMPLES[20:]).snr_db > 25
+
+
 def test_a_graph_that_would_end_the_process_is_no_candidate(
     convolutional: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
