@@ -182,7 +182,7 @@ class Question:
 
 def answers(question: Question, n_episodes: int) -> list[dict]:
     """Fields of the rows: accuracies, and paired differences to the int8 encoder."""
-    by_method = {variant: question.embedded(variant) for variant in ("int8", "fp32")}
+    by_method = {variant: question.embedded(variant) for variant in question.bundle.variants}
     by_method |= {"statistics": question.statistics(), "untrained": question.untrained()}
     weight = question.bundle.text_weight
     made = []

@@ -49,6 +49,7 @@ def export(
         Path | None, typer.Option(help="Of audio and image trained on all classes: sense.pt of a run with --fold 0.")
     ] = None,
     cache: Annotated[Path | None, typer.Option(help="Of audio and image: where features are kept.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Of audio and image: the encoder in int8 alone.")] = False,
     hf: Annotated[
         Path | None,
         typer.Option("--hf", help="A local folder of a transformers model, in place of CHECKPOINT.", metavar="FOLDER"),
@@ -80,7 +81,7 @@ def export(
     if (checkpoint is None) == (hf is None):
         raise InvalidInput("name one thing to export: CHECKPOINT, or --hf FOLDER with --modality")
     if hf is not None:
-        _refuse("CHECKPOINT", corpus=corpus, weights=weights, data=data, split=split, cache=cache)
+        _refuse("CHECKPOINT", corpus=corpus, weights=weights, data=data, split=split, cache=cache, small=small or None)
         if modality is None:
             raise InvalidInput(f"'{hf}' needs --modality: speech, audio, image or text")
         from edgealign.export.huggingface import Options, export_huggingface
@@ -113,7 +114,7 @@ def export(
 
         if weights is not None:
             Sense.load(checkpoint).save(weights)
-        bundle = export_sense(checkpoint, packs_folder(data), cache or default_cache(), output, _report, split)
+        bundle = export_sense(checkpoint, packs_folder(data), cache or default_cache(), output, _report, split, small)
     else:
         from edgealign.export.graph import Checkpoint
         from edgealign.export.speech import export_speech

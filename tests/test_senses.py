@@ -2,6 +2,8 @@
 
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,12 @@ import pytest
 import soundfile
 import tiny_packs
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
-from edgealign import Bundle, cli
-from edgealign.errors import InvalidInput
+from edgealign import Bundle, Recognizer, cli, golden
+from edgealign.bundle import package_bundle
+from edgealign.errors import InputUnreadable, InvalidInput
 from edgealign.export import main as export_main
 from edgealign.export import quantize
 from edgealign.text import Tokenizer
@@ -168,8 +172,6 @@ def test_an_exported_bundle_is_whole_and_gives_its_golden_vectors(made, name):
     bundle = Bundle.open(made / f"{name}_bundle")
     bundle.verify()
     assert bundle.modality == name and set(bundle.sources) == {"text", *(["image"] if name == "audio" else [])}
-    from edgealign import golden
-
     assert all(stage.passed for stage in golden.compare(bundle))
 
 
@@ -203,3 +205,87 @@ def test_sounds_are_told_apart_and_start_from_words_and_pictures(made, run, tmp_
     assert run("enroll", "--label", "named", "--text", "thing 3", *bundle).exit_code == 0
     listed = run("store", "list", *store)
     assert "shown" in listed.stdout and "named" in listed.stdout
+
+
+# ---- the bundles that ship ----
+
+SHIPPED = {"audio": Path(package_bundle("audio")), "image": Path(package_bundle("image"))}
+
+
+@pytest.mark.parametrize("name", ["audio", "image"])
+def test_a_shipped_bundle_is_whole_and_computes_here_what_it_computed_where_it_was_made(name):
+    bundle = Bundle.open(SHIPPED[name])
+    bundle.verify()
+    assert [stage for stage in golden.compare(bundle) if not stage.passed] == []
+    card = bundle.read("README.md").decode()
+    assert card.index("| license |") < card.index("## For what")  # data and licenses first
+    for subject in ("Caltech-101", "OpenMoji", "CC BY-SA 4.0", "gets wrong"):
+        assert subject in card and (subject == "gets wrong" or subject in " ".join(bundle.manifest["attribution"]))
+
+
+def test_the_three_shipped_bundles_are_small():
+    total = 0
+    for name in ("speech", "audio", "image"):
+        manifest = Bundle.open(package_bundle(name)).manifest
+        left_out = {"encoder.fp32.onnx", "golden.npz"}
+        total += sum(entry["bytes"] for file, entry in manifest["files"].items() if file not in left_out)
+    assert total <= 10e6
+
+
+def test_pictures_are_told_apart_whatever_their_format(run, tmp_path):
+    for kind in range(4):
+        folder = tmp_path / "samples" / f"form{kind}"
+        folder.mkdir(parents=True)
+        for take in range(5):
+            tiny_packs.drawing(kind, take, 90).save(folder / f"{take}.png")
+    assert run("enroll", "--modality", "image", tmp_path / "samples").exit_code == 0
+    ask = tmp_path / "ask"
+    ask.mkdir()
+    asked = [tiny_packs.drawing(kind, 7, 90) for kind in range(4)]
+    asked[0].convert("CMYK").save(ask / "0.jpg")
+    asked[1].convert("P").save(ask / "1.png")
+    asked[2].save(ask / "2.gif", save_all=True, append_images=[asked[2].rotate(5)])
+    Image.fromarray(np.asarray(asked[3].convert("L"), np.uint16) * 257).save(ask / "3.png")
+    Image.new("RGB", (1, 1), "red").save(ask / "4.png")
+    files = [ask / f"{i}.{suffix}" for i, suffix in enumerate(("jpg", "png", "gif", "png", "png"))]
+    answered = run("classify", *files, "--format", "json")
+    rows = [json.loads(line) for line in answered.stdout.splitlines()]
+    assert answered.exit_code == 0 and len(rows) == 5
+    assert [row["top"][0]["label"] for row in rows[:3]] == ["form0", "form1", "form2"]
+
+
+@pytest.mark.parametrize("kind", ["text", "bomb", "empty"])
+def test_what_is_no_picture_is_refused_in_a_sentence(run, tmp_path, kind):
+    path = tmp_path / "label" / "odd.png"
+    path.parent.mkdir()
+    path.write_bytes(b"" if kind == "empty" else b"no picture")
+    if kind == "bomb":  # a header that claims 60000 x 60000 pixels
+        chunk = struct.pack(">II5B", 60_000, 60_000, 8, 2, 0, 0, 0)
+        data = struct.pack(">I", 13) + b"IHDR" + chunk + struct.pack(">I", zlib.crc32(b"IHDR" + chunk))
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    done = run("enroll", "--modality", "image", path)
+    assert isinstance(done.exception, InputUnreadable) and done.exception.exit_code == 4
+    assert "odd.png" in str(done.exception) and "\n" not in str(done.exception)
+
+
+def test_words_of_many_languages_start_classes_of_pictures(run, tmp_path):
+    bundle = Bundle.open(SHIPPED["image"])
+    words = {"dog": ("dog", "Hund", "mbwa", "собака", "개", "كلب"), "banana": ("banana", "Banane", "ndizi", "банан")}
+    embedded = {
+        word: bundle.encode_text(bundle.tokenizer.encode(word)) for of in words.values() for word in (*of, "ꦱꦼꦒꦮꦺꦴꦤ꧀")
+    }
+    among = {of: np.mean([embedded["dog"] @ embedded[text] for text in words[of][1:]]) for of in words}
+    assert among["dog"] > among["banana"] + 0.1
+    assert run("enroll", "--modality", "image", "--text", "собака").exit_code == 0
+
+
+def test_a_recording_of_a_made_sound_is_known_again(run, tmp_path):
+    for recipe in range(3):
+        for take in range(4):
+            folder = tmp_path / f"kind{recipe}"
+            folder.mkdir(exist_ok=True)
+            soundfile.write(folder / f"{take}.wav", made_sound(recipe * 5 + 1, take, seed=3), 16_000)
+    recognizer = Recognizer(Bundle.open(SHIPPED["audio"]))
+    embedded = np.stack([recognizer.embed(tmp_path / f"kind{i // 4}" / f"{i % 4}.wav").reshape(-1) for i in range(12)])
+    near = (embedded @ embedded.T - 2 * np.eye(12)).argmax(axis=1) // 4
+    assert (near == np.arange(12) // 4).all()
