@@ -395,7 +395,7 @@ def test_store_commands(taught, samples_folder: Path, tmp_path: Path) -> None:
 
 
 def test_bundle_commands(edgealign, toy_bundle: Bundle) -> None:
-    info = dict(line.split(maxsplit=1) for line in edgealign("bundle", "info").out.splitlines())
+    info = dict(line.split(maxsplit=1) for line in edgealign("bundle", "info").out.partition("\n\n")[0].splitlines())
     assert info["encoder_sha256"] == toy_bundle.encoder_sha256 and info["dim"] == str(toy_bundle.dim)
     assert "is intact: 8 files" in edgealign("bundle", "verify", toy_bundle.path).out
 
