@@ -168,7 +168,7 @@ def prepared(data: bytes) -> onnx.ModelProto:
         # Symbolic shape inference asserts on transformers that the tracing exporter wrote, and nothing here needs it.
         quant_pre_process(paths[0], paths[1], skip_symbolic_shape=True)
         model = onnx.load(paths[1])
-    _name_domain_once(model)
+    name_domain_once(model)
     names = {node.name for node in model.graph.node}
     fresh = (name for i in itertools.count() if (name := f"node{i}") not in names)
     seen: set[str] = set()
@@ -180,7 +180,7 @@ def prepared(data: bytes) -> onnx.ModelProto:
     return model
 
 
-def _name_domain_once(model: onnx.ModelProto) -> None:
+def name_domain_once(model: onnx.ModelProto) -> None:
     """ONNX's own domain has two names, of which a model may use both; the quantizers want it to have one."""
     own = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     for opset in own[1:]:
