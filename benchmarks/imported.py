@@ -62,6 +62,7 @@ def values_of(model: Model) -> np.ndarray:
 
 def make(name: str, folder: Path) -> None:
     """folder/torch for transformers and folder/onnx/model.onnx, of random weights. Runs in a process of its own."""
+    import onnx
     import torch
     import transformers
     from optimum.exporters.onnx import main_export
@@ -77,6 +78,12 @@ def make(name: str, folder: Path) -> None:
         str(folder / "torch"), str(folder / "onnx"), task="feature-extraction", do_validation=False,
         library_name="transformers",
     )  # fmt: skip
+    path = folder / "onnx" / "model.onnx"
+    exported = onnx.load(path)
+    for size, given in zip(exported.graph.input[0].type.tensor_type.shape.dim[1:], model.shape[1:], strict=True):
+        if len(model.shape) > 2:  # optimum leaves them open; a picture is what it is
+            size.dim_value = given
+    onnx.save(exported, path)
 
 
 def import_rows(name: str, folder: Path) -> list[dict]:

@@ -27,11 +27,14 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from benchmarks import rivals, rows
 from edgealign import Bundle, machine
 from edgealign.export.import_onnx import ImportOptions, import_onnx
+from edgealign.inputs import Windows
+from edgealign.samples import open_sample
 from edgealign.train import packs, projection
 from edgealign.train.evaluation import Cell, Evaluation, mean_and_ci95
 from edgealign.train.features import SAMPLE_RATE_HZ, Spoken
 from edgealign.train.paired import Protocol
 from edgealign.train.synthesis import Espeak
+from edgealign.words import find_word
 
 RENDERINGS = 4  # of a synthetic word
 RECORDINGS = {"train": 25, "val": 40, "test": 40}  # of a recorded word
@@ -129,6 +132,8 @@ def measure(name: str, target: Bundle, table: Path, folder: Path, steps: int) ->
     source = projection.SourceSide.of(Bundle.open(), "text")
     config = projection.default_config("croma-weak-nce", 0, steps)
     listing = projection.read_pairs(table, source, target)
+    if isinstance(target.input.windows, Windows):  # some synthetic words are too short to be found
+        listing.targets = [(item, label) for item, label in listing.targets if _has_word(target, item)]
     started = time.perf_counter()
     trained = projection.train(
         source, target, listing, folder / name, config, folder / "embeddings", SHOTS, QUERIES, 600, _report
@@ -149,6 +154,11 @@ def measure(name: str, target: Bundle, table: Path, folder: Path, steps: int) ->
         "machine": machine.describe(), "commit": rows.commit(), "command": rows.command("projection"),
     }  # fmt: skip
     return [_row(cell) | common for cell in cells]
+
+
+def _has_word(bundle: Bundle, item: Path) -> bool:
+    blocks = open_sample(bundle, item).blocks(bundle.input.sample_rate_hz)
+    return find_word(blocks, bundle.front_end, bundle.windows, bundle.filters) is not None
 
 
 def _row(cell: Cell) -> dict:

@@ -207,11 +207,13 @@ def test_samples_are_embedded_once_and_a_damaged_cache_is_made_again(tmp_path):
         calls.append(item)
         return item.values
 
-    items = [Samples(np.eye(4, dtype=np.float32)[[i % 4]]) for i in range(heads.CHUNK + 3)]
+    items = [Samples(np.array([[np.cos(i), np.sin(i)]], np.float32)) for i in range(heads.SAVE_EVERY + 3)]
     arguments = items, encode, "tiny", tmp_path, lambda line: None
     first = heads.embedded(*arguments)
     again = heads.embedded(*arguments)
     assert len(calls) == len(items) and np.array_equal(first.windows, again.windows)
+    shorter = heads.embedded(items[5:], *arguments[1:])
+    assert len(calls) == len(items) and np.array_equal(first.windows[5:], shorter.windows)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert np.array_equal(heads.embedded(*arguments).windows, first.windows) and len(calls) == 2 * len(items)

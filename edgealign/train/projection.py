@@ -35,7 +35,7 @@ from edgealign.train.paired import Paired, Protocol
 from edgealign.writing import replace_file
 
 VERSION = 1  # of what the cache holds: part of the name of every file
-CHUNK = 256  # samples in one file of the cache
+SAVE_EVERY = 256  # samples: what a stopped run loses at most
 HEADS = {"linear": False, "residual": True}  # name -> NetworkConfig.residual
 EMBEDDED = ("embedding", "embedding")  # kinds of both sides, to the loop
 SOURCE_KINDS = ("text", "image")
@@ -124,49 +124,46 @@ def embedded(
 
     encode   an item -> float32 [n_windows, dim];  name   of the encoder: everything that changes its embeddings
     """
-    parts: list[Rows] = []
-    problems: list[str] = []
-    for first in range(0, len(items), CHUNK):
-        part = items[first : first + CHUNK]
-        digest = hashlib.sha256(f"{VERSION} {name}\n".encode() + b"".join(map(identity, part))).hexdigest()
-        path = cache / f"embeddings-{digest[:24]}.npz"
-        rows = _read_rows(path)
-        if rows is None:
-            rows = _embed(part, encode, problems)
-            if not problems:
-                cache.mkdir(parents=True, exist_ok=True)
-                with replace_file(path) as file:
-                    np.savez(file, windows=rows.windows, counts=rows.counts)
-            report(f"{name.partition(' ')[0]}: {first + len(part)} of {len(items)} embedded")
-        parts.append(rows)
-    if problems:
-        more = f", and {len(problems) - LISTED_PROBLEMS} more" if len(problems) > LISTED_PROBLEMS else ""
-        raise InputUnreadable(
-            f"{len(problems)} of {len(items)} samples cannot be embedded: {'; '.join(problems[:LISTED_PROBLEMS])}{more}"
-            f": take their rows out of the table, or mend the files"
-        )
-    return Rows(np.concatenate([part.windows for part in parts]), np.concatenate([part.counts for part in parts]))
-
-
-def _embed(items: Sequence[Item], encode: Callable[[Item], np.ndarray], problems: list[str]) -> Rows:
-    made = []
-    for item in items:
+    path = cache / f"embeddings-{hashlib.sha256(f'{VERSION} {name}'.encode()).hexdigest()[:24]}.npz"
+    known = _read_known(path)
+    keys = [hashlib.sha256(identity(item)).hexdigest() for item in items]
+    missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+    problems = []
+    for done, (key, item) in enumerate(missing.items(), 1):
         try:
-            made.append(encode(item))
+            known[key] = encode(item)
         except (InputUnreadable, InvalidInput) as error:
             problems.append(str(error))
+        if done % SAVE_EVERY == 0 or done == len(missing):
+            _save_known(path, known)
+            report(f"{name.partition(' ')[0]}: {done} of {len(missing)} embedded")
     if problems:
-        return Rows(np.zeros((0, 0), np.float32), np.zeros(0, np.int64))
-    return Rows(np.concatenate(made), np.array([len(rows) for rows in made], np.int64))
+        more = f"; and {len(problems) - LISTED_PROBLEMS} more" if len(problems) > LISTED_PROBLEMS else ""
+        raise InputUnreadable(
+            f"{len(problems)} of {len(items)} samples cannot be embedded: "
+            f"{'; '.join(problems[:LISTED_PROBLEMS])}{more}: take their rows out of the table, or mend the files"
+        )
+    windows = [known[key] for key in keys]
+    return Rows(np.concatenate(windows), np.array([len(rows) for rows in windows], np.int64))
 
 
-def _read_rows(path: Path) -> Rows | None:
-    """What the cache holds; None for a file that is not there or is damaged."""
+def _read_known(path: Path) -> dict[str, np.ndarray]:
+    """What the cache holds, by the hash of the item; nothing where the file is not there or is damaged."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return Rows(arrays["windows"], arrays["counts"])
+            ends = np.cumsum(arrays["counts"])[:-1]
+            return dict(zip(arrays["keys"].tolist(), np.split(arrays["windows"], ends), strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+        return {}
+
+
+def _save_known(path: Path, known: dict[str, np.ndarray]) -> None:
+    if not known:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counts = np.array([len(rows) for rows in known.values()], np.int64)
+    with replace_file(path) as file:
+        np.savez(file, keys=np.array(list(known)), counts=counts, windows=np.concatenate(list(known.values())))
 
 
 # ---- before and after ----
