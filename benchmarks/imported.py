@@ -29,7 +29,7 @@ from benchmarks import rows
 from benchmarks.latency import cold_rows
 from edgealign import machine
 
-N_WARM_UP, MAX_RUNS, MAX_S = 5, 400, 6.0
+N_WARM_UP, MAX_RUNS, MAX_S = 5, 400, 3.0
 N_COLD_RUNS = 3
 HEAD_RUNS = 3_000
 RUNTIME = ("numpy", "onnxruntime", "platformdirs", "soundfile", "soxr", "typer")  # what edgealign itself installs
@@ -278,13 +278,13 @@ def head_rows() -> list[dict]:
     return made
 
 
-def measure(part: str, folder: Path) -> list[dict]:
+def measure(part: str, folder: Path, names: list[str]) -> list[dict]:
     if part == "size":
         return size_rows()
     if part == "head":
         return head_rows()
     made = []
-    for name in MODELS:
+    for name in names:
         place = folder / name.replace(", ", "-").replace(" ", "-")
         if not (place / "onnx" / "model.onnx").exists():
             subprocess.run([sys.executable, "-m", "benchmarks.imported", "--make", name, "--folder", place], check=True)
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the models are made and kept; default: nowhere for long")
     parser.add_argument("--make", choices=MODELS, help=argparse.SUPPRESS)
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
-    parser.add_argument("--model", choices=MODELS, help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=MODELS, help="default: all")
     given = parser.parse_args()
     if given.make:
         make(given.make, given.folder)
@@ -316,10 +316,11 @@ def main() -> None:
     if given.engine:
         print(json.dumps(ENGINES[given.engine](given.model, given.folder)))
         return
+    names = [given.model] if given.model else list(MODELS)
     common = {"machine": machine.describe(), "commit": rows.commit(), "command": rows.command("imported")}
     with tempfile.TemporaryDirectory() as passing:
         for part in given.part or PARTS:
-            made = [row | {"part": part} | common for row in measure(part, given.folder or Path(passing))]
+            made = [row | {"part": part} | common for row in measure(part, given.folder or Path(passing), names)]
             rows.replace(given.rows, made, ("what", "stage"))
             rows.show(made)
 
