@@ -141,7 +141,7 @@ def main() -> None:
     made: list[dict] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        *_, (_, case) = busy_and_idle(arguments.data, bundle, folder)
+        ((_, case),) = busy_and_idle(arguments.data, bundle, folder, "idle")
         if arguments.only != "memory":
             made.append(kills(case, folder, arguments.files, shared))
         if arguments.only != "kills":

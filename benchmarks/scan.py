@@ -342,6 +342,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="recordings of each kind")
     parser.add_argument("--only", choices=("quality", "first look", "speed"), help="leave the others as they are")
     parser.add_argument("--repeats", type=int, default=3, help="of every measurement of speed")
+    parser.add_argument("--recording", default="", help="measure speed only with those that have this in their name")
     parser.add_argument("--cache", type=Path, default=rows.default_cache(), help="folder that holds openWakeWord")
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -367,7 +368,7 @@ def main() -> None:
         if arguments.only in (None, "first look"):
             made += first_look(all_cases, shared)
         if arguments.only in (None, "speed"):
-            for kind, case in busy_and_idle(arguments.data, bundle, folder):
+            for kind, case in busy_and_idle(arguments.data, bundle, folder, arguments.recording):
                 rival = WakeWordWindows(arguments.cache / rivals.OPENWAKEWORD, case)
                 for way, search in {**WAYS, "openWakeWord's windows": rival}.items():
                     made.append(speed(kind, case, way, search, arguments.repeats, shared))
@@ -382,7 +383,7 @@ def main() -> None:
     rows.show([row for row in made if row["what"] != "scan_quality"])
 
 
-def busy_and_idle(data: Path, bundle: Bundle, folder: Path) -> Iterator[tuple[str, Case]]:
+def busy_and_idle(data: Path, bundle: Bundle, folder: Path, named: str = "") -> Iterator[tuple[str, Case]]:
     """Recordings of five minutes: words without gaps; a word every 40 s in what was recorded outdoors and in machines;
     the same words over the faint steady noise of an idle recorder, which most field hours are."""
     clips = episodes.read_split(Path(__file__).parent / "splits" / "arabic_sc.tsv", "test")
@@ -391,6 +392,8 @@ def busy_and_idle(data: Path, bundle: Bundle, folder: Path) -> Iterator[tuple[st
         ("a word every 40 s in noise", (20.0, 60.0), False),
         ("a word every 40 s over an idle recorder", (20.0, 60.0), True),
     ):
+        if named not in name:
+            continue
         made = continuous.compose(
             data, clips, n_way=5, n_shot=N_SHOT, duration_s=300, gap_s=gap_s, snr_db=SNR_DB,
             speaker_heard="same", seed=9, idle=idle,
