@@ -341,6 +341,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--seeds", type=int, default=3, help="recordings of each kind")
     parser.add_argument("--only", choices=("quality", "first look", "speed"), help="leave the others as they are")
+    parser.add_argument("--way", choices=tuple(WAYS), help="measure the quality of this way alone")
     parser.add_argument("--repeats", type=int, default=3, help="of every measurement of speed")
     parser.add_argument("--recording", default="", help="measure speed only with those that have this in their name")
     parser.add_argument("--cache", type=Path, default=rows.default_cache(), help="folder that holds openWakeWord")
@@ -362,7 +363,7 @@ def main() -> None:
             all_cases = list(cases(arguments.data, bundle, folder, PACKS, arguments.seeds))
         if arguments.only in (None, "quality"):
             searched = [*all_cases, *finches(arguments.data, bundle, folder)]
-            for way, search in WAYS.items():
+            for way, search in WAYS.items() if arguments.way is None else ((arguments.way, WAYS[arguments.way]),):
                 made += quality(searched, way, search, shared)
             made.append(yesno(arguments.data, bundle, folder, shared))
         if arguments.only in (None, "first look"):

@@ -7,8 +7,8 @@ of candidates are encoded, each alone, so that an embedding is the one that `cla
     parts of a longer sound, between the places where its level dips: words that were said in one breath
     windows of 1 s on a regular grid
 
-Most of them are dropped after a first look at many at once (edgealign.sieve): what hardly stands out of the second
-around it, what is far from every label, and what overlaps with likelier ones. Candidates that overlap compete: the most
+What hardly stands out of the second around it is dropped, and of windows and longer parts most are after a first look
+at many at once (edgealign.sieve): what is far from every label, and what overlaps with likelier ones. Candidates that overlap compete: the most
 probable one is the detection. Its boundaries are then drawn to the sound.
 """
 
@@ -45,6 +45,7 @@ LEVEL_STEP, LEVEL_FRAMES = 4, 9  # between the places at which levels are compar
 FURTHEST = 0.7  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
 MAX_RIVALS = 2  # of candidates that share half of the shorter one, so many are encoded
 FEW = 2  # candidates of a stretch are encoded without a first look
+SHORT_S = 0.24  # parts up to this length too: what surrounds them outweighs them in a first look
 BETWEEN_STRETCHES_S = 0.5
 LENGTH_STEP = 4  # lengths of parts are rounded up to it, so that there are batches of equal length
 
@@ -179,7 +180,7 @@ class Scanner:
 
     @cached_property
     def _sieve(self) -> Sieve | None:
-        return Sieve.of(self.bundle) if self.options.sieve and self.options.merge else None
+        return Sieve.of(self.bundle)
 
     @property
     def band_hz(self) -> tuple[float, float]:
@@ -244,8 +245,11 @@ class Scanner:
         candidates = self._candidates(levels, spans, offset)
         middles = [front_end.seconds((first + end) / 2) for first, end in candidates]
         mine = [span for span, middle_s in zip(candidates, middles, strict=True) if lowest_s <= middle_s < highest_s]
-        if self._sieve is not None:
-            mine = self._worth_encoding(log_mels, mine, _stands_out(levels, front_end))
+        if self.options.sieve and self.options.merge:
+            short = SHORT_S * front_end.sample_rate_hz / front_end.hop_samples
+            sounds = set(map(tuple, spans.tolist()))
+            always = {span for span in mine if candidates[span] and (span in sounds or span[1] - span[0] <= short)}
+            mine = self._worth_encoding(log_mels, mine, always, _stands_out(levels, front_end))
         found = []
         for first, end, embedding in self._encode(log_mels, samples, mine):
             matches = self.matcher.classify(embedding, max(2, self.options.top_k))
@@ -287,9 +291,16 @@ class Scanner:
         return candidates
 
     def _worth_encoding(
-        self, log_mels: np.ndarray, spans: list[tuple[int, int]], stands_out: np.ndarray
+        self,
+        log_mels: np.ndarray,
+        spans: list[tuple[int, int]],
+        always: set[tuple[int, int]],
+        stands_out: np.ndarray,
     ) -> list[tuple[int, int]]:
-        """The spans that may be a label, after a first look at each stretch of the recording that holds some."""
+        """The spans that may be a label, after a first look at each stretch of the recording that holds some.
+
+        always   those that need no first look, only to stand out
+        """
         until = np.cumsum(np.concatenate([[0], stands_out]))
         spans = sorted(
             (first, end)
@@ -306,11 +317,15 @@ class Scanner:
             reached = max(reached, end)
         kept: list[tuple[int, int]] = []
         for stretch in stretches:
-            kept += stretch if len(stretch) <= FEW else self._likeliest(log_mels, stretch)
+            kept += [span for span in stretch if span in always]
+            others = [span for span in stretch if span not in always]
+            kept += others if len(others) <= FEW else self._likeliest(log_mels, others)
         return kept
 
     def _likeliest(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Of candidates in one stretch of the recording, those that are nearest to a label at a first look."""
+        if self._sieve is None:
+            return stretch
         start, stop = stretch[0][0], max(end for _, end in stretch)
         looks = self._sieve.embed(log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch])
         distances = kernels.nearest(looks, self._prototypes)[0][:, 0]
