@@ -7,9 +7,9 @@ of candidates are encoded, each alone, so that an embedding is the one that `cla
     parts of a longer sound, between the places where its level dips: words that were said in one breath
     windows of 1 s on a regular grid
 
-What hardly stands out of the second around it is dropped, and of windows and longer parts most are after a first look
-at many at once (edgealign.sieve): what is far from every label, and what overlaps with likelier ones. Candidates that overlap compete: the most
-probable one is the detection. Its boundaries are then drawn to the sound.
+What hardly stands out of the second around it is dropped, and most windows and longer parts are after a first look at
+many at once (edgealign.sieve): what is far from every label, and what overlaps with likelier ones. Candidates that
+overlap compete: the most probable one is the detection. Its boundaries are then drawn to the sound.
 """
 
 from __future__ import annotations
