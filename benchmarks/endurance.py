@@ -138,16 +138,20 @@ def main() -> None:
         "bundle": bundle.encoder_sha256, "variant": bundle.variant, "machine": machine.describe(),
         "commit": rows.commit(), "command": rows.command("endurance"),
     }  # fmt: skip
-    made: list[dict] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ((_, case),) = busy_and_idle(arguments.data, bundle, folder, "idle")
-        if arguments.only != "memory":
-            made.append(kills(case, folder, arguments.files, shared))
+        # Rows are written as they are made: all of it takes long.
         if arguments.only != "kills":
-            made += [memory(case, folder, shape, shared) for shape in RECORDINGS]
-    rows.replace(rows.FOLDER / "scan.jsonl", made, ("what", "stage"))
-    rows.show(made)
+            for shape in RECORDINGS:
+                _write(memory(case, folder, shape, shared))
+        if arguments.only != "memory":
+            _write(kills(case, folder, arguments.files, shared))
+
+
+def _write(row: dict) -> None:
+    rows.replace(rows.FOLDER / "scan.jsonl", [row], ("what", "stage"))
+    rows.show([row])
 
 
 if __name__ == "__main__":

@@ -94,7 +94,12 @@ def latency_table(found: list[dict]) -> str:
 
 
 def size_table(found: list[dict]) -> str:
-    body = [[row["what"], row.get("stage", ""), f"{row['value']:.2f}", row["unit"]] for row in found if "value" in row]
+    tabled = ("scan_first_look", "scan_transfer")
+    body = [
+        [row["what"], row.get("stage", ""), f"{row['value']:.2f}", row["unit"]]
+        for row in found
+        if "value" in row and row["what"] not in tabled
+    ]
     return table(["what", "of", "value", "unit"], body) if body else ""
 
 
@@ -189,6 +194,33 @@ def senses_table(found: list[dict]) -> str:
     return table(head, body) if body else ""
 
 
+def first_look_table(found: list[dict]) -> str:
+    """How embeddings of a scan's first look differ from those of the candidates alone."""
+    head = ["recordings", "cosine to the candidate alone", "5 % are below", "encoded, %", "of those accepted alone, %"]
+    body = [
+        [row["stage"], f"{row['value']:.2f}", f"{row['p5']:.2f}", f"{row['encoded_percent']:.0f}",
+         str(row["encoded_of_accepted_percent"])]
+        for row in found
+        if row["what"] == "scan_first_look"
+    ]  # fmt: skip
+    return f"### First look\n\n{table(head, body)}" if body else ""
+
+
+def transfer_table(found: list[dict]) -> str:
+    """False alarms of thresholds where they were made and elsewhere."""
+    head = ["enrolled", "thresholds", "false alarms / h on", "rate", "enrolled words found, %"]
+    body = [
+        [
+            row["group"], row["stage"], row["on"] + (" (calibrated on it)" if row["heard_in_calibration"] else ""),
+            f"{row['value']:.1f} ({row['ci95'][0]:.1f} to {row['ci95'][1]:.1f})",
+            f"{100 * row['found']:.0f} ({100 * row['found_ci95'][0]:.0f} to {100 * row['found_ci95'][1]:.0f})",
+        ]
+        for row in found
+        if row["what"] == "scan_transfer"
+    ]  # fmt: skip
+    return f"### Thresholds elsewhere\n\n{table(head, body)}" if body else ""
+
+
 def provenance(found: list[dict]) -> str:
     """Which machines, commits, bundles, seeds and commands the rows come from."""
     lines = []
@@ -236,7 +268,8 @@ def render(
         parts.append(
             "## Scanning\n\nHeld-back words in recorded noise (10 to 25 dB), half of them enrolled with five clips of "
             "one speaker, beside other words and sounds; benchmarks/scan.py says how. Recall and precision in percent; "
-            f"false alarms with their 95 % interval.\n\n{scan_table(scan)}\n{size_table(scan)}"
+            f"false alarms with their 95 % interval.\n\n{scan_table(scan)}\n{first_look_table(scan)}\n"
+            f"{transfer_table(scan)}\n{size_table(scan)}"
         )
     if instructions:
         parts.append(f"## Instructions of the hot paths\n\nCounted by callgrind.\n\n{instructions_table(instructions)}")
