@@ -27,6 +27,7 @@ import numpy as np
 from edgealign import kernels
 from edgealign.audio import AudioFile, AudioSource
 from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput, MissingExtra
+from edgealign.inputs import LogMelInput, Windows
 from edgealign.words import Word, at_least, sound_spans
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ def listen(recognizer: Recognizer, source: AudioSource, *, debounce_s: float = 0
     """
     if not 0 <= debounce_s < np.inf:
         raise InvalidInput(f"debounce_s is {debounce_s:g}: at least 0 is expected")
+    if not isinstance(recognizer.bundle.input, LogMelInput) or not isinstance(recognizer.bundle.input.windows, Windows):
+        raise InvalidInput(
+            f"the bundle '{recognizer.bundle.name}' cannot be listened with: that needs one that finds words by their "
+            f"log-mel energies; scan recordings instead"
+        )
     recognizer.store  # noqa: B018  says what is missing before the microphone is opened
     last_label, last_end_s = None, 0.0
     for answer, samples in _answers(recognizer, source, top_k):

@@ -26,6 +26,7 @@ POOLS = ("mean", "max", "none")
 NUMPY_OF = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 VARIANCE_FLOOR = 1e-7  # of zero-mean-unit-variance, as in the extractors of wav2vec2 and its relatives
 OWN = "edgealign/"
+Session = onnxruntime.InferenceSession
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class Probe:
     """The untouched model, ready to run."""
 
     model: ForeignModel
-    session: onnxruntime.InferenceSession
+    session: Session
 
     def run(self, values: np.ndarray, before: Sequence[Step], names: Sequence[str]) -> dict[str, np.ndarray]:
         """Outputs for what a bundle would hand to its encoder; ModelUnreadable where the model does not run."""
@@ -273,7 +274,7 @@ class Probe:
         return dict(zip(names, found, strict=True))
 
 
-def session_of(data: bytes, name: str) -> onnxruntime.InferenceSession:
+def session_of(data: bytes, name: str) -> Session:
     """On one thread, as bundles are run."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -423,6 +424,36 @@ def test_import_enroll_and_classify_from_the_command_line(edgealign: Callable[..
     ran = edgealign("bundle", "import", tmp_path / "other" / "0.wav", "--modality", "image", "-o", tmp_path / "b")
     assert ran.code == 4 and "no ONNX model" in ran.err
     Image.fromarray(picture(0)).save(tmp_path / "one.png")
+
+
+def test_the_lines_of_the_guide_run(
+    edgealign: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "import.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    birds = onnx.load_from_string(waveform_encoder(np.random.default_rng(0), 3 * 48_000, 1))
+    birds.graph.output.append(helper.make_tensor_value_info("energy", TensorProto.FLOAT, [1, 24]))
+    Path("birds.onnx").write_bytes(birds.SerializeToString())
+    flat = helper.make_node("Flatten", ["pixels"], ["flat"], axis=1)
+    project = helper.make_node("MatMul", ["flat", "weights"], ["out"])
+    weights = np.random.default_rng(0).normal(size=(8 * 8 * 3, 16)).astype(np.float32)
+    leaves = model([flat, project], ("pixels", ["b", 8, 8, 3]), {"out": ["b", 16]}, weights=weights)
+    Path("leaves.onnx").write_bytes(leaves)
+    bands = helper.make_node("ReduceMean", ["mel"], ["out"], axes=[2], keepdims=0)
+    Path("mels.onnx").write_bytes(model([bands], ("mel", ["b", 64, "t"]), {"out": ["b", 64]}))
+    start = guide.index('    {"sample_rate_hz"')
+    Path("front_end.json").write_text(guide[start : guide.index("}", start) + 1])
+    for place, label in (("elsewhere", 50), ("samples/owl", 0), ("samples/frog", 1)):
+        Path(place).mkdir(parents=True)
+        for voice in range(3):
+            soundfile.write(f"{place}/{voice}.wav", word_clip(label, voice), RATE_HZ)
+    soundfile.write("night.wav", np.concatenate([word_clip(0, 7), word_clip(1, 7)]), RATE_HZ)
+    lines = [line.strip() for line in guide.splitlines() if line.startswith("    edgealign ")]
+    assert len(lines) >= 8
+    for line in lines:
+        ran = edgealign(*shlex.split(line)[1:])
+        assert ran.code == 0, (line, ran)
+    assert (tmp_path / "found" / "detections.csv").exists()
 
 
 def test_a_window_of_clips_is_what_the_model_is_given(tmp_path: Path) -> None:

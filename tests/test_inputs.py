@@ -247,6 +247,18 @@ def test_parts_of_a_bundle_that_another_kind_has_are_missed_with_a_sentence(bund
     assert read_input(bundles["image"].manifest["input"]).resample == "bicubic"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_listening_needs_a_bundle_that_finds_words_by_log_mel_energies(
+    kind: str, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    from edgealign.audio import AudioArray
+    from edgealign.listen import listen
+
+    recognizer = Recognizer(bundles[kind], tmp_path / "some.store")
+    with pytest.raises(InvalidInput, match="cannot be listened with"):
+        next(listen(recognizer, AudioArray(word_clip(0), RATE_HZ)))
+
+
 def test_a_file_of_another_kind_is_refused(bundles: dict[str, Bundle], tmp_path: Path) -> None:
     soundfile.write(tmp_path / "clip.wav", word_clip(0), RATE_HZ)
     with pytest.raises(ImageUnreadable, match="is not a picture"):
