@@ -13,7 +13,6 @@ import venv
 from pathlib import Path
 
 from benchmarks import rows
-from benchmarks.footprint import run, tree_bytes
 
 # Pinned, so that a row can be measured again.
 REQUIREMENTS = {
@@ -21,6 +20,17 @@ REQUIREMENTS = {
     "sherpa-onnx": ("sherpa-onnx==2.0.1", "kaldi-native-fbank==1.23.0", "numpy==2.4.6"),
     "librosa": ("librosa==0.11.0", "scikit-learn==1.7.2"),
 }
+
+
+def tree_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, links not followed."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def run(*words: str | Path) -> None:
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"'{' '.join(map(str, words))}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
 class Environment:
@@ -44,13 +54,6 @@ class Environment:
             run(self.python, "-m", "pip", "install", "--quiet", *requirements)
             size.write_text(str(tree_bytes(site) - before))
         self.installed_mb = int(size.read_text()) / 1e6
-
-    def versions(self) -> dict[str, str]:
-        """Package -> version, of what was asked for."""
-        listed = subprocess.run(
-            [self.python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True
-        ).stdout.split()
-        return dict(line.split("==") for line in listed if "==" in line)
 
 
 def main() -> None:

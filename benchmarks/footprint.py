@@ -17,22 +17,12 @@ import venv
 from pathlib import Path
 
 from benchmarks import rows
+from benchmarks.environments import run, tree_bytes
 from benchmarks.latency import cold_rows
 
 ROOT = Path(__file__).parent.parent
 N_IMPORTS = 15
 LISTED_BYTES = 1e6
-
-
-def tree_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder, links not followed."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-
-
-def run(*words: str | Path) -> None:
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"'{' '.join(map(str, words))}' ended with {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
 def copy_source(target: Path) -> Path:
@@ -68,8 +58,8 @@ def measure() -> list[dict]:
         packages = sorted(((tree_bytes(path), path.name) for path in added), reverse=True)
         made += [_size("installed", name, size) for size, name in packages if size > LISTED_BYTES]
         # -I keeps the source tree, where this runs, off the path.
-        commands = {f"import {name}": ["-I", "-c", f"import {name}"] for name in ("numpy", "edgealign")}
-        made += cold_rows(commands, "import numpy", N_IMPORTS, python)
+        commands = {f"import {name}": [python, "-I", "-c", f"import {name}"] for name in ("numpy", "edgealign")}
+        made += cold_rows(commands, "import numpy", N_IMPORTS)
 
     from edgealign import machine
 

@@ -20,7 +20,13 @@ CONDITIONS = (
     ("other speaker with text", 1), ("other speaker with text", 5), ("same speaker with text", 1),
     ("same speaker with text", 5), ("several speakers with text", 3), ("open set", 5),
 )  # fmt: skip
-LATENCY_NOTE = "Accuracy: mean over the packs, other speaker, k=5, of what is timed; empty where not measured."
+LATENCY_NOTE = (
+    "Times by the clock, then processor time, which other processes on the machine disturb less. Accuracy: mean over "
+    "the packs, other speaker, k=5, of what is timed; empty where not measured."
+)
+README = Path(__file__).parent.parent / "README.md"
+START = ("import and load", "load ONNX Runtime", "load the bundle", "load the store", "first clip")
+SPEED_BEGIN, SPEED_END = "<!-- Speed, by python -m benchmarks.tables -->\n", "<!-- end of Speed -->\n"
 MEAN_OF_PACKS = "mean of the packs"
 
 
@@ -81,11 +87,12 @@ def ratio(row: dict) -> str:
 
 
 def latency_table(found: list[dict]) -> str:
-    head = ["what", "stage", "median ms", "p95 ms", "runs", "threads", "ratio", "peak MB", "accuracy %"]
+    head = ["what", "stage", "median ms", "p95 ms", "processor ms", "runs", "threads", "ratio", "peak MB", "accuracy %"]
     body = [
         [
-            row["what"], row.get("stage", ""), f"{row['median_ms']:.3f}", f"{row['p95_ms']:.3f}", str(row["n_runs"]),
-            str(row["threads"]), ratio(row), str(row.get("peak_rss_mb", "")), str(row.get("accuracy_percent") or ""),
+            row["what"], row.get("stage", ""), f"{row['median_ms']:.3f}", f"{row['p95_ms']:.3f}",
+            f"{row['cpu_median_ms']:.3f}" if "cpu_median_ms" in row else "", str(row["n_runs"]), str(row["threads"]),
+            ratio(row), str(row.get("peak_rss_mb", "")), str(row.get("accuracy_percent") or ""),
         ]
         for row in found
         if "median_ms" in row
@@ -95,12 +102,61 @@ def latency_table(found: list[dict]) -> str:
 
 def size_table(found: list[dict]) -> str:
     tabled = ("scan_first_look", "scan_transfer")
-    body = [
-        [row["what"], row.get("stage", ""), f"{row['value']:.2f}", row["unit"]]
-        for row in found
-        if "value" in row and row["what"] not in tabled
-    ]
-    return table(["what", "of", "value", "unit"], body) if body else ""
+    body = []
+    for row in found:
+        if "value" in row and row["what"] not in tabled:
+            cpu = f"{row['cpu_value']:.2f}" if "cpu_value" in row else ""
+            body.append([row["what"], row.get("stage", ""), f"{row['value']:.2f}", cpu, row["unit"]])
+    return table(["what", "of", "value", "processor time", "unit"], body) if body else ""
+
+
+def growth_table(found: Sequence[dict]) -> str:
+    """A line for each series: its times by size, and the exponent fitted to them."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    exponents = {}
+    for row in found:
+        series = row["of"], row["stage"]
+        if row["what"] == "growth":
+            lines.setdefault(series, []).append(f"{row['x']}: {row.get('cpu_median_ms', row.get('median_ms'))}")
+        else:
+            exponents[series] = str(row["value"])
+    body = [[of, stage, ", ".join(points), exponents[of, stage]] for (of, stage), points in lines.items()]
+    return table(["with", "of", "size: ms", "exponent"], body)
+
+
+def speed_table(latency: list[dict], footprint: list[dict]) -> str:
+    """The README's table: what it takes to name one second, beside the field."""
+    of = {(row["what"], row.get("stage")): row for row in latency}
+    all_of_it = "edgealign and all of its dependencies"
+    installed = next((row["value"] for row in footprint if row.get("stage") == all_of_it), None)
+    colds = {
+        "edgealign int8, Python": "edgealign classify clip.wav",
+        "edgealign int8, C": "edgealign-rt classify clip.wav",
+    }
+    body = []
+    for (what, stage), row in of.items():
+        if stage != "pcm to label" or what == "Recognizer.classify" or row["threads"] > 1:
+            continue
+        cold = of.get((colds.get(what, f"{what}: names clip.wav"), "cold process"))
+        size = of.get((what, "installed"), {}).get("value", installed if what == "edgealign int8, Python" else None)
+        # Some load with the import, some with the first clip: together they can be compared.
+        start = [of[what, part]["cpu_value"] for part in START if (what, part) in of]
+        body.append(
+            [
+                what + (f" ({row['note']})" if "note" in row else ""),
+                f"{row['cpu_median_ms']:.2f}",
+                f"{sum(start):.0f}" if start else "–",
+                f"{cold['cpu_ratio']:.1f} x" if cold else "–",
+                f"{row['peak_rss_mb']:.0f}" if "peak_rss_mb" in row else "–",
+                f"{size:.0f}" if size else "–",
+                f"{row['accuracy_percent']:.1f}" if row.get("accuracy_percent") else "–",
+            ]
+        )
+    head = (
+        "one thread", "PCM of 1 s to label, ms", "import to first answer, ms", "cold command, `import numpy` = 1",
+        "memory, MB", "installed, MB", "right, %",
+    )  # fmt: skip
+    return table(head, body)
 
 
 def instructions_table(found: Sequence[dict]) -> str:
@@ -246,6 +302,8 @@ def render(
     episodic_step: Sequence[dict] = (),
     senses: Sequence[dict] = (),
     quantize: Sequence[dict] = (),
+    growth: Sequence[dict] = (),
+    listening: Sequence[dict] = (),
 ) -> str:
     parts = ["# Results\n\nGenerated by `python -m benchmarks.tables` from benchmarks/rows; not edited by hand.\n"]
     if fewshot:
@@ -262,6 +320,13 @@ def render(
         )
     if latency:
         parts.append(f"## Latency\n\n{LATENCY_NOTE}\n\n{latency_table(latency)}\n{size_table(latency)}")
+    if growth:
+        parts.append(
+            "## Growth\n\nProcessor time in ms, the clock for workers; the exponent is fitted to the upper half of the "
+            f"sizes.\n\n![time by size](growth.svg)\n\n{growth_table(growth)}"
+        )
+    if listening:
+        parts.append(f"## Listening\n\n{size_table(list(listening))}")
     if footprint:
         parts.append(f"## Footprint\n\n{latency_table(footprint)}\n{size_table(footprint)}")
     if scan:
@@ -287,9 +352,28 @@ def render(
             "what has less than 20 dB is refused, and `bundle quantize` has no row where it refused.\n\n"
             + quantize_table(quantize)
         )
-    every = [*fewshot, *latency, *footprint, *scan, *instructions, *kernels, *episodic_step, *senses, *quantize]
+    every = [
+        *fewshot,
+        *latency,
+        *footprint,
+        *scan,
+        *instructions,
+        *kernels,
+        *episodic_step,
+        *senses,
+        *quantize,
+        *growth,
+        *listening,
+    ]
     parts.append("## Where the rows come from\n\n" + provenance(every))
     return "\n".join(parts)
+
+
+def with_speed(readme: str, latency: list[dict], footprint: list[dict]) -> str:
+    """The README with its speed table renewed."""
+    before, _, rest = readme.partition(SPEED_BEGIN)
+    _, _, after = rest.partition(SPEED_END)
+    return before + SPEED_BEGIN + "\n" + speed_table(latency, footprint) + "\n" + SPEED_END + after
 
 
 def main() -> None:
@@ -309,9 +393,13 @@ def main() -> None:
             "episodic_step",
             "senses",
             "quantize",
+            "growth",
+            "listening",
         )
     ]
     arguments.output.write_text(render(*found), encoding="utf-8")
+    if arguments.output == RESULTS:
+        README.write_text(with_speed(README.read_text(encoding="utf-8"), *found[1:3]), encoding="utf-8")
 
 
 if __name__ == "__main__":

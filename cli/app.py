@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgealign import __version__
-from edgealign.cli import artifacts
+from edgealign.cli.lazy import LazyGroup
 from edgealign.cli.options import (
     SOUNDS,
     BundleOption,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="edgealign",
+    cls=LazyGroup,
     help="Learns words, sounds and pictures from one to ten samples on this device, offline, and recognizes them.",
     no_args_is_help=True,
     add_completion=False,
@@ -49,16 +50,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(artifacts.store_app, name="store")
-app.add_typer(artifacts.bundle_app, name="bundle")
-if sys.argv[1:2] != ["classify"]:  # whose cold start is a promise: it does not wait for other commands to be set up
-    from edgealign.cli import evaluating, importing, listening, quantizing, scanning
-
-    scanning.register(app)
-    app.command()(listening.listen)
-    app.command()(evaluating.evaluate)
-    artifacts.bundle_app.command("import")(importing.import_model)
-    artifacts.bundle_app.command("quantize")(quantizing.quantize)
 
 
 def main() -> None:

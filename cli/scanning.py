@@ -61,13 +61,6 @@ TierOption = Annotated[str | None, typer.Option("--tier", help="Of EAF and TextG
 HighOption = Annotated[float | None, typer.Option("--fmax", help="Highest frequency of them.", metavar="HZ")]
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    app.command()(scan)
-    app.command()(calibrate)
-    app.command()(simulate)
-
-
 def scan(
     recordings: RecordingsArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is found.", metavar="OUT")],

@@ -12,7 +12,7 @@ from toy_bundle import noise_clip, word_clip
 # Benchmarks are not installed; they are run from the root of the repository.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import episodes, fewshot, footprint, latency, rivals, rows, tables
+from benchmarks import episodes, fewshot, footprint, growth, latency, listening, rivals, rows, tables
 from benchmarks.episodes import Clip
 
 N_TAKES = 8
@@ -231,10 +231,12 @@ def test_texts_join_the_prototype_with_their_weight():
 
 
 def test_a_cold_process_is_timed_and_its_failure_told():
-    seconds, cpu_seconds, megabytes = latency.run_cold(["-c", "import time; time.sleep(1); x = bytes(40_000_000)"])
+    seconds, cpu_seconds, megabytes = latency.run_cold(
+        [sys.executable, "-c", "import time; time.sleep(1); x = bytes(40_000_000)"]
+    )
     assert seconds > 1 > cpu_seconds > 0 and megabytes > 40
     with pytest.raises(RuntimeError, match="no such thing"):
-        latency.run_cold(["-c", "raise SystemExit('no such thing')"])
+        latency.run_cold([sys.executable, "-c", "raise SystemExit('no such thing')"])
 
 
 def test_size_counts_files_and_no_links(tmp_path):
@@ -278,7 +280,9 @@ def test_tables_show_every_mean_and_the_mean_of_the_packs():
 
 
 def test_latency_rows_become_a_table_with_ratio_memory_and_accuracy():
-    rows_ = latency.cold_rows({"nothing": ["-c", ""], "a loop": ["-c", "sum(range(3_000_000))"]}, "nothing", 3)
+    rows_ = latency.cold_rows(
+        {"nothing": [sys.executable, "-c", ""], "a loop": [sys.executable, "-c", "sum(range(3_000_000))"]}, "nothing", 3
+    )
     assert rows_[0]["cpu_ratio"] == 1 < rows_[1]["cpu_ratio"]
     fewshot_rows = [
         fewshot_row(k=5, mean=80.0),
@@ -317,3 +321,25 @@ def test_several_teachers_give_a_clip_each_and_others_ask():
         assert not {clips[row].speaker for row in episode.queries} & taught_by[0]
     with pytest.raises(episodes.TooFewClips, match="nobody to ask"):
         episodes.draw(clips, "several speakers", 5, 1, seed=1)
+
+
+def test_the_speed_table_of_the_readme_is_that_of_the_rows():
+    readme = tables.README.read_text(encoding="utf-8")
+    assert readme.count(tables.SPEED_BEGIN) == readme.count(tables.SPEED_END) == 1
+    found = [rows.read(rows.FOLDER / f"{name}.jsonl") for name in ("latency", "footprint")]
+    assert tables.with_speed(readme, *found) == readme, "run python -m benchmarks.tables"
+
+
+def test_an_exponent_is_the_slope_of_the_upper_half():
+    points = [{"x": x, "cpu_median_ms": 5 + 0.01 * x**1.5} for x in (1, 10, 100, 1000, 10_000, 100_000)]
+    assert growth.exponent(points) == pytest.approx(1.5, abs=0.01)
+    line = tables.growth_table(
+        growth.with_exponents([{"what": "growth", "of": "labels", "stage": "m"} | p for p in points])
+    )
+    assert line.splitlines()[-1].startswith("| labels | m | 1: 5.01, 10:") and line.rstrip().endswith("| 1.5 |")
+
+
+def test_delays_are_those_of_the_first_answer_after_each_word():
+    heard = [(1.2, True), (2.9, False), (3.3, False), (9.0, True)]
+    known, unknown, n_missed = listening.delays_ms(heard, [1.0, 3.0, 5.0])
+    assert (known, unknown, n_missed) == (pytest.approx([200]), pytest.approx([300]), 1)

@@ -79,6 +79,23 @@ def test_the_shipped_bundle_is_not_checked_like_that_of_a_stranger(tmp_path: Pat
     assert not (tmp_path / "cache" / "edgealign").exists()
 
 
+def test_a_command_does_not_wait_for_the_others(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from edgealign.cli.app import main
+try:
+    main()
+finally:
+    print(*sorted(name for name in sys.modules if name.startswith("edgealign.cli.")), file=sys.stderr)
+"""
+    environment = {"EDGEALIGN_BUNDLE": toy_bundle.path, "EDGEALIGN_STORE": str(tmp_path)}
+    assert run(code, "enroll", samples_folder, **environment).returncode == 0
+    ran = run(code, "classify", samples_folder / "maji" / "voice0.wav", **environment)
+    assert ran.returncode == 0
+    modules = {name.removeprefix("edgealign.cli.") for name in ran.stderr.splitlines()[-1].split()}
+    assert modules == {"answers", "app", "lazy", "options", "output"}
+
+
 def test_importing_edgealign_imports_nothing_heavy() -> None:
     code = (
         "import sys; before = set(sys.modules); import edgealign;"
