@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgealign.cli import importing, quantizing
 from edgealign.cli.options import ModalityOption, StoreOption, store_path
 from edgealign.cli.output import print_facts, printable, table
 
@@ -235,7 +234,3 @@ def sign_bundle(
     from edgealign import signatures
 
     print(f"wrote {printable(signatures.sign(bundle, key))}")
-
-
-bundle_app.command("import")(importing.import_model)
-bundle_app.command("quantize")(quantizing.quantize)

@@ -17,7 +17,7 @@ COMMANDS = {
     "listen": "listening:listen",
     "evaluate": "evaluating:evaluate",
     "store": "artifacts:store_app",
-    "bundle": "artifacts:bundle_app",
+    "bundle": "bundles:bundle_app",
 }
 
 
