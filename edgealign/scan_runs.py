@@ -26,7 +26,7 @@ from edgealign.scan_journal import Journal
 from edgealign.scan_outputs import Outputs
 from edgealign.scan_windows import WindowScanner
 from edgealign.sources import is_audio_name
-from edgealign.store import TEXT
+from edgealign.store import RECORDING
 from edgealign.timestamps import recorded_at, utc_text
 
 MIX, ALL = "mix", "all"
@@ -349,7 +349,7 @@ def make_scanner(recognizer: Recognizer, options: ScanOptions) -> AnyScanner:
     if isinstance(bundle.input.windows, ClipWindows):
         return WindowScanner(bundle, matcher, labels, options)
     rows, embeddings = recognizer.store.rows(), recognizer.store.embeddings()
-    weights = np.where(rows["kind"] == TEXT, bundle.text_weight, 1).astype(np.float32)
+    weights = np.where(rows["kind"] == RECORDING, 1, bundle.text_weight).astype(np.float32)
     prototypes = kernels.prototypes(embeddings, rows["label"], len(labels), weights)
     return Scanner(bundle, matcher, labels, prototypes, options)
 
