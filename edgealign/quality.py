@@ -127,7 +127,7 @@ class Quality:
                 if others is not None and others[0][row] < distance:
                     other = self.labels[others[1][row]]
                     warnings.append(
-                        f"{clip} sounds more like '{other}' ({others[0][row]:.2f} away) than like the rest of "
+                        f"{clip} is more like '{other}' ({others[0][row]:.2f} away) than like the rest of "
                         f"'{self.labels[label]}' ({distance:.2f} away): check that it is what its label says"
                     )
                 elif len(own) >= MIN_RECORDINGS_FOR_OUTLIERS and distance > limit:
@@ -153,7 +153,7 @@ class Quality:
                 warnings.setdefault(
                     frozenset((label, other)),
                     f"'{self.labels[label]}' and '{self.labels[other]}' are easily confused: they are {distance:.2f} "
-                    f"apart, while recordings lie {spread:.2f} from their own label on average",
+                    f"apart, while samples lie {spread:.2f} from their own label on average",
                 )
         return _shortened(list(warnings.values()), "pairs of labels")
 

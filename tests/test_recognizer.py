@@ -139,7 +139,7 @@ def test_text_that_the_bundle_cannot_read(recognizer: Recognizer) -> None:
 def test_a_clip_of_another_word_is_called_an_outlier(recognizer: Recognizer, samples_folder: Path) -> None:
     assert recognizer.enroll(samples_folder).warnings == ()
     report = recognizer.enroll([word_clip(1, 50)], label="maji", sample_rate_hz=RATE_HZ)
-    assert any("sounds more like 'moto'" in warning for warning in report.warnings)
+    assert any("is more like 'moto'" in warning for warning in report.warnings)
 
 
 def test_a_clip_unlike_its_label_is_called_an_outlier_but_of_two_neither(recognizer: Recognizer) -> None:
