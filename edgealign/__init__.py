@@ -5,9 +5,13 @@ Public names load on first use, so that `import edgealign` costs no more than nu
 
 from __future__ import annotations
 
-import os.path
+import os
 
 __version__ = "0.1.0"
+
+# ONNX Runtime from 1.32 on leaves a device id in the user's cache folder and may report its use over the network.
+# edgealign works without a network and sends nothing; a variable that is set already stays as it is.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOME = {
     "Bundle": "edgealign.bundle",

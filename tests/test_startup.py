@@ -185,3 +185,15 @@ def test_samples_of_any_dtype_do_not_change_in_place(toy_bundle: Bundle, tmp_pat
     kept = samples.copy()
     Recognizer(toy_bundle, tmp_path / "words.store").enroll([samples], label="maji", sample_rate_hz=RATE_HZ)
     assert np.array_equal(samples, kept)
+
+
+def test_nothing_is_left_behind_for_reports_of_use(tmp_path: Path) -> None:
+    """ONNX Runtime from 1.32 on writes a device id into the cache folder when it may report."""
+    encoder = Path(package_bundle("speech"), "encoder.onnx")
+    code = "import sys, edgealign, onnxruntime; onnxruntime.InferenceSession(sys.argv[1])"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, encoder], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert done.returncode == 0 and not list(tmp_path.iterdir()), done.stderr

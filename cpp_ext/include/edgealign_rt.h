@@ -58,7 +58,8 @@ typedef struct ea_runtime ea_runtime;
 
 /* The ONNX Runtime, 1.17 or newer, in a shared library, such as libonnxruntime.so.1 in the wheel of Python's
    onnxruntime. path: as for dlopen; NULL is $EDGEALIGN_ONNXRUNTIME, else libonnxruntime.so.1 where the system's loader
-   finds it. EA_RUNTIME_MISSING says what was wrong. */
+   finds it. EA_RUNTIME_MISSING says what was wrong.
+   From 1.32 on it may report its use over the network: a host sets ORT_DISABLE_TELEMETRY=1 in its environment before. */
 EA_API ea_status ea_runtime_open(const char *path, ea_runtime **runtime, char *message);
 
 /* The ONNX Runtime that the program has already: what its OrtGetApiBase() returned. */

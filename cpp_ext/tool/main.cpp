@@ -408,6 +408,7 @@ int guarded(int count, char **words) {
 
 int main(int count, char **words) {
     std::signal(SIGPIPE, SIG_DFL);
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // ONNX Runtime from 1.32 on leaves a device id and reports its use
     int code = guarded(count, words);
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
         std::fputs("error: standard output cannot be written\n", stderr);
