@@ -649,6 +649,20 @@ def test_backend_agrees_with_oracle(
     entry.compare(compute(op, backend, arguments), want, *exact)
 
 
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+@pytest.mark.parametrize(("n_queries", "n_prototypes"), [(400, 300), (3, 40_000)], ids=["queries", "prototypes"])
+def test_threads_change_no_bit(n_queries: int, n_prototypes: int, storage: str) -> None:
+    """Enough distances for several threads, which divide the queries or, of few queries, the prototypes."""
+    queries, prototypes = (rng("threads").normal(size=(n, 64)).astype(np.float32) for n in (n_queries, n_prototypes))
+    packed = kernels.pack(prototypes, storage)
+    for metric in ("sq_l2", "cosine", "inner_product"):
+        alone, together = (getattr(kernels, metric)(queries, packed, threads=n) for n in (1, 3))
+        assert alone.tobytes() == together.tobytes()
+    found = [kernels.nearest(queries, packed, 5, threads=n) for n in (1, 3)]
+    for alone, together in zip(*found, strict=True):
+        assert alone.tobytes() == together.tobytes()
+
+
 def declared_kernels() -> set[str]:
     return set(re.findall(r"EA_KERNEL ea_status ea_(\w+)\(", HEADER.read_text()))
 

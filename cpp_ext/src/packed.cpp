@@ -21,6 +21,7 @@ constexpr size_t MAX_INT8_DIM = 32768;
 constexpr size_t MAX_WIDTH = 16;  // prototypes in a panel, at most
 constexpr size_t MAX_THREADS = 256;
 constexpr size_t MANY = 12;  // queries a thread: with fewer, the prototypes are divided instead
+constexpr double WORTH_A_THREAD = 2e6;  // products: less is done before a thread has started
 constexpr size_t SOME_QUERIES = 24, SOME_PROTOTYPES = 256;  // whose distances are on the stack
 
 // The formulas in float64, for what float32 cannot be trusted with.
@@ -138,11 +139,17 @@ ea_status in_blocks(const Panels &panels, int32_t metric, const float *rows, siz
     return EA_OK;
 }
 
+// How many of the threads that were allowed pay for so many distances.
+size_t worth_threads(size_t allowed, const Panels &panels, size_t n_queries) {
+    const double products = double(n_queries) * double(panels.n_prototypes) * double(panels.dim);
+    return std::max<size_t>(1, size_t(std::min(double(std::min(allowed, MAX_THREADS)), products / WORTH_A_THREAD)));
+}
+
 // body(first, end) for ranges of n_items, each in a thread of its own but the first, which the caller's thread does. The
 // worst status is returned.
 template <class Body>
 ea_status in_threads(size_t n_threads, size_t n_items, Body body) {
-    n_threads = std::max<size_t>(1, std::min({n_threads, n_items, MAX_THREADS}));
+    n_threads = std::max<size_t>(1, std::min(n_threads, n_items));
     if (n_threads == 1) return body(size_t(0), n_items);
     std::vector<ea_status> statuses(n_threads, EA_OK);
     std::vector<std::thread> threads;
@@ -240,7 +247,8 @@ ea_status ea_packed_distances(const ea_packed *packed, const float *queries, siz
         return EA_INVALID_ARGUMENT;
     const Panels &panels = packed->panels;
     const size_t stride = panels.n_prototypes;
-    if (n_threads <= 1) return to_panels(panels, metric, queries, n_queries, 0, panels.n_panels, distances, stride);
+    n_threads = worth_threads(n_threads, panels, n_queries);
+    if (n_threads == 1) return to_panels(panels, metric, queries, n_queries, 0, panels.n_panels, distances, stride);
     if (n_queries >= n_threads * MANY || panels.n_panels == 0)
         return in_threads(n_threads, n_queries, [&](size_t first, size_t end) {
             return to_panels(panels, metric, queries + first * panels.dim, end - first, 0, panels.n_panels,
@@ -258,7 +266,7 @@ ea_status ea_packed_nearest(const ea_packed *packed, const float *queries, size_
         || !is_matrix(indices, n_queries, k))
         return EA_INVALID_ARGUMENT;
     const Panels &panels = packed->panels;
-    return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
+    return in_threads(worth_threads(n_threads, panels, n_queries), n_queries, [&](size_t begin, size_t end) {
         return in_blocks(panels, metric, queries + begin * panels.dim, end - begin,
                          [&](size_t query, size_t count, size_t first, size_t n, const float *found) {
             for (size_t i = 0; i < count; i++) {
@@ -293,7 +301,7 @@ ea_status ea_packed_label_distances(const ea_packed *packed, const int32_t *labe
     for (size_t j = 0; j < panels.n_prototypes; j++)
         if (labels[j] < 0 || size_t(labels[j]) >= n_labels) return EA_INVALID_ARGUMENT;
     std::fill(distances, distances + n_queries * n_labels, INFINITY);
-    return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
+    return in_threads(worth_threads(n_threads, panels, n_queries), n_queries, [&](size_t begin, size_t end) {
         return in_blocks(panels, metric, queries + begin * panels.dim, end - begin,
                          [&](size_t query, size_t count, size_t first, size_t n, const float *found) {
             for (size_t i = 0; i < count; i++)
@@ -313,7 +321,7 @@ ea_status ea_packed_log_softmax(const ea_packed *packed, const float *queries, s
         return EA_INVALID_ARGUMENT;
     const Panels &panels = packed->panels;
     const size_t stride = panels.n_prototypes;
-    return in_threads(n_threads, n_queries, [&](size_t begin, size_t end) {
+    return in_threads(worth_threads(n_threads, panels, n_queries), n_queries, [&](size_t begin, size_t end) {
         for (size_t query = begin; query < end; query += SOME_QUERIES) {
             const size_t count = std::min(SOME_QUERIES, end - query);
             float *rows = log_probabilities + query * stride;
