@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from edgealign.audio import AudioFile
 from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
 from edgealign.recognizer import Recognizer
 from edgealign.sources import Clip
@@ -193,9 +194,8 @@ def evaluate(
 
 
 def _duration_s(path: str) -> float:
-    import soundfile
-
-    return soundfile.info(path).duration
+    recording = AudioFile(path)
+    return recording.n_expected / recording.sample_rate_hz
 
 
 def _share(count: int, total: int) -> Interval | None:

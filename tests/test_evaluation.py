@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -115,6 +116,13 @@ def test_what_cannot_be_read_is_listed_and_the_rest_counted(edgealign, samples_f
     ran = edgealign("evaluate", known)
     assert ran.code == 5 and "broken.wav" in ran.err
     assert "3 clips of enrolled labels" in ran.out and "1 clips could not be read" in ran.out
+
+
+def test_a_name_that_is_not_utf8(edgealign, samples_folder: Path, known: Path) -> None:
+    edgealign("enroll", samples_folder)
+    (known / "maji" / "clip.wav").rename(known / "maji" / os.fsdecode(b"clip\xe9.wav"))
+    ran = edgealign("evaluate", known)
+    assert ran.code == 0 and ran.out.startswith("2 clips of enrolled labels")
 
 
 def test_refusals(edgealign, samples_folder: Path, known: Path, tmp_path: Path) -> None:
