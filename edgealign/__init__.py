@@ -3,8 +3,7 @@
 Public names load on first use, so that `import edgealign` costs no more than numpy does.
 """
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: the name would stand in front of the package edgealign.annotations.
 import os
 
 __version__ = "0.1.0"

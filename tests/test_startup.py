@@ -45,6 +45,17 @@ finally:
 """
 
 
+def test_no_name_of_the_package_stands_in_front_of_a_module() -> None:
+    done = run(
+        "import pkgutil, edgealign\n"
+        "names = [m.name for m in pkgutil.iter_modules(edgealign.__path__[:1]) if m.name != '_core']\n"
+        "assert 'annotations' in names\n"
+        "print(*(name for name in names if name in vars(edgealign)))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+
+
 def test_the_runtime_works_where_torch_cannot_be_imported(
     toy_bundle: Bundle, samples_folder: Path, tmp_path: Path
 ) -> None:
