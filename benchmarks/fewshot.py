@@ -25,6 +25,8 @@ import soundfile
 from benchmarks import episodes, rivals, rows
 from benchmarks.episodes import Clip, Episode
 from edgealign import Bundle, kernels, machine
+from edgealign.errors import InvalidInput
+from edgealign.train.corpus import EVALUATION_PACKS
 from edgealign.words import find_word
 
 README = "benchmarks/README.md"
@@ -161,6 +163,17 @@ def rival_answers(pack: Pack, cache: Cache, openwakeword: Path) -> dict[str, Ans
         "MFCC + DTW": Answers(distances=cache.get(f"dtw-{pack.name}", decisive, dtw)),
         "log-mel statistics": Answers(cache.get(f"log-mel-{pack.name}", decisive, stacked(rivals.log_mel_statistics))),
     }
+
+
+def expect_unheard(bundle: Bundle, packs: Sequence[str]) -> None:
+    """InvalidInput where training heard the test words of a pack: whatever was right would mean nothing."""
+    for name in packs:
+        about = EVALUATION_PACKS.get(name)
+        if about and f"{about.title}: {about.whole} ({about.license})" in bundle.manifest["attribution"]:
+            raise InvalidInput(
+                f"the bundle was trained on all of {name}, its test words included: measure one whose training left "
+                f"them out, {README} says how to make it"
+            )
 
 
 def embed_word(bundle: Bundle, samples: np.ndarray) -> np.ndarray:
@@ -371,6 +384,7 @@ def measure(
     variants: dict[str, Bundle] = {}
     if with_bundle:
         first = Bundle.open(bundle_path)
+        expect_unheard(first, packs)
         others = [name for name in first.manifest["encoder"]["variants"] if name != first.variant]
         variants = {name: Bundle.open(bundle_path, variant=name) for name in (first.variant, *others)}
     default = next(iter(variants.values()), None)
@@ -420,10 +434,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("where the packs are is not known: set EDGEALIGN_DATA or give --data")
-    made = measure(
-        arguments.bundle, arguments.data, arguments.cache, arguments.packs, arguments.episodes, arguments.seed,
-        not arguments.rivals_only,
-    )  # fmt: skip
+    try:
+        made = measure(
+            arguments.bundle, arguments.data, arguments.cache, arguments.packs, arguments.episodes, arguments.seed,
+            not arguments.rivals_only,
+        )  # fmt: skip
+    except InvalidInput as error:
+        sys.exit(f"{error}")
     rows.replace(arguments.rows, made, ("pack",))
     for row in made:
         name = f"{row['method']} - {row['minus']}" if "minus" in row else row["method"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.export.quantize import session_of
+from edgealign.train.corpus import EVALUATION_PACKS
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder, TextEncoder
 from edgealign.train.text_to_speech import load_state
 
@@ -58,6 +59,11 @@ class Checkpoint:
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InvalidInput(f"'{path}' was saved by another version of `edgealign train`: train again") from error
         return cls(encoders.eval(), state["vocabulary"], state["config"], state["corpus_sha256"], state["step"])
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Packs whose test words and speakers training did not hear; a checkpoint that does not say left out all."""
+        return tuple(self.config.get("left_out", EVALUATION_PACKS))
 
     def save_half(self, path: Path) -> None:
         """The weights alone in half precision: what training can start from, and what the bundle can be made of."""

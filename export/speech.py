@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,18 +19,29 @@ from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
 from edgealign.train.batches import Batches
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import Corpus
+from edgealign.train.corpus import EVALUATION_PACKS, Corpus
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 
 CARD = Path(__file__).with_name("speech_card.md")
 ATTRIBUTION = [
-    "Arabic Speech Commands (CC BY 4.0)",
-    "DSPSpeech-20 (MIT)",
     "Wake words by Picovoice (Apache-2.0)",
     "Community wake words by the Mycroft community (public domain waivers)",
     "ESC-50 clips marked CC0 or CC BY, as noise; their authors are named in ESC-50's own metadata",
     "Unicode CLDR names (Unicode license) and Debian word lists, spoken by espeak-ng and festival voices",
 ]
+
+
+def recordings_heard(left_out: Collection[str]) -> list[tuple[str, str]]:
+    """What was heard of the evaluation packs, and under which license: lines of the card and of the attribution."""
+    heard = [(pack, pack.part if name in left_out else pack.whole) for name, pack in EVALUATION_PACKS.items()]
+    return [(f"{pack.title}: {what}", pack.license) for pack, what in heard if what]
+
+
+def attribution(left_out: Collection[str]) -> list[str]:
+    """The manifest's list of what the weights were made from."""
+    return [*(f"{what} ({license})" for what, license in recordings_heard(left_out)), *ATTRIBUTION]
+
+
 BANK_WORDS, BANK_RECORDINGS, BANK_NOISES = 950, 200, 250
 CALIBRATION_CLIPS, HELD_OUT_CLIPS = 300, 200
 # Recordings that a typed word counts as. Chosen on validation words said by flite, a synthesizer that training does not
@@ -53,7 +64,9 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
             f"{corpus.sha256[:12]}: name the corpus it was trained on"
         )
     config = checkpoint.encoders.config
-    clips = Clips(corpus, Batches(corpus, checkpoint.vocabulary, TrainConfig(encoders=config)), seed=11)
+    left_out = checkpoint.left_out
+    batches = Batches(corpus, checkpoint.vocabulary, TrainConfig(encoders=config, left_out=left_out))
+    clips = Clips(corpus, batches, seed=11)
 
     centers = _centers(checkpoint, clips)
     speech = graph.ExportedSpeech(checkpoint.encoders, centers[0])
@@ -92,7 +105,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
         (source / "filters.f32").write_bytes(mel_filters().astype("<f4").tobytes())
         (source / "bank.f16").write_bytes(bank.astype("<f2").tobytes())
         (source / "vocab.json").write_text(json.dumps(checkpoint.vocabulary, sort_keys=True, ensure_ascii=False))
-        (source / "README.md").write_text(CARD.read_text(encoding="utf-8"), encoding="utf-8")
+        (source / "README.md").write_text(_card(left_out), encoding="utf-8")
         return write_bundle(
             target, source,
             golden_samples=_golden_clips(),
@@ -106,8 +119,13 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
             text_encoder={"file": "text_encoder.onnx", "vocab": "vocab.json", "weight": TEXT_WEIGHT},
             bank={"file": "bank.f16", "rows": len(bank)},
             calibration=calibration,
-            license="Apache-2.0", attribution=ATTRIBUTION,
+            license="Apache-2.0", attribution=attribution(left_out),
         )  # fmt: skip
+
+
+def _card(left_out: Collection[str]) -> str:
+    rows = "".join(f"| {what} | {license} |\n" for what, license in recordings_heard(left_out))
+    return CARD.read_text(encoding="utf-8").replace("{recordings}\n", rows)
 
 
 class Clips:
@@ -124,7 +142,7 @@ class Clips:
 
     def recordings(self, n: int) -> list[np.ndarray]:
         """Words that people said, from the training part; none where the corpus is synthetic alone."""
-        rows = [clip for label in self.batches.recorded for clip in self.corpus.clips_of[label]]
+        rows = [clip for clips in self.batches.recorded.values() for clip in clips]
         rows = self.rng.choice(rows, min(n, len(rows)), replace=False) if rows else []
         return self._in_the_field([int(i) for i in rows])
 

@@ -4,6 +4,7 @@ import hashlib
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import episodes, fewshot, footprint, growth, latency, listening, rivals, rows, tables
 from benchmarks.episodes import Clip
+from edgealign.errors import InvalidInput
+from edgealign.train.corpus import EVALUATION_PACKS
 
 N_TAKES = 8
 
@@ -116,6 +119,18 @@ def test_no_test_word_and_no_test_speaker_is_in_training_or_validation(split):
     assert test and len(test) + len(others) == len(table)
     for column in (2, 3):
         assert not {row[column] for row in test} & {row[column] for row in others}
+
+
+def test_words_that_training_heard_are_not_measured():
+    from edgealign.export.speech import attribution
+
+    def bundle(*left_out: str) -> SimpleNamespace:
+        return SimpleNamespace(manifest={"attribution": attribution(left_out)})
+
+    fewshot.expect_unheard(bundle(*EVALUATION_PACKS), fewshot.PACKS)
+    fewshot.expect_unheard(bundle("fsdd"), ["fsdd", "czech_synthetic"])
+    with pytest.raises(InvalidInput, match="trained on all of arabic_sc, its test words included"):
+        fewshot.expect_unheard(bundle("fsdd"), ["fsdd", "arabic_sc"])
 
 
 def test_interval_is_that_of_a_mean_of_coin_flips():

@@ -11,7 +11,17 @@ from tiny_run import InThisProcess, rendering_here
 from edgealign.errors import InvalidInput
 from edgealign.train import corpus as corpora
 from edgealign.train.augment import decode_power
-from edgealign.train.corpus import CLIP, N_BINS, STRETCHES, Corpus, CorpusConfig, build, encode_power
+from edgealign.train.corpus import (
+    CLIP,
+    CROSSED,
+    N_BINS,
+    STRETCHES,
+    TESTED,
+    Corpus,
+    CorpusConfig,
+    build,
+    encode_power,
+)
 from edgealign.train.synthesis import ACCENTS, Espeak
 from edgealign.train.words import reserved_sounds, sound_of
 
@@ -106,18 +116,23 @@ def test_words_that_sound_the_same_in_two_languages_are_one_label(given_words):
 
 def test_recorded_words_keep_their_speakers_and_the_roles_of_their_split(recorded_corpus):
     corpus = recorded_corpus.corpus
-    named = {label.source: i for i, label in enumerate(corpus.labels) if label.source != "synthetic"}
-    arabic = {f"arabic_sc:word{i}" for i in (0, 1, 2, 3, 5, 6, 7, 8, 10, 11)}  # 4 and 9 are of the test role
-    stretches = {name for name in named if name.startswith(STRETCHES)}
-    assert set(named) == arabic | {"wakewords_en:computer"} | stretches
-    assert {corpus.labels[i].source for i in corpus.select("val", synthetic=False)} == {
-        f"arabic_sc:word{i}" for i in (2, 3, 7, 8, 10, 11)
-    }
-    own = corpus.clips_of[named["arabic_sc:word0"]]
-    assert len(own) == 6
-    assert len(set(corpus.clips["speaker"][own].tolist())) == 3
-    assert corpus.labels[named["wakewords_en:computer"]].text == "computer"
-    assert corpus.labels[named["arabic_sc:word0"]].text == ""
+    arabic = {role: set() for role in ("train", "val", TESTED, CROSSED)}
+    for label in corpus.labels:
+        if label.source.startswith("arabic_sc"):
+            arabic[label.role].add(label.source.removeprefix("arabic_sc:word"))
+    assert arabic["train"] == {"0", "1", "5", "6"}
+    assert arabic["val"] == {"2", "3", "7", "8", "10", "11"}
+    assert arabic[TESTED] == {"4", "9"}
+    # Training words by the test's speaker and the other way round; validation words by them are not rendered.
+    assert arabic[CROSSED] == arabic["train"] | arabic[TESTED]
+    for role, n_speakers in (("train", 3), (CROSSED, 1)):
+        label = next(i for i, x in enumerate(corpus.labels) if (x.source, x.role) == ("arabic_sc:word0", role))
+        own = corpus.clips_of[label]
+        assert len(set(corpus.clips["speaker"][own].tolist())) == n_speakers
+        assert len(own) == 2 * n_speakers
+        assert corpus.labels[label].text == ""
+    spelled = next(label for label in corpus.labels if label.source == "wakewords_en:computer")
+    assert spelled.text == "computer"
 
 
 def test_recorded_words_are_found_in_the_silence_around_them(recorded_corpus):

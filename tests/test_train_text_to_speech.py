@@ -14,7 +14,7 @@ from torch import nn
 from edgealign.errors import InvalidInput
 from edgealign.train.batches import RECORDED_SHARES, Batch, Batches, build_vocabulary
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import STRETCHES, Corpus, Label
+from edgealign.train.corpus import STRETCHES, TESTED, Corpus, Label
 from edgealign.train.encoders import AlignedEncoders
 from edgealign.train.text_to_speech import Trainer, in_parts, joint_loss, load_state, source_task
 from edgealign.train.validation import Validation
@@ -165,13 +165,27 @@ def test_takes_of_a_recorded_word_are_by_different_speakers_as_far_as_there_are_
     assert len(batches._takes(random.Random(0), label, 8)) == 8  # there are six: two come again
 
 
-def test_validation_words_cannot_change_a_batch(recorded_corpus, batches):
-    """Poison the sound and the roles' spelling of every validation word: what training sees stays as it was."""
+def test_a_pack_that_is_not_left_out_is_heard_with_all_of_its_speakers(recorded_corpus):
+    corpus = recorded_corpus.corpus
+    heard = batches_of(corpus, left_out=("dspspeech20", "fsdd"))
+    speakers = {corpus.labels[label].source: len(of) for label, of in heard.clips_by_speaker.items()}
+    arabic = {name.removeprefix("arabic_sc:word"): n for name, n in speakers.items() if name.startswith("arabic_sc")}
+    assert arabic == {"0": 4, "1": 4, "5": 4, "6": 4, "4": 4, "9": 4}  # one label each; validation words stay apart
+    assert {corpus.labels[label].role for label in heard.recorded} == {"train", TESTED}
+
+
+def test_a_pack_that_cannot_be_left_out_is_refused():
+    with pytest.raises(InvalidInput, match=r"'esc50' cannot be left out: expected some of arabic_sc"):
+        tiny_config(left_out=("esc50",))
+
+
+def test_words_and_speakers_that_are_left_out_cannot_change_a_batch(recorded_corpus, batches):
+    """Poison the sound of every word that is validated, tested or said by a speaker of the test."""
     corpus = recorded_corpus.corpus
     poisoned = SimpleNamespace(**vars(corpus))
     poisoned.spectra = np.array(corpus.spectra)
     for label, clips in zip(corpus.labels, corpus.clips_of, strict=True):
-        for row in corpus.clips[clips] if label.role == "val" else ():
+        for row in corpus.clips[clips] if label.role != "train" else ():
             poisoned.spectra[row["offset"] : row["offset"] + row["n_frames"]] = 255
     poisoned.select = corpus.select
     other = Batches(poisoned, build_vocabulary(corpus), batches.config)

@@ -91,7 +91,7 @@ def _rendered(folder: Path, data: Path | None) -> Rendered:
 def _write_packs(data: Path, splits: Path) -> None:
     """Packs in the layout of the recorded ones, "spoken" by the made-up voices of toy_bundle."""
     rows: dict[str, list[str]] = {"wakewords_en": [], "wakewords_community": [], "esc50": []}
-    split_rows: dict[str, list[str]] = {"arabic_sc": [], "dspspeech20": []}
+    split_rows: dict[str, list[str]] = {"arabic_sc": [], "dspspeech20": [], "fsdd": []}
     splits.mkdir(parents=True)
 
     def clip(pack: str, name: str, samples: np.ndarray) -> None:
@@ -110,19 +110,20 @@ def _write_packs(data: Path, splits: Path) -> None:
         rows["esc50"].append(f"rain/{take}.wav\train\tCC0")
         clip("esc50", f"not_free/{take}.wav", word_clip(1, take))
         rows["esc50"].append(f"not_free/{take}.wav\tnot_free\tCC-BY-NC")
+    recorded = []
     for word in range(12):
-        # The pack's words of the test role must not be heard: they have no files.
         role = ("train", "train", "val", "val", "test")[word % 5] if word < 10 else "val"
-        for voice in range(3):
-            for take in range(2 if role != "test" else 0):
-                clip("arabic_sc", f"word{word}/{voice}{take}.wav", word_clip(word, 3 * take + voice))
-            split_rows["arabic_sc"].append(f"arabic_sc\tword{word}/{voice}0.wav\tword{word}\tar{voice}\t{role}")
-            if role != "test":
-                split_rows["arabic_sc"].append(f"arabic_sc\tword{word}/{voice}1.wav\tword{word}\tar{voice}\t{role}")
-    for pack in ("wakewords_en", "wakewords_community", "esc50", "arabic_sc", "arabic_sc_train"):
-        _write_rows(data / pack / "manifest.tsv", "file\tlabel\tlicence", rows.get(pack, []))
-    for pack in ("dspspeech20", "dspspeech20_train"):
-        _write_rows(data / pack / "manifest.tsv", "file\tlabel\tlicence", [])
+        for voice in range(4):  # the fourth is of the test role: with words of other roles no split lists it
+            for take in range(2):
+                name = f"word{word}/{voice}{take}.wav"
+                clip("arabic_sc", name, word_clip(word, 3 * take + voice))
+                recorded.append(f"{name}\tword{word}\tar{voice}")
+                if (role == "test") == (voice == 3):
+                    split_rows["arabic_sc"].append(f"arabic_sc\t{name}\tword{word}\tar{voice}\t{role}")
+    for pack in ("wakewords_en", "wakewords_community", "esc50"):
+        _write_rows(data / pack / "manifest.tsv", "file\tlabel\tlicence", rows[pack])
+    for pack in ("arabic_sc", "arabic_sc_train", "dspspeech20", "dspspeech20_train", "fsdd"):
+        _write_rows(data / pack / "manifest.tsv", "file\tlabel\tspeaker", recorded if pack == "arabic_sc" else [])
     for name, lines in split_rows.items():
         _write_rows(splits / f"{name}.tsv", "pack\tfile\tlabel\tspeaker\trole", lines)
 

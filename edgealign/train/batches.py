@@ -15,7 +15,7 @@ from torch import Tensor
 from edgealign.text import Tokenizer, normalize
 from edgealign.train.augment import Augmenter
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import STRETCHES, Corpus
+from edgealign.train.corpus import CROSSED, STRETCHES, TESTED, Corpus
 from edgealign.train.front_end import WINDOWS
 from edgealign.train.words import sound_of
 
@@ -62,7 +62,8 @@ class Batch:
 
 # How often a recorded word of a batch is of this source.
 RECORDED_SHARES = {
-    "arabic_sc": 0.3, "dspspeech20": 0.25, "wakewords_en": 0.2, "wakewords_community": 0.1, STRETCHES: 0.15
+    "arabic_sc": 0.3, "dspspeech20": 0.25, "fsdd": 0.15, "wakewords_en": 0.2, "wakewords_community": 0.1,
+    STRETCHES: 0.15,
 }  # fmt: skip
 
 
@@ -86,15 +87,30 @@ class Batches:
         self.augmenter = Augmenter(config.augment, corpus.noise)
         self.phone_ids = {c: i for i, c in enumerate(_phones(corpus)[: config.encoders.n_phones - 1], 1)}
         self.synthetic = corpus.select("train", synthetic=True)
-        self.recorded = corpus.select("train", synthetic=False)
+        self.recorded = self._recorded()
         sound = {i: sound_of(corpus.labels[i].ipa) for i in self.synthetic}
-        self.clips_by_speaker = {label: self._by_speaker(label) for label in self.recorded}
+        self.clips_by_speaker = {label: self._by_speaker(clips) for label, clips in self.recorded.items()}
         self.packs: dict[str, list[int]] = {}
         for label in self.recorded:
             self.packs.setdefault(corpus.labels[label].source.split(":")[0], []).append(label)
         self.shares = [RECORDED_SHARES[source] for source in self.packs]
         self.by_start = sorted(self.synthetic, key=lambda i: sound[i])
         self.by_end = sorted(self.synthetic, key=lambda i: sound[i][::-1])
+
+    def _recorded(self) -> dict[int, list[int]]:
+        """Clips of every word that people said and training may hear, by the first row of the word's labels."""
+        rows = self.corpus.select("train", synthetic=False)
+        for role in (TESTED, CROSSED):
+            rows += [
+                i for i in self.corpus.select(role, synthetic=False)
+                if self.corpus.labels[i].source.split(":")[0] not in self.config.left_out
+            ]  # fmt: skip
+        first_row: dict[str, int] = {}
+        clips: dict[int, list[int]] = {}
+        for row in rows:
+            label = first_row.setdefault(self.corpus.labels[row].source, row)
+            clips.setdefault(label, []).extend(self.corpus.clips_of[row].tolist())
+        return clips
 
     def draw(self, step: int) -> Batch:
         config = self.config
@@ -132,7 +148,7 @@ class Batches:
 
     def _window_takes(self, rng: random.Random, label: int, n: int) -> list[tuple[int, np.ndarray]]:
         """One window of a stretch of unknown words, n times: field conditions make them the takes of n voices."""
-        clip = rng.choice(self.corpus.clips_of[label].tolist())
+        clip = rng.choice(self.recorded[label])
         row = self.corpus.clips[clip]
         length = int(row["end"] - row["first"])
         width = min(rng.randint(25, 90), length)
@@ -168,9 +184,9 @@ class Batches:
         begin = int(row["offset"] + row["first"] + first * length)
         return self.corpus.spectra[begin : max(begin + 4, int(row["offset"] + row["first"] + end * length))]
 
-    def _by_speaker(self, label: int) -> dict[int, list[int]]:
+    def _by_speaker(self, clips: list[int]) -> dict[int, list[int]]:
         by_speaker: dict[int, list[int]] = {}
-        for clip in self.corpus.clips_of[label].tolist():
+        for clip in clips:
             by_speaker.setdefault(int(self.corpus.clips["speaker"][clip]), []).append(clip)
         return by_speaker
 
@@ -187,7 +203,7 @@ class Batches:
         return list(chosen)[:n]
 
     def _takes(self, rng: random.Random, label: int, n: int) -> list[int]:
-        by_speaker = self.clips_by_speaker.get(label) or self._by_speaker(label)
+        by_speaker = self.clips_by_speaker.get(label) or self._by_speaker(self.corpus.clips_of[label].tolist())
         by_speaker = {speaker: rng.sample(clips, len(clips)) for speaker, clips in by_speaker.items()}
         by_speaker = {speaker: by_speaker[speaker] for speaker in rng.sample(list(by_speaker), len(by_speaker))}
         turns = [clip for turn in zip(*by_speaker.values(), strict=False) for clip in turn]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from edgealign.errors import InvalidInput
 from edgealign.train.augment import AugmentConfig
+from edgealign.train.corpus import EVALUATION_PACKS
 from edgealign.train.encoders import EncoderConfig
 
 RECIPES = ("joint", "croma")
@@ -33,10 +34,14 @@ class TrainConfig:
     inner_learning_rate: float = 1e-3
     outer_learning_rate: float = 1e-3
     validate_every: int = 250
+    left_out: tuple[str, ...] = tuple(EVALUATION_PACKS)  # packs whose test words and speakers training does not hear
     encoders: EncoderConfig = field(default_factory=EncoderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        for pack in self.left_out:
+            if pack not in EVALUATION_PACKS:
+                raise InvalidInput(f"'{pack}' cannot be left out: expected some of {', '.join(EVALUATION_PACKS)}")
         for name, value in vars(self).items():
             lowest = int(name in {"steps", "synthetic_words", "renders", "takes", "inner_steps", "validate_every"})
             if isinstance(value, (int, float)) and not lowest <= value < math.inf:

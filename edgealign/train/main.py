@@ -42,6 +42,10 @@ def text_to_speech(
     languages: Annotated[str, typer.Option(help="espeak-ng voices, with commas. Default: all usable ones.")] = "",
     words: Annotated[int, typer.Option(min=20, help="Synthetic words of each language.")] = 600,
     start_from: Annotated[Path | None, typer.Option(help="Checkpoint whose weights a new run begins with.")] = None,
+    leave_out: Annotated[
+        str,
+        typer.Option(help="Recorded packs whose test words and speakers training must not hear, with commas, or none."),
+    ] = "arabic_sc,dspspeech20,fsdd",
     settings: Annotated[str, typer.Option("--set", help="Fields of TrainConfig: name=number, with commas.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="Of torch; drawing the next batches takes one more.")] = 1,
 ) -> None:
@@ -59,7 +63,9 @@ def text_to_speech(
     chosen = tuple(name.strip() for name in languages.split(",") if name.strip())
     corpus_config = CorpusConfig(seed=seed, languages=chosen, words_per_language=words)
     build(corpus, corpus_config, data, workers=os.cpu_count() or 1, report=_report)
-    config = replace(TrainConfig(recipe=recipe, seed=seed, steps=steps), **chosen_settings(settings, TrainConfig))
+    left_out = () if leave_out == "none" else tuple(name.strip() for name in leave_out.split(",") if name.strip())
+    config = TrainConfig(recipe=recipe, seed=seed, steps=steps, left_out=left_out)
+    config = replace(config, **chosen_settings(settings, TrainConfig))
     trainer = Trainer(Corpus(corpus), config, run)
     if start_from is not None and trainer.step == 0:
         trainer.start_from(start_from)
