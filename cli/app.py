@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,19 +55,36 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `edgealign` command: errors become one sentence on stderr and their exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  held open for the life of the process
+        getattr(sys, name).reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, BrokenPipeError):  # which typer makes an exit with 1
+            _leave_stdout(0)
+        raise
     except EdgealignError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (head, less) has gone; that is its right. Keep the interpreter from flushing into the closed pipe.
-        sys.stdout = None
-        sys.exit(0)
+    except BrokenPipeError:  # the reader (head, less) has gone; that is its right
+        _leave_stdout(0)
+    except OSError as error:
+        where = "standard output" if error.filename is None else f"'{error.filename}'"
+        say(f"error: {where} cannot be used: {error.strerror}")
+        _leave_stdout(EdgealignError.exit_code)
+
+
+def _leave_stdout(exit_code: int) -> None:
+    """Exits, and keeps the interpreter from writing the rest to a stdout that takes no more."""
+    sys.stdout = None
+    sys.exit(exit_code)
 
 
 def _show_version(wanted: bool) -> None:
@@ -101,7 +119,12 @@ def enroll(
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option("--image", help="A picture that the label starts from; needs --label or --text.", metavar="F"),
+        typer.Option(
+            "--image",
+            help="A picture that the label starts from; needs --label or --text.",
+            metavar="F",
+            readable=False,
+        ),
     ] = None,
     language: Annotated[
         str | None,
@@ -112,6 +135,7 @@ def enroll(
         typer.Option(
             "--table",
             help="Annotations of recordings (Audacity, Raven, EAF, TextGrid, CSV with times): each is a clip.",
+            readable=False,
         ),
     ] = None,
     tier: Annotated[str | None, typer.Option("--tier", help="Which tier of an EAF or TextGrid.")] = None,
@@ -226,10 +250,15 @@ def _samples(files: list[str], modality: str, failures: list[EdgealignError]) ->
         if not Path(file).is_dir():
             yield file
             continue
-        found = sample_files(file, modality)
+        try:
+            found = sample_files(file, modality)
+        except InputUnreadable as error:
+            failures.append(error)
+            say(f"error: {error}")
+            continue
         if not found:
             what = "pictures" if modality == "image" else "audio files"
-            failures.append(InputUnreadable(f"'{file}' holds no {what}"))
+            failures.append(InputUnreadable(f"'{file}' holds no {what}: they are expected directly in it"))
             say(f"error: {failures[-1]}")
         yield from found
 
@@ -262,8 +291,9 @@ def embed(
     from edgealign.bundle import Bundle
     from edgealign.recognizer import Recognizer
     from edgealign.sources import are_pictures
-    from edgealign.writing import replace_file
+    from edgealign.writing import check_place, replace_file
 
+    check_place(output)
     channel_number = parse_channel(channel)
     if modality is None and are_pictures(files):
         modality = Modality.IMAGE

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgealign.cli.options import ModalityOption, StoreOption, store_path
+from edgealign.cli.options import BUNDLE_HELP, ModalityOption, StoreOption, store_path
 from edgealign.cli.output import print_facts, printable, table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ bundle_app = typer.Typer(
 )
 BundleArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[BUNDLE]", help="Bundle folder. Default: $EDGEALIGN_BUNDLE, else the one that is shipped."),
+    typer.Argument(metavar="[BUNDLE]", help=BUNDLE_HELP, readable=False),
 ]
 
 
@@ -103,7 +103,9 @@ def undo(store: StoreOption = None, modality: ModalityOption = None) -> None:
 
 @store_app.command("merge")
 def merge(
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="The store file to take samples from.")],
+    other: Annotated[
+        Path, typer.Argument(metavar="OTHER", help="The store file to take samples from.", readable=False)
+    ],
     store: StoreOption = None,
     modality: ModalityOption = None,
 ) -> None:

@@ -56,10 +56,12 @@ def evaluate(
     from edgealign.evaluation import evaluate as ask
     from edgealign.evaluation import page
     from edgealign.sources import are_pictures, collect_clips
-    from edgealign.writing import replace_file
+    from edgealign.writing import check_place, replace_file
 
-    if output is not None and output.suffix in (".html", ".json"):
-        output_format = PageFormat(output.suffix[1:])
+    if output is not None:
+        check_place(output)
+        if output.suffix.lower() in (".html", ".json"):
+            output_format = PageFormat(output.suffix[1:].lower())
     channel_number = parse_channel(channel)
     fitting = (Modality.IMAGE,) if are_pictures(folder) else SOUNDS
     recognizer = open_recognizer(store, bundle, modality, device, variant=variant, fitting=fitting)

@@ -23,7 +23,7 @@ from edgealign.cli.options import (
     open_recognizer,
 )
 from edgealign.cli.output import json_line, say, warn
-from edgealign.errors import EdgealignError, InvalidInput
+from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
 
 if TYPE_CHECKING:
     from edgealign.audio import AudioSource
@@ -122,6 +122,8 @@ def _open(
     if source is None:
         return Microphone(int(microphone) if microphone and microphone.isdecimal() else microphone, channel)
     if source == PIPE:
+        if sys.stdin is None:
+            raise InputUnreadable("standard input is closed: raw PCM is expected there")
         return RawPcm(sys.stdin.buffer, rate, channels, sample_format, channel)
     return PacedFile(source, channel)
 

@@ -41,14 +41,17 @@ class ReportFormat(StrEnum):
     JSON = "json"
 
 
+# readable=False leaves it to those who open a file to say what is wrong with it.
 StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", help="Store file. Default: one per modality in $EDGEALIGN_STORE or your user-data folder."),
+    typer.Option(
+        "--store",
+        help="Store file. Default: one per modality in $EDGEALIGN_STORE or your user-data folder.",
+        readable=False,
+    ),
 ]
-BundleOption = Annotated[
-    Path | None,
-    typer.Option("--bundle", help="Bundle folder. Default: $EDGEALIGN_BUNDLE, else the one that is shipped."),
-]
+BUNDLE_HELP = "Bundle folder. Default: $EDGEALIGN_BUNDLE, else the one that is shipped."
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help=BUNDLE_HELP, readable=False)]
 ModalityOption = Annotated[
     Modality | None,
     typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from edgealign.escaping import csv_row, json_line, printable
 
@@ -45,8 +46,9 @@ def pad(text: str, width: int) -> str:
 
 
 def say(message: str) -> None:
-    """A line for the person, on stderr."""
-    print(printable(message), file=sys.stderr)
+    """A line for the person, on stderr. Work goes on where nobody can read it."""
+    with suppress(OSError):
+        print(printable(message), file=sys.stderr)
 
 
 def warn(message: str) -> None:

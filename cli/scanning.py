@@ -55,7 +55,9 @@ SpeedOption = Annotated[
 LowOption = Annotated[float | None, typer.Option("--fmin", help="Lowest frequency of sounds looked for.", metavar="HZ")]
 TablesOption = Annotated[
     list[Path] | None,
-    typer.Option("--table", help="Where the labels are in a recording of the same name; again for each."),
+    typer.Option(
+        "--table", help="Where the labels are in a recording of the same name; again for each.", readable=False
+    ),
 ]
 TierOption = Annotated[str | None, typer.Option("--tier", help="Of EAF and TextGrid tables.")]
 HighOption = Annotated[float | None, typer.Option("--fmax", help="Highest frequency of them.", metavar="HZ")]

@@ -70,11 +70,14 @@ from typing import NamedTuple
 import numpy as np
 
 from edgealign import reference
+from edgealign.errors import InvalidInput
 
 try:
     from edgealign import _core
 except ImportError:
     _core = None
+except ValueError as error:  # an instruction set that is not there was asked for
+    raise InvalidInput(str(error)) from None
 
 __all__ = [
     "Calibration",

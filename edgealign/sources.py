@@ -98,10 +98,13 @@ def are_pictures(paths: Iterable[str | os.PathLike]) -> bool:
     for path in map(os.fspath, paths):
         if not os.path.isdir(path):
             return is_image_name(os.path.basename(path))
-        folders = [path, *sorted(entry.path for entry in os.scandir(path) if entry.is_dir())]
-        if any(audio_files(folder) for folder in folders):
-            return False
-        return any(sample_files(folder, "image") for folder in folders)
+        try:
+            folders = [path, *sorted(entry.path for entry in os.scandir(path) if entry.is_dir())]
+            if any(audio_files(folder) for folder in folders):
+                return False
+            return any(sample_files(folder, "image") for folder in folders)
+        except (InputUnreadable, OSError):
+            return False  # whoever collects the samples says what cannot be read
     return False
 
 
@@ -114,7 +117,9 @@ def _clip_of_file(path: str, label: str | None) -> Clip:
         raise InputUnreadable(f"'{path}' does not exist: check the path")
     folder = os.path.basename(os.path.dirname(path))
     if label is None and folder in ("", ".", ".."):
-        raise InvalidInput(f"'{path}' has no folder that names its label: add --label")
+        raise InvalidInput(
+            f"'{path}' has no folder that names its label: move it into one, or say with --label when you enroll it"
+        )
     return Clip(label if label is not None else checked_label(folder), path)
 
 
@@ -122,12 +127,17 @@ def _collect_folder(folder: str, label: str | None, modality: str, found: Collec
     what = "pictures" if modality == "image" else "clips"
     files = "picture files" if modality == "image" else "audio files"
     direct = sample_files(folder, modality)
-    subfolders = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-    nested = {} if label is not None else {subfolder: sample_files(subfolder, modality) for subfolder in subfolders}
+    nested: dict[str, list[str]] = {}
+    if label is None:
+        for subfolder in sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."):
+            try:
+                nested[subfolder] = sample_files(subfolder, modality)
+            except InputUnreadable as error:
+                found.problems.append(error)
     if direct and any(nested.values()):
         raise InputUnreadable(
             f"'{folder}' holds both {what} and folders of {what}, so its labels are unclear: move the {what} into a "
-            f"folder of their own, or add --label"
+            f"folder of their own, or say with --label what they are when you enroll them"
         )
     if direct:
         direct_label = checked_label(os.path.basename(os.path.abspath(folder))) if label is None else label

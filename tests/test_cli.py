@@ -231,6 +231,65 @@ def test_an_unreadable_file(taught, clip: Path) -> None:
     assert ran.code == 4 and "permission denied" in ran.err.lower()
 
 
+def test_a_folder_that_cannot_be_read_costs_the_others_nothing(
+    edgealign, samples_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "samples"
+    shutil.copytree(samples_folder, folder)
+    locked = str(folder / "moto")
+    listdir, scandir = os.listdir, os.scandir  # as they are for somebody who may not read the folder; root may
+
+    def refusing(function):
+        def call(path="."):
+            if os.fspath(path) == locked:
+                raise PermissionError(13, "Permission denied", locked)
+            return function(path)
+
+        return call
+
+    monkeypatch.setattr(os, "listdir", refusing(listdir))
+    monkeypatch.setattr(os, "scandir", refusing(scandir))
+    said = f"'{locked}' cannot be read: Permission denied"
+    ran = edgealign("enroll", folder)
+    assert ran.code == 5 and f"not learned: {said}" in ran.err and ran.out.startswith("learned 2 labels")
+    for command in (["enroll", locked], ["classify", locked], ["evaluate", locked], ["embed", locked, "-o", "x.npz"]):
+        ran = edgealign(*command)
+        assert (ran.code, ran.err, ran.out) == (4, f"error: {said}\n", ""), command
+    ran = edgealign("classify", locked, folder / "maji" / "voice0.wav")
+    assert ran.code == 5 and said in ran.err and "maji" in ran.out
+
+
+def test_a_store_that_may_not_be_read_is_no_usage_error(taught, clip: Path, tmp_path: Path) -> None:
+    store = tmp_path / "stores" / "speech.store"
+    store.chmod(0)
+    if os.access(store, os.R_OK):
+        pytest.skip("this user may read everything")
+    ran = taught("classify", clip, "--store", store)
+    assert ran.code == 3 and "Permission denied" in ran.err and len(ran.err.splitlines()) == 1
+
+
+def test_where_the_output_cannot_be_is_said_before_the_work(taught, clip: Path, samples_folder: Path, tmp_path: Path):
+    for command in (["embed", clip], ["evaluate", samples_folder]):
+        ran = taught(*command, "-o", tmp_path / "missing" / "out.json")
+        assert ran.code == 2 and f"there is no folder '{tmp_path / 'missing'}', make it first" in ran.err
+        ran = taught(*command, "-o", tmp_path)
+        assert ran.code == 2 and f"'{tmp_path}' is a folder: name a file to write" in ran.err
+
+
+def test_an_output_may_be_a_link_or_a_device(taught, samples_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("report.json")
+    assert taught("evaluate", samples_folder, "-o", tmp_path / "link.json").code == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "report.json").read_text())["n_enrolled"] == 15
+    pipe = tmp_path / "pipe.JSON"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True)
+    assert taught("evaluate", samples_folder, "-o", pipe).code == 0
+    assert json.loads(reader.communicate(timeout=60)[0])["n_enrolled"] == 15
+    assert pipe.is_fifo()
+
+
 def test_the_quality_gate(edgealign, clip: Path, tmp_path: Path) -> None:
     noise = write_clip(tmp_path / "noise.wav", noise_clip())
     ran = edgealign("enroll", noise, "--label", "maji")
@@ -269,7 +328,7 @@ def test_wrong_usage_is_exit_code_2(taught, arguments: list[str], message: str) 
 def test_a_clip_without_folder_needs_a_label(edgealign, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clip.parent)
     ran = edgealign("enroll", clip.name)
-    assert ran.code == 2 and "add --label" in ran.err
+    assert ran.code == 2 and "say with --label" in ran.err
 
 
 def test_cuda_that_is_absent_is_an_error_not_a_fallback(taught, clip: Path) -> None:
@@ -341,7 +400,7 @@ def test_a_read_only_folder_loses_nothing(taught, clip: Path, tmp_path: Path) ->
             ran = taught(*command)
             assert ran.code == 3 and len(ran.err.splitlines()) == 1 and ran.out == "", ran
         assert taught("classify", clip).code == 0
-        assert taught("embed", clip, "-o", store.parent / "out.npz").code == 1
+        assert taught("embed", clip, "-o", store.parent / "out.npz").code == 2
     finally:
         store.parent.chmod(0o700)
     assert store.read_bytes() == before
@@ -407,7 +466,7 @@ def test_embed_writes_what_numpy_reads_without_pickle(edgealign, samples_folder:
         assert arrays["embeddings"].shape == (6, 32) and arrays["embeddings"].dtype == np.float32
         assert arrays["files"].dtype.kind == "U" and arrays["files"][5].endswith("moto/voice0.wav")
     ran = edgealign("embed", samples_folder / "maji", "-o", tmp_path / "none" / "out.npz")
-    assert ran.code == 1 and "cannot be written" in ran.err
+    assert ran.code == 2 and "cannot be written" in ran.err
 
 
 def test_doctor_proves_parity_and_finds_a_difference(edgealign, toy_bundle: Bundle, monkeypatch) -> None:
@@ -463,15 +522,49 @@ def test_an_interrupt_is_exit_code_130(taught, clip: Path, monkeypatch: pytest.M
 
 
 def test_results_survive_a_closed_pipe_and_a_poor_locale(taught, samples_folder: Path) -> None:
-    command = f"{sys.executable} -m edgealign.cli.app classify {samples_folder / 'maji'} --format json | head -n 1"
-    ran = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
-    assert len(ran.stdout.splitlines()) == 1 and ran.stderr == ""
+    ran = in_shell(f"classify {samples_folder / 'maji'} --format json | head -n 1; echo ${{PIPESTATUS[0]}}")
+    assert ran.stdout.splitlines()[1:] == ["0"] and ran.stderr == ""
     taught("enroll", "--label", "水", samples_folder / "maji")
     poor = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii"}
     ran = subprocess.run(
         [sys.executable, "-m", "edgealign.cli.app", "store", "list"], capture_output=True, env=poor, timeout=60
     )
     assert ran.returncode == 0 and "水" in ran.stdout.decode()
+
+
+def in_shell(command: str) -> subprocess.CompletedProcess:
+    command = f"{sys.executable} -m edgealign.cli.app {command}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+
+
+def test_standard_streams_may_be_closed(taught, clip: Path, tmp_path: Path) -> None:
+    for streams, said in ((">&-", ""), ("<&- 2>&-", "maji"), (">&- 2>&- <&-", "")):
+        ran = in_shell(f"classify {clip} --format csv {streams}")
+        assert ran.returncode == 0 and said in ran.stdout and ran.stderr == "", streams
+    ran = in_shell(f"classify {tmp_path / 'missing.wav'} 2>&-")
+    assert ran.returncode == 4 and ran.stdout == ""
+    ran = in_shell("listen - <&-")
+    assert ran.returncode == 4 and ran.stderr == "error: standard input is closed: raw PCM is expected there\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_standard_output_is_told_and_loses_no_enrollment(taught, samples_folder: Path) -> None:
+    ran = in_shell(f"enroll --label anew {samples_folder / 'maji' / 'voice0.wav'} >/dev/full 2>/dev/null")
+    assert ran.returncode == 1
+    ran = in_shell("store list >/dev/full")
+    assert ran.returncode == 1
+    assert ran.stderr == "error: standard output cannot be used: No space left on device\n"
+    assert "anew" in taught("store", "list").out
+    ran = in_shell(f"enroll --label more {samples_folder} {samples_folder / 'moto' / 'voice0.wav'} 2>/dev/full")
+    assert ran.returncode == 5 and "more" in taught("store", "list").out
+
+
+def test_an_instruction_set_that_is_not_there_is_a_usage_error(taught, clip: Path) -> None:
+    environment = {**os.environ, "EDGEALIGN_INSTRUCTION_SET": "sse9"}
+    command = [sys.executable, "-m", "edgealign.cli.app", "classify", clip]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: EDGEALIGN_INSTRUCTION_SET asks for 'sse9'") and ran.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep user data elsewhere")

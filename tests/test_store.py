@@ -850,7 +850,32 @@ def test_a_read_only_folder_is_reported(path: Path) -> None:
         path,
     ))  # fmt: skip
     path.parent.chmod(0o755)
-    assert "cannot write 'speech.store.lock'" in output
+    assert "cannot write 'speech.store" in output
+    assert path.read_bytes() == before
+
+
+def test_a_read_only_store_stays_as_it_is_in_a_folder_that_is_not(path: Path) -> None:
+    new_store().save(path)
+    before = path.read_bytes()
+    output = finish(start(
+        """
+        os.chmod(path, 0o444)
+        os.chmod(os.path.dirname(path), 0o777)
+        os.chmod(path + ".lock", 0o666)
+        os.chdir(os.path.dirname(path))
+        if os.geteuid() == 0:  # nothing is read-only for root
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            with Store.update("speech.store") as opened:
+                helpers.enroll(opened, "moto")
+        except StoreUnwritable as error:
+            print(error)
+        assert Store.load("speech.store").labels() == [], "reading still works"
+        """,
+        path,
+    ))  # fmt: skip
+    assert "cannot write 'speech.store': Permission denied" in output
     assert path.read_bytes() == before
 
 

@@ -305,6 +305,8 @@ ea_status ea_store_load(const char *path, ea_store **store, char *message) {
 ea_status ea_store_lock_acquire(const char *path, ea_store_lock **lock, char *message) {
     return guarded(message, [&] {
         const std::string target = resolved(path), name = target + ".lock";
+        // A store that was made read-only stays as it is, though its folder would let it be replaced.
+        if (access(target.c_str(), W_OK) != 0 && errno != ENOENT) return system_failure(message, "write", target);
         File file(open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
         if (file.get() < 0) return system_failure(message, "write", name);
         if (flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
