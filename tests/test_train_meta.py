@@ -62,6 +62,25 @@ def test_the_copy_shares_no_storage_with_the_model(trainer):
     assert owned.isdisjoint(tensor.data_ptr() for tensor in (*clone.parameters(), *clone.buffers()))
 
 
+def test_a_copy_shares_within_itself_what_the_model_shares_and_gives_the_same():
+    trunk = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model = nn.ModuleDict({"source": nn.Sequential(trunk), "target": nn.Sequential(trunk), "other": nn.Linear(3, 1)})
+    clone = meta.copied(model, {})
+    assert clone["source"][0] is clone["target"][0] is not trunk
+    assert [name for name, _ in clone.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert same(state(model), state(clone))
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    before = state(model)
+    assert torch.equal(clone["target"](x), copy.deepcopy(model)["source"](x))
+    with torch.no_grad():
+        clone["source"][0][0].weight.add_(1)
+    assert not torch.equal(clone["target"](x), model["target"](x))
+    assert {name for name, value in before.items() if not torch.equal(value, clone.state_dict()[name])} > {
+        "source.0.0.weight", "target.0.0.weight", "source.0.1.running_mean"
+    }  # fmt: skip
+    assert clone.eval().training is False and model.training is True
+
+
 def test_adapting_is_adam_without_momentum():
     """Under a constant gradient Adam's steps have the length of the learning rate; betas 0: no memory of directions."""
     model = Slope()

@@ -29,7 +29,7 @@ from edgealign.train.paired import Paired
 from edgealign.train.tasks import Tasks, as_input, n_decoded
 from edgealign.writing import replace_file
 
-FORMAT = "edgealign paired run 1"
+FORMAT = "edgealign paired run 2"
 CLIP_NORM = 5.0
 LOG_EVERY = 10
 STANDARDIZED_OVER = 256  # samples of each modality
@@ -83,7 +83,8 @@ class Loop:
         self.model = build_model(data, config).to(self.device)
         self.tasks = Tasks(data, config, self.method, self.device)
         self.optimizers = [
-            torch.optim.Adam(self.model.parameters(), lr=config.outer_learning_rate) for _ in self.method.stages
+            torch.optim.Adam(self.model.parameters(), lr=config.outer_learning_rate, fused=True)
+            for _ in self.method.stages
         ]
         self.evaluation = _validation(data)
         self.step, self.best, self.trained_s = 0, -math.inf, 0.0

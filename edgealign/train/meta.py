@@ -7,7 +7,6 @@ the caller and leaves the original bit-identical.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -18,13 +17,32 @@ Loss = Callable[[nn.Module], Tensor]
 
 def adapted(model: nn.Module, losses: list[Loss], learning_rate: float) -> nn.Module:
     """A copy of `model` after one Adam step (betas 0, 0.999) per loss, in training mode; `model` is not touched."""
-    clone = copy.deepcopy(model).train()
-    optimizer = torch.optim.Adam(clone.parameters(), lr=learning_rate, betas=(0.0, 0.999))
+    clone = copied(model, {}).train()
+    optimizer = torch.optim.Adam(clone.parameters(), lr=learning_rate, betas=(0.0, 0.999), fused=True)
     for loss in losses:
         optimizer.zero_grad(set_to_none=True)
         loss(clone).backward()
         optimizer.step()
     return clone
+
+
+def copied(module: nn.Module, made: dict[nn.Module | nn.Parameter, nn.Module | nn.Parameter]) -> nn.Module:
+    """A copy with parameters, buffers and modules of its own; what is shared within one is shared within the other.
+
+    made   copy by original, filled in here. Everything else (hooks, settings) stays common to both: `copy.deepcopy`
+           copies that too, and takes seven times as long for the small networks of a task.
+    """
+    if module in made:
+        return made[module]
+    twin = made[module] = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter not in made:
+            made[parameter] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    twin._parameters = {name: made.get(parameter) for name, parameter in module._parameters.items()}
+    twin._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+    twin._modules = {name: None if part is None else copied(part, made) for name, part in module._modules.items()}
+    return twin
 
 
 def pseudo_gradient(model: nn.Module, losses: list[Loss], learning_rate: float) -> tuple[list[Tensor], nn.Module]:

@@ -60,8 +60,9 @@ def _varied_images(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _varied_sounds(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     n_mels, n_frames = x.shape[2:]
     made = np.empty_like(x)
-    for i, shift in enumerate(rng.integers(-n_frames // 4, n_frames // 4 + 1, len(x))):
-        made[i] = np.roll(x[i], shift, axis=2)
+    for i, shift in enumerate(rng.integers(-n_frames // 4, n_frames // 4 + 1, len(x)) % n_frames):
+        made[i, :, :, shift:] = x[i, :, :, : n_frames - shift]
+        made[i, :, :, :shift] = x[i, :, :, n_frames - shift :]
         band, stretch = rng.integers(0, n_mels - 5), rng.integers(0, n_frames - n_frames // 10)
         if rng.random() < 0.5:
             made[i, :, band : band + 5] = 0
