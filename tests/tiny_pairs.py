@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from edgealign.train.methods import LoopConfig
     from edgealign.train.paired import Paired
 
-SIZE_PX, N_TOKENS, N_BUCKETS = 16, 6, 40
+SIZE_PX, N_TOKENS, N_BUCKETS = 32, 6, 40
 
 
 def tiny_paired(seed: int = 0, n_labels: int = 12, n_each: int = 8) -> Paired:

@@ -22,7 +22,7 @@ class NetworkConfig:
     dim: int = 128  # of the embedding
     hidden: int = 256
     text_channels: int = 64
-    widths: tuple[int, ...] = (32, 64, 128)  # channels of the convolutions, each at half the resolution
+    widths: tuple[int, ...] = (32, 64, 128)  # channels of the convolutions, the first at a quarter, then each at half
     n_way: int = 5  # slots of phi
     shared: bool = False  # one trunk for both modalities
     residual: bool = False  # of heads on frozen encoders: linear plus a small MLP
@@ -49,9 +49,12 @@ class ConvolutionStem(nn.Module):
     def __init__(self, channels: int, config: NetworkConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        # Most of the time would go into the first layers at full resolution: the first one takes larger steps.
+        kernel, stride = 5, 4
         for width in config.widths:
-            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
-            channels = width
+            convolution = nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2)
+            layers += [convolution, nn.GroupNorm(8, width), nn.ReLU()]
+            channels, kernel, stride = width, 3, 2
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(8, channels), nn.ReLU()]
         self.body = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.out = nn.Linear(2 * channels, config.hidden)

@@ -24,7 +24,6 @@ class Task:
     """
     load       the listing of the packs in a folder, by fold
     protocols  what is asked of the packs; a user's own pairs and published sets are asked `OWN`
-    features   of a full run; a quick one has smaller pictures
     """
 
     name: str
@@ -51,11 +50,10 @@ TASKS = {
         Task(
             "text-to-image", "names and keywords to pictures", ("text", "image"), packs.text_to_image,
             (Protocol("photographs", 5, True, "photograph "), Protocol("emoji", 3, True, "emoji ")),
-            FeatureConfig(size_px=32),
         ),
         Task(
             "image-to-audio", "pictures to sounds of the same concept", ("image", "sound"), packs.image_to_audio,
-            CONCEPT_PROTOCOLS, FeatureConfig(size_px=48),
+            CONCEPT_PROTOCOLS,
         ),
         Task(
             "text-to-speech-words", "spelled words to speech", ("text", "sound"), packs.words,
@@ -74,17 +72,13 @@ TASKS = {
 }  # fmt: skip
 
 
-def load(
-    task: Task, data: Path | None, cache: Path | None, fold: int = 0, quick: bool = False,
-    own: Loader | None = None,
-) -> Paired:  # fmt: skip
+def load(task: Task, data: Path | None, cache: Path | None, fold: int = 0, own: Loader | None = None) -> Paired:
     """The data of a task with its features: the packs in `data`, or what `own` lists instead.
 
     Of several processes the first computes what is not cached.
     """
     if own is None and data is None:
         raise InvalidInput("where the packs are is not known: give --data or set $EDGEALIGN_DATA, or give --pairs")
-    features = replace(task.features, size_px=32) if quick else task.features
     processes.join()
     if processes.rank():
         processes.wait()
@@ -92,7 +86,7 @@ def load(
     protocols = task.protocols
     if own is not None:
         protocols = CONCEPT_PROTOCOLS if listing.name == "cifar-esc50" else OWN
-    paired = listing.paired(features, cache, protocols)
+    paired = listing.paired(task.features, cache, protocols)
     if not processes.rank():
         processes.wait()
     return paired
@@ -118,12 +112,11 @@ def own_data(task: Task, table: Path | None, folders: dict[str, Path]) -> Loader
 
 def defaults(task: Task, method: str, seed: int, quick: bool, steps: int | None = None) -> LoopConfig:
     """Configuration of a run; quick: a tenth of the steps, for trying whether all works."""
-    features = replace(task.features, size_px=32) if quick else task.features
     # The rates of five pairs that served croma-weak-nce best on the validation labels of text-to-image, after 60 steps.
     rates = {"inner_learning_rate": 3e-4, "outer_learning_rate": 3e-3}
-    config = LoopConfig(method=method, seed=seed, features=features, **rates)
+    config = LoopConfig(method=method, seed=seed, features=task.features, tasks_per_step=1, **rates)
     if quick:
-        config = replace(config, steps=120, inner_steps=4, tasks_per_step=1, validate_every=40)
+        config = replace(config, steps=120, inner_steps=4, validate_every=40)
     return replace(config, steps=steps) if steps is not None else config
 
 

@@ -22,7 +22,7 @@ Steps = Annotated[int | None, typer.Option(min=0, help="Updates of the whole sch
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same line goes on.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the weights and tasks; splits and episodes do not depend on it.")]
 Fold = Annotated[int, typer.Option(min=0, max=2, help="Which third of the concepts is tested.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A short schedule and smaller pictures: minutes, not hours.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A short schedule: minutes, not hours.")]
 Settings = Annotated[str, typer.Option("--set", help="Fields of LoopConfig: name=number, with commas.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Threads = Annotated[int, typer.Option(min=1, help="Of torch.")]
@@ -77,7 +77,7 @@ def _train(
     own = research.own_data(chosen, pairs, folders)
     config = research.defaults(chosen, method, seed, quick, steps)
     config = replace(config, **chosen_settings(settings, type(config)))
-    paired = research.load(chosen, data, cache or research.default_cache(), fold, quick, own)
+    paired = research.load(chosen, data, cache or research.default_cache(), fold, own)
     if own is not None:
         paired.check(chosen_shots, queries)
     loop = Loop(paired, config, run, device, tensorboard)
