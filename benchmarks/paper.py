@@ -46,6 +46,9 @@ QUICK_METHODS = (
     "oracle",
 )
 QUICK_STEPS = 60
+# Learning rates (of Reptile's copies, of the outer Adam) that validation labels choose from.
+RATES = ((3e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-4), (1e-3, 1e-3))
+TUNED = {True: "croma-weak-nce", False: "align-classify"}  # who chooses for methods with Reptile, and without
 N_FOLDS = {"image-to-audio": 3}  # seed s tests fold s of the concepts
 SHOTS = (1, 5, 10)
 N_QUERIES = 10
@@ -86,25 +89,61 @@ def report(line: str) -> None:
 def measure(plan: Plan) -> list[dict]:
     """Train and ask every method with every seed; the rows of the task."""
     answered = []
-    loaded: dict[int, Paired] = {}
+    loaded: dict[int, tuple[Paired, dict[bool, Rates]]] = {}
     for seed in plan.seeds:
         fold = seed % N_FOLDS.get(plan.task.name, 1)
         if fold not in loaded:
-            loaded[fold] = research.load(plan.task, plan.data, plan.cache / "features", fold, plan.quick)
+            data = research.load(plan.task, plan.data, plan.cache / "features", fold)
+            loaded[fold] = data, {} if plan.quick else rates(plan, data, fold)
+        data, chosen = loaded[fold]
         for method in plan.methods:
-            if len(loaded[fold].pairs) or not any(stage.task in STRONG for stage in METHODS[method].stages):
-                answered.append(answer(plan, loaded[fold], method, seed, fold))
+            if len(data.pairs) or not any(stage.task in STRONG for stage in METHODS[method].stages):
+                answered.append(answer(plan, data, method, seed, fold, chosen))
     return to_rows(plan, answered)
 
 
-def answer(plan: Plan, data: Paired, method: str, seed: int, fold: int) -> Answered:
-    """Train one method with one seed where that is not done yet, and ask it."""
+Rates = tuple[float, float]  # inside, outside
+
+
+def rates(plan: Plan, data: Paired, fold: int) -> dict[bool, Rates]:
+    """The rates for methods with Reptile (True) and without: those with which the method of TUNED answers validation
+    labels best after half the steps, with seed 0. The inner rate, which adapts phi at meta-test, is one for all."""
+    chosen = {}
+    for by_reptile, method in TUNED.items():
+        candidates = RATES if by_reptile else dict.fromkeys((chosen[True][0], outer) for _, outer in RATES)
+        scores = {}
+        for pair in candidates:
+            config = configured(plan, method, 0, pair)
+            name = f"rates-{method}-{fold}-{pair[0]:g}-{pair[1]:g}"
+            scores[pair] = trained(plan, data, replace(config, steps=max(1, config.steps // 2)), name).best
+        chosen[by_reptile] = max(scores, key=scores.get)
+        report(f"{plan.task.name} fold {fold}, {method}: {scores}")
+    return chosen
+
+
+def configured(plan: Plan, method: str, seed: int, pair: Rates | None) -> LoopConfig:
+    """Settings of a run; the rates are the defaults where none are given."""
     config = research.defaults(plan.task, method, seed, plan.quick, plan.steps)
+    if pair is not None:
+        config = replace(config, inner_learning_rate=pair[0], outer_learning_rate=pair[1])
+    return config
+
+
+def trained(plan: Plan, data: Paired, config: LoopConfig, name: str) -> Loop:
+    """A finished run; trained where that is not done yet."""
     config = replace(config, validate_every=max(1, min(config.validate_every, config.steps // 2)))
-    folder = plan.cache / "paper" / ("quick" if plan.quick else "full") / plan.task.name / f"{method}-{seed}"
-    report(f"{plan.task.name} {method} seed {seed} in {folder}")
+    folder = plan.cache / "paper" / ("quick" if plan.quick else "full") / plan.task.name / f"{config.steps}" / name
+    report(f"{plan.task.name} {name} in {folder}")
     loop = Loop(data, config, folder)
     loop.run(report)
+    return loop
+
+
+def answer(plan: Plan, data: Paired, method: str, seed: int, fold: int, chosen: dict[bool, Rates]) -> Answered:
+    """Train one method with one seed where that is not done yet, and ask it."""
+    pair = chosen.get(any(stage.meta for stage in METHODS[method].stages))
+    loop = trained(plan, data, configured(plan, method, seed, pair), f"{method}-{seed}")
+    config, folder = loop.config, loop.folder
     model = load_best(data, config, folder)
     evaluation = Evaluation(data, "test", plan.n_episodes, N_QUERIES, SHOTS)
     kept = Kept(folder / "cells", f"{data.sha256} {evaluation.sha256} {config}")
@@ -184,7 +223,9 @@ def to_rows(plan: Plan, answered: Sequence[Answered]) -> list[dict]:
         runs = [one for one in answered if one.method == method]
         about = {
             "task": plan.task.name, "quick": plan.quick, "method": method, "seeds": [one.seed for one in runs],
-            "steps": runs[0].config.steps, "trained_s": [round(one.trained_s, 1) for one in runs],
+            "steps": runs[0].config.steps, "tasks_per_step": runs[0].config.tasks_per_step,
+            "learning_rates": [[one.config.inner_learning_rate, one.config.outer_learning_rate] for one in runs],
+            "trained_s": [round(one.trained_s, 1) for one in runs],
             "episodes_sha256": sorted({one.episodes_sha256 for one in runs}),
             "split_sha256": sorted({one.data.split_sha256 for one in runs}),
             "synthetic_speech": plan.task.name == "text-to-speech-languages",

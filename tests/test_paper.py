@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from benchmarks import paper
 from edgealign.train import research
+from edgealign.train.loop import Loop
 
 
 @pytest.fixture
@@ -64,6 +66,36 @@ def test_rows_hold_means_of_seeds_and_paired_differences(plan, tmp_path, monkeyp
 
     monkeypatch.setattr(paper.Evaluation, "phi_cells", again)
     assert [r["mean"] for r in paper.measure(plan) if "mean" in r] == [r["mean"] for r in made if "mean" in r]
+
+
+def test_rates_are_those_that_answer_validation_labels_best_whatever_the_test_labels_are(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper, "RATES", ((1e-3, 1e-7), (1e-3, 1e-2)))
+    monkeypatch.setattr(
+        research, "defaults", lambda _, method, seed, *__: tiny_loop(method=method, seed=seed, steps=80, inner_steps=4)
+    )
+    scores: dict[str, dict[float, float]] = {}
+    train = paper.trained
+
+    def recorded(*arguments: object) -> Loop:
+        loop = train(*arguments)
+        assert loop.step == loop.config.steps == 40
+        scores.setdefault(loop.config.method, {})[loop.config.outer_learning_rate] = loop.best
+        return loop
+
+    monkeypatch.setattr(paper, "trained", recorded)
+    data = tiny_paired(n_each=20)
+    chosen = paper.rates(plan, data, 0)
+    assert set(scores) == {"croma-weak-nce", "align-classify"}
+    for by_reptile, method in paper.TUNED.items():
+        assert len(scores[method]) == 2
+        assert chosen[by_reptile] == (1e-3, max(scores[method], key=scores[method].get))
+    assert chosen[False][1] == 1e-2  # a rate at which nothing is learned is not the best
+
+    tested = np.flatnonzero(np.isin(data.target.labels, data.with_role("test")))
+    labels = data.target.labels.copy()
+    labels[tested] = np.random.default_rng(0).permutation(labels[tested])
+    other = replace(data, target=replace(data.target, labels=labels))
+    assert paper.rates(plan._replace(cache=tmp_path / "other"), other, 0) == chosen
 
 
 def test_folds_are_put_one_after_the_other_and_seeds_are_averaged():
