@@ -80,8 +80,9 @@ def _read_manifest(clips: str) -> list[dict]:
 
 CELL_WIDTH, CELL_HEIGHT = 92, 26
 LEFT, TOP, RIGHT, BOTTOM = 210, 128, 150, 70
-# From almost white to dark blue, in equal steps of lightness; text turns white on the darker half.
+# From almost white to dark blue, in equal steps of lightness; from FIRST_DARK_SHADE on white text is read best.
 SHADES = ("#f4f7fb", "#dbe7f4", "#bdd4ec", "#94badf", "#659ccd", "#3b7ab5", "#1f5c98", "#0d3f75")
+FIRST_DARK_SHADE = 5
 INK, FAINT, RIGHT_COLOR, WRONG_COLOR = "#1d2733", "#66727f", "#1a7f4b", "#c0392b"
 
 
@@ -101,7 +102,7 @@ def draw(result: Result) -> str:
     for i, label in enumerate(columns):
         style = {"color": FAINT} if i == len(result.labels) else {"weight": "600"}
         parts.append(_text(LEFT + CELL_WIDTH * (i + 0.5), TOP - 14, _fitted(label, 12), anchor="middle", **style))
-    parts.append(_text(LEFT - 14, TOP - 14, "spoken", color=FAINT, anchor="end"))
+    parts.append(_text(LEFT - 14, TOP - 14, "clip", color=FAINT, anchor="end"))
     for row, (query, gap) in enumerate(zip(result.queries, gaps, strict=True)):
         parts += _draw_row(query, columns, TOP + CELL_HEIGHT * row + gap)
     parts += _draw_legend(result, height - 30)
@@ -129,13 +130,10 @@ def _group_gaps(queries: tuple[Query, ...]) -> list[int]:
 def _draw_row(query: Query, columns: list[str], y: float) -> list[str]:
     answer = query.answer
     probabilities = {candidate.label: candidate.probability for candidate in answer.top}
-    best = max(probabilities.values(), default=0.0)
+    best = answer.probability or 0.0  # of the closest label, which the decision is about
     answered = "unknown" if answer.label is None else answer.label
     middle = y + CELL_HEIGHT / 2 + 4.5
-    spoken = query.label if query.label is not None else os.path.splitext(os.path.basename(query.file))[0]
-    parts = [
-        _text(LEFT - 14, middle, _fitted(f"{spoken} · {query.voice}" if query.voice else spoken, 28), anchor="end")
-    ]
+    parts = [_text(LEFT - 14, middle, _fitted(_clip_name(query), 28), anchor="end")]
     for i, column in enumerate(columns):
         is_unknown_column = i == len(columns) - 1
         probability = 1 - best if is_unknown_column else probabilities.get(column, 0.0)
@@ -152,7 +150,7 @@ def _draw_row(query: Query, columns: list[str], y: float) -> list[str]:
                 f'stroke="{RIGHT_COLOR if query.right else WRONG_COLOR}" stroke-width="2.5"/>'
             )
         if chosen or probability >= 0.05:
-            color = "white" if shade >= 4 else INK
+            color = "white" if shade >= FIRST_DARK_SHADE else INK
             parts.append(
                 _text(
                     x + CELL_WIDTH / 2, middle, f"{min(probability, 0.99):.0%}", color=color, anchor="middle", size=12
@@ -162,6 +160,11 @@ def _draw_row(query: Query, columns: list[str], y: float) -> list[str]:
     x = LEFT + CELL_WIDTH * len(columns) + 14
     parts.append(_text(x, middle, f"{'✓' if query.right else '✗'} {verdict}", color=color, weight="600"))
     return parts
+
+
+def _clip_name(query: Query) -> str:
+    """water · awb · 25dB for ask/water_awb_25dB.ogg: what is spoken, by which voice, how much louder than the noise."""
+    return " · ".join(os.path.splitext(os.path.basename(query.file))[0].split("_"))
 
 
 def _draw_legend(result: Result, y: float) -> list[str]:

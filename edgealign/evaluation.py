@@ -11,8 +11,10 @@ import html
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 
+from edgealign import __version__
 from edgealign.audio import AudioFile
 from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
 from edgealign.recognizer import Recognizer
@@ -54,11 +56,16 @@ class Evaluation:
     labels    of the store, in its order
     asked     every clip that could be read
     failures  of those that could not
+    accept_probability   from which on a label is accepted
+    store_sha256, encoder_sha256   of the store, and of the encoder that it was made with
     """
 
     labels: tuple[str, ...]
     asked: tuple[Asked, ...]
     failures: tuple[EdgealignError, ...]
+    accept_probability: float
+    store_sha256: str
+    encoder_sha256: str
 
     @cached_property
     def enrolled(self) -> list[Asked]:
@@ -160,6 +167,9 @@ class Evaluation:
                 for one in self.asked
             ],
             "failures": [str(failure) for failure in self.failures],
+            "accept_probability": self.accept_probability,
+            "store_sha256": self.store_sha256,
+            "encoder_sha256": self.encoder_sha256,
         }  # fmt: skip
 
 
@@ -176,7 +186,8 @@ def evaluate(
     """
     if not clips:
         raise InvalidInput("nothing to evaluate: name a folder with a folder of clips for each label")
-    labels = tuple(recognizer.store.labels())
+    store = recognizer.store
+    labels = tuple(store.labels())
     asked: list[Asked] = []
     failures: list[EdgealignError] = []
     for n_done, clip in enumerate(clips, 1):
@@ -190,7 +201,9 @@ def evaluate(
         progress(n_done / len(clips), n_done)
     if not asked:
         raise InputUnreadable(f"none of {len(clips)} clips can be read; the first: {failures[0]}")
-    return Evaluation(labels, tuple(asked), tuple(failures))
+    return Evaluation(
+        labels, tuple(asked), tuple(failures), recognizer.accept_probability, store.sha256, store.encoder_sha256
+    )
 
 
 def _duration_s(path: str) -> float:
@@ -217,6 +230,7 @@ table {{ border-collapse: collapse; margin: 1rem 0 }}
 th, td {{ padding: .2rem .6rem; text-align: right; font-weight: 400; border-bottom: 1px solid #e3e8ee }}
 th:first-child {{ text-align: left }} thead th {{ color: #66727f; vertical-align: bottom }}
 .matrix td {{ text-align: center; min-width: 2rem; border: 1px solid white }} .scroll {{ overflow-x: auto }}
+.source {{ color: #66727f; font-size: 12px; overflow-wrap: anywhere }}
 .matrix td.right {{ outline: 2px solid #1a7f4b; outline-offset: -2px }}
 </style>
 <h1>How well these clips were named</h1>
@@ -227,8 +241,10 @@ th:first-child {{ text-align: left }} thead th {{ color: #66727f; vertical-align
 <p>A line for what a clip holds, a column for the answer. Outlined: what is right.</p>
 <div class="scroll">{matrix}</div>
 <h2>Precision and recall</h2>
-<p>If answers needed another probability: each point is one. Average precision {average:.3f}.</p>
+<p>If answers needed another probability: each point is one; the dot is the {accept:.0%} that they do need. Average
+precision {average:.3f}.</p>
 {curve}
+<p class=source>Store {store}<br>encoder {encoder}<br>edgealign {version}, {date}</p>
 </html>
 """
 
@@ -245,7 +261,12 @@ def page(evaluation: Evaluation) -> str:
         labels=_html_table(("label", "clips", "right", "unknown", "taken for", "right, 95 % interval"), rows),
         matrix=_matrix(evaluation),
         average=evaluation.average_precision,
-        curve=_curve(evaluation.precision_recall()),
+        curve=_curve(evaluation.precision_recall(), evaluation.accept_probability),
+        accept=evaluation.accept_probability,
+        store=evaluation.store_sha256,
+        encoder=evaluation.encoder_sha256,
+        version=__version__,
+        date=datetime.now(UTC).date().isoformat(),
     )
 
 
@@ -303,11 +324,15 @@ def _matrix(evaluation: Evaluation) -> str:
 
 
 def _ink(share: float) -> str:
-    return "white" if share > 0.5 else "#1d2733"
+    return "white" if share > 0.75 else "#1d2733"  # what is read best on the color of this share
 
 
-def _curve(points: Sequence[tuple[float, float, float]]) -> str:
+def _curve(points: Sequence[tuple[float, float, float]], accept: float) -> str:
     side, margin = 360, 44
+    dot = "".join(
+        f'<circle cx="{margin + side * r:.1f}" cy="{margin / 2 + side * (1 - p):.1f}" r="4.5" fill="#1a7f4b"/>'
+        for _, p, r in [point for point in points if point[0] >= accept][-1:]
+    )
     line = " ".join(f"{margin + side * r:.1f},{margin / 2 + side * (1 - p):.1f}" for _, p, r in points)
     ticks = "".join(
         f'<text x="{margin + side * t:.0f}" y="{side + margin / 2 + 18}" text-anchor="middle">{t:.0%}</text>'
@@ -319,5 +344,5 @@ def _curve(points: Sequence[tuple[float, float, float]]) -> str:
         f'<rect x="{margin}" y="{margin / 2}" width="{side}" height="{side}" fill="none" stroke="#c5ced8"/>{ticks}'
         f'<text x="{margin + side / 2}" y="{side + margin}" text-anchor="middle" dy="14">recall</text>'
         f'<text x="4" y="{margin / 2 - 6}">precision</text>'
-        f'<polyline points="{line}" fill="none" stroke="#1f5c98" stroke-width="2"/></svg>'
+        f'<polyline points="{line}" fill="none" stroke="#1f5c98" stroke-width="2"/>{dot}</svg>'
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -56,11 +57,19 @@ def test_the_picture_shows_every_query_and_the_answers(result: demo.Result, tmp_
     demo.save_picture(result, tmp_path / "demo.svg")
     root = ElementTree.parse(tmp_path / "demo.svg").getroot()
     texts = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert sum(text.startswith("bread <&> · ") for text in texts) == 2
+    assert texts.count("bread <&>") == 1 and {"word1 · 3", "word1 · 4", "noise", "other102"} <= set(texts)
     assert texts.count("✓ right") == sum(query.right for query in result.queries)
     assert texts.count("✗ wrong") == sum(not query.right for query in result.queries)
     outlined = [rect for rect in root.iter("{http://www.w3.org/2000/svg}rect") if "stroke" in rect.attrib]
     assert len(outlined) == len(result.queries)
+
+
+def test_what_a_clip_is_not_is_unknown_in_the_picture(result: demo.Result) -> None:
+    query = result.queries[0]
+    closest, further = (replace(top, probability=p) for top, p in zip(query.answer.top[:2], (0.2, 0.4), strict=True))
+    answer = replace(query.answer, label=None, probability=0.2, top=(closest, further))
+    picture = demo.draw(replace(result, queries=(replace(query, answer=answer),)))
+    assert ">80%<" in picture and ">20%<" in picture and ">40%<" in picture and ">60%<" not in picture
 
 
 def test_the_command_prints_a_table_and_says_that_clips_are_synthetic(

@@ -34,6 +34,9 @@ BY_HAND = Evaluation(
         asked("noise", None, "b", 0.1),
     ),
     (),
+    0.5,
+    "5e" * 32,
+    "e6" * 32,
 )
 
 
@@ -65,19 +68,28 @@ def test_precision_and_recall_at_every_probability() -> None:
 
 
 def test_equal_probabilities_are_one_point() -> None:
-    tied = Evaluation(("a",), (asked("a", "a", "a", 0.5), asked("noise", "a", "a", 0.5)), ())
+    tied = Evaluation(("a",), (asked("a", "a", "a", 0.5), asked("noise", "a", "a", 0.5)), (), 0.5, "", "")
     assert tied.precision_recall() == [(0.5, 0.5, 1.0)]
 
 
 def test_a_page_stands_alone_and_escapes_labels() -> None:
     spiteful = "<script>alert(1)</script>"
-    text = page(Evaluation((spiteful,), (asked(spiteful, spiteful, spiteful, 0.9),), ()))
+    text = page(Evaluation((spiteful,), (asked(spiteful, spiteful, spiteful, 0.9),), (), 0.5, "", ""))
     assert "<script" not in text and "&lt;script&gt;" in text and "http" not in text
     seen: list[str] = []
     parser = HTMLParser()
     parser.handle_starttag = lambda tag, attrs: seen.append(tag)
     parser.feed(text)
     assert {"table", "svg", "polyline", "h1"} <= set(seen)
+
+
+def test_a_page_and_its_json_say_what_was_evaluated_and_what_an_answer_needs() -> None:
+    text = page(BY_HAND)
+    assert BY_HAND.store_sha256 in text and BY_HAND.encoder_sha256 in text
+    # Of the points (probability, precision, recall) 0.7 is the last that 0.5 accepts: 1/3 precision, 1/4 recall.
+    assert f'cx="{44 + 360 / 4:.1f}" cy="{22 + 360 * 2 / 3:.1f}"' in text and text.count("<circle") == 1
+    found = BY_HAND.as_dict()
+    assert (found["store_sha256"], found["encoder_sha256"], found["accept_probability"]) == ("5e" * 32, "e6" * 32, 0.5)
 
 
 def test_nothing_to_evaluate_is_refused(toy_bundle, tmp_path: Path) -> None:
