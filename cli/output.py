@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from edgealign.escaping import csv_row, json_line, printable
 
-__all__ = ["csv_row", "json_line", "pad", "percent", "print_facts", "printable", "say", "table", "warn"]
+__all__ = ["counted", "csv_row", "json_line", "pad", "percent", "print_facts", "printable", "say", "table", "warn"]
 
 
 def percent(share: float) -> str:
@@ -39,6 +39,11 @@ def display_width(text: str) -> int:
     return sum(
         0 if unicodedata.category(c) in marks else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
     )
+
+
+def counted(n: int, noun: str) -> str:
+    """1 label, 2 labels."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def pad(text: str, width: int) -> str:

@@ -20,7 +20,7 @@ from edgealign.cli.options import (
     VariantOption,
     open_recognizer,
 )
-from edgealign.cli.output import printable, say, table, warn
+from edgealign.cli.output import counted, printable, say, table, warn
 from edgealign.errors import InputUnreadable, InvalidInput, SomeInputsFailed
 
 if TYPE_CHECKING:
@@ -139,15 +139,15 @@ def scan(
         say(f"error: '{path}' {reason}")
     if summary.failures:
         if not summary.n_done:
-            raise InputUnreadable(f"none of {len(summary.failures)} recordings could be read, see above")
-        raise SomeInputsFailed(f"{len(summary.failures)} could not be searched to the end, see '{output / FAILED}'")
+            raise InputUnreadable("no recording could be read, see above")
+        n_failed = counted(len(summary.failures), "recording")
+        raise SomeInputsFailed(f"{n_failed} could not be searched to the end, see '{output / FAILED}'")
 
 
 def _report(summary: Summary, output: Path, kinds: tuple[str, ...]) -> None:
     resumed = f", {summary.n_resumed} of them earlier" if summary.n_resumed else ""
-    print(
-        f"{summary.n_rows} rows of {summary.n_done} recordings{resumed}: {printable(str(output))} ({', '.join(kinds)})"
-    )
+    found = f"{counted(summary.n_rows, 'row')} of {counted(summary.n_done, 'recording')}{resumed}"
+    print(f"{found}: {printable(str(output))} ({', '.join(kinds)})")
     if summary.n_seconds:
         speed = summary.n_seconds / max(summary.elapsed_s, 1e-9)
         say(f"searched {_clock(summary.n_seconds)} in {_clock(summary.elapsed_s)}, {speed:.0f} times real time")
@@ -156,7 +156,7 @@ def _report(summary: Summary, output: Path, kinds: tuple[str, ...]) -> None:
 def _kinds(rtype: list[str] | None, recordings: list[str]) -> tuple[str, ...]:
     """What to write. `--rtype csv eaf` leaves "eaf" among the recordings, which it is only where a file is named so."""
     known = [kind.value for kind in Kind]
-    wanted = [kind for entry in rtype or ["csv"] for kind in entry.split(",") if kind]
+    wanted = [kind for entry in rtype or ["csv"] for kind in entry.split(",")]
     if rtype:
         wanted += [name for name in recordings if name in known and not os.path.exists(name)]
         recordings[:] = [name for name in recordings if name not in known or os.path.exists(name)]
@@ -237,16 +237,17 @@ def calibrate(
     be in them, or a --table says where all of it is.
     """
     from edgealign import thresholds
+    from edgealign.writing import check_place
 
     recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
+    check_place(thresholds.path_of(recognizer.store_path))
     heard, failures = _listen(recognizer, recordings, tables or [], tier, fmin, fmax, audio_speed)
     own = thresholds.leave_one_out_probabilities(recognizer.store, recognizer.bundle)
     labels = recognizer.store.labels()
     made, hours = thresholds.calibrate(heard, labels, own, recognizer.accept_probability, per_hour)
     thresholds.save(recognizer.store, recognizer.store_path, made, hours, per_hour)
-    print(
-        f"thresholds of {len(made)} labels from {hours:.2f} h: {thresholds.path_of(printable(recognizer.store_path))}"
-    )
+    where = printable(thresholds.path_of(recognizer.store_path))
+    print(f"thresholds of {counted(len(made), 'label')} from {hours:.2f} h: {where}")
     _show(made, per_hour)
     _fail(failures)
 
@@ -264,9 +265,10 @@ def simulate(
     fmin: LowOption = None,
     fmax: HighOption = None,
 ) -> None:
-    """False alarms per hour in recordings that hold nothing of what was enrolled.
+    """Count false alarms per hour where nothing is a label.
 
-    With a --table that says where the labels are, also how many of them are found. Nothing is changed.
+    RECORDINGS hold nothing of what was enrolled, or a --table says where all of it is; then it is also counted how much
+    of it is found. Nothing is changed.
     """
     from edgealign import thresholds
 
@@ -285,7 +287,8 @@ def simulate(
     total = thresholds.rate_interval(
         sum(value >= found.probability for found in made for value in false.get(found.label, ())), hours
     )
-    print(f"{total.value:.2f} false alarms per hour over {hours:.2f} h, all labels together ({_between(total)})")
+    rate = f"{total.value:.2f} false alarms per hour ({_between(total)} with 95 % confidence)"
+    print(f"{rate} over {hours:.2f} h, all labels together")
     _show(made, None)
     _fail(failures)
 
@@ -305,11 +308,17 @@ def _listen(
     from edgealign.scan import ScanOptions
     from edgealign.scan_runs import find_recordings, make_scanner, scan_recording
 
+    if tier is not None and not tables:
+        raise InvalidInput("--tier was given without --table: it says which tier of a table is meant")
     found = find_recordings(recordings)
     failures = [f"'{path}' {reason}" for path, reason in found.failures]
     truth: dict[str, list[annotations.Annotation]] = {}
     excerpts, problems = collect_excerpts(tables, [recording.path for recording in found.recordings], tier, None)
-    failures += map(str, problems)
+    if problems:
+        more = f" ({len(problems) - 1} more like this)" if len(problems) > 1 else ""
+        raise InputUnreadable(
+            f"{problems[0]}{more}: mend the tables, because what they do not say is a label counts as a false alarm"
+        )
     for entry in excerpts:
         truth.setdefault(entry.path, []).append(annotations.Annotation(entry.start_s, entry.end_s, entry.label))
     options = ScanOptions(min_probability=thresholds.LEAST_LISTENED, low_hz=fmin, high_hz=fmax, audio_speed=audio_speed)
@@ -343,7 +352,8 @@ def _listen(
 
 
 def _show(made: list[LabelThreshold], per_hour: float | None) -> None:
-    header = ("label", "accepted from", "false alarms / h", "", "own clips kept", "", "found", "")
+    interval = "95 % interval"
+    header = ("label", "accepted from", "false alarms / h", interval, "own clips kept", interval, "found", interval)
     rows = [
         (
             found.label, f"{found.probability:.3f}", f"{found.false_alarms.value:.2f}", _between(found.false_alarms),
@@ -356,9 +366,10 @@ def _show(made: list[LabelThreshold], per_hour: float | None) -> None:
     if loose:
         names = ", ".join(f"'{label}'" for label in loose[:5])
         more = f" and {len(loose) - 5} more" if len(loose) > 5 else ""
+        needed = f"{3 / per_hour:.1f} h without any would be needed" if per_hour else "no recording is long enough"
         warn(
             f"the recordings are too short to promise at most {per_hour:g} false alarms per hour for {names}{more}: "
-            f"{3 / per_hour if per_hour else float('inf'):.1f} h without any would be needed"
+            f"{needed}"
         )
 
 
@@ -367,11 +378,11 @@ def _share(interval: Interval | None) -> tuple[str, str]:
 
 
 def _between(interval: Interval) -> str:
-    return f"{interval.low:.2f} to {interval.high:.2f} with 95 % confidence"
+    return f"{interval.low:.2f} to {interval.high:.2f}"
 
 
 def _fail(failures: list[str]) -> None:
     for failure in failures:
         say(f"error: {failure}")
     if failures:
-        raise SomeInputsFailed(f"{len(failures)} problems, see above")
+        raise SomeInputsFailed(f"{counted(len(failures), 'recording')} could not be searched to the end, see above")

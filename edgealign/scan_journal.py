@@ -92,6 +92,7 @@ class Journal:
     def _read(self, fingerprint: str) -> int:
         """Takes in all whole lines, cuts off half a line at the end, and returns the size."""
         size = 0
+        is_other = False
         for line in self._whole_lines():
             try:
                 entry = json.loads(line)
@@ -101,11 +102,7 @@ class Journal:
                         raise InvalidInput(
                             f"'{self.path}' has the format {found}: this edgealign knows {FORMAT_VERSION}"
                         )
-                    if entry["fingerprint"] != fingerprint:
-                        raise InvalidInput(
-                            f"'{os.path.dirname(os.path.dirname(self.path))}' holds a scan with other settings, labels "
-                            f"or thresholds: name another folder, or delete this one to begin anew"
-                        )
+                    is_other = entry["fingerprint"] != fingerprint
                 else:
                     first, second = entry["stamp"]
                     self._at[entry["key"]] = size, (first, second)
@@ -117,6 +114,13 @@ class Journal:
                     f"'{self.path}' is damaged at byte {size}: delete the folder and scan anew"
                 ) from None
             size += len(line)
+        if is_other and self._at:
+            raise InvalidInput(
+                f"'{os.path.dirname(os.path.dirname(self.path))}' holds a scan with other settings, labels or "
+                f"thresholds: name another folder, or delete this one to begin anew"
+            )
+        if is_other:
+            size = 0  # it came to nothing, and binds nobody
         self._file.truncate(size)
         return size
 

@@ -26,7 +26,12 @@ def test_audacity_labels_come_back(tmp_path: Path) -> None:
     path.write_text(tables.write_audacity(FOUND), encoding="utf-8")
     back = read(path)
     assert not back.problems
-    assert essence(back.annotations) == [(a.start_s, a.end_s, f"{a.label} {a.score:.2f}") for a in FOUND]
+    assert essence(back.annotations) == essence(FOUND)
+    assert [a.score for a in back.annotations] == [round(a.score, 2) for a in FOUND]
+    path.write_text("0\t1\tversion 2.00\n1\t2\tdog 0.5\n2\t3\t0.93\n3\t4\tdog 1.00\n", encoding="utf-8")
+    assert [(a.label, a.score) for a in read(path).annotations] == [
+        ("version 2.00", None), ("dog 0.5", None), ("0.93", None), ("dog", 1.0),
+    ]  # fmt: skip
 
 
 def test_audacity_frequencies_points_and_bad_lines_are_told_apart(tmp_path: Path) -> None:

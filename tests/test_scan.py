@@ -227,6 +227,19 @@ def test_scan_again_repeats_nothing_and_finds_what_is_new(field_folder: Path, tm
     assert refused.code == 2 and "other settings" in refused.err
 
 
+def test_a_scan_that_read_nothing_binds_no_later_one(tmp_path: Path, samples_folder: Path, edgealign) -> None:
+    edgealign("enroll", samples_folder)
+    soundfile.write(tmp_path / "tape.wav", tape([0])[0], RATE_HZ)
+    command = ("scan", tmp_path / "tape.wav", "-o", tmp_path / "out")
+    nothing = edgealign(*command, "--channel", 3)
+    assert nothing.code == 4 and "channel 3 was asked for" in nothing.err
+    ran = edgealign(*command)
+    assert ran.code == 0 and ran.out.startswith("1 row of 1 recording: ")
+    assert (tmp_path / "out" / "failed.csv").read_bytes() == b"file,reason\r\n"
+    assert edgealign(*command).out.startswith("1 row of 1 recording, 1 of them earlier: ")
+    assert edgealign(*command, "--channel", 1).code == 2
+
+
 def test_two_processes_find_what_one_finds(field_folder: Path, tmp_path: Path, edgealign) -> None:
     for workers in (1, 2):
         assert edgealign("scan", field_folder, "-o", tmp_path / str(workers), "--workers", workers, "-q").code == 0

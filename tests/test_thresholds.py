@@ -78,7 +78,7 @@ def test_calibrated_thresholds_hold_for_the_scan_until_the_store_changes(
     assert before.code == 0 and "false alarms per hour" in before.out
     ran = edgealign("calibrate", noisy_place, "--per-hour", 0)
     assert ran.code == 0, ran.err
-    assert "too short to promise" in ran.err
+    assert "too short to promise" in ran.err and "no recording is long enough" in ran.err
     after = edgealign("simulate", noisy_place)
     assert after.out.startswith("0.00 false alarms per hour")
     assert not before.out.startswith("0.00")
@@ -107,7 +107,16 @@ def test_a_table_tells_where_the_labels_are(tmp_path: Path, samples_folder: Path
     }
     assert all("100%" in row for row in rows.values()) and len(rows) == 3
     other = edgealign("simulate", tmp_path / "tape.wav", "--table", samples_folder / "nothing.txt")
-    assert other.code == 5 and "nothing.txt" in other.err
+    assert other.code == 4 and "nothing.txt" in other.err and other.out == ""
+
+
+def test_a_table_that_does_not_say_all_calibrates_nothing(tmp_path: Path, samples_folder: Path, edgealign) -> None:
+    edgealign("enroll", samples_folder)
+    soundfile.write(tmp_path / "tape.wav", tape([0, 1])[0], RATE_HZ)
+    (tmp_path / "tape.txt").write_text("0.5\t0.5\tmaji\n3\t2\tmoto\n")
+    ran = edgealign("calibrate", tmp_path / "tape.wav", "--table", tmp_path / "tape.txt")
+    assert ran.code == 4 and "is a point in time" in ran.err and "(1 more like this): mend the tables" in ran.err
+    assert not (tmp_path / "stores" / "speech.store.thresholds.json").exists()
 
 
 def test_own_clips_are_judged_by_the_others(toy_bundle: Bundle, samples_folder: Path, tmp_path: Path) -> None:

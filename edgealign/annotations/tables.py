@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 
 from edgealign.annotations import Annotation, Table
@@ -19,6 +20,7 @@ FILE = ("file", "begin path", "begin file", "filename", "file_name", "path", "au
 SCORE = ("probability", "confidence", "score")
 LOW, HIGH = ("low_hz", "low freq (hz)"), ("high_hz", "high freq (hz)")
 OFFSET = ("file offset (s)",)
+TITLE_WITH_SCORE = re.compile(r"(.*\S) (0\.\d\d|1\.00)", re.DOTALL)  # as write_audacity makes it
 
 
 def read(text: str, path: str) -> Table:
@@ -53,7 +55,9 @@ def _read_audacity(lines: Sequence[str], path: str) -> Table:
         if start_s == end_s and label.strip():
             table.problems.append(f"{where}: '{printable(label)}' is a point in time: stretch it over the sound")
             continue
-        table.add(where, Annotation(start_s, end_s, label))
+        title = TITLE_WITH_SCORE.fullmatch(label)
+        label, score = (title[1], float(title[2])) if title else (label, None)
+        table.add(where, Annotation(start_s, end_s, label, score))
     return table
 
 
