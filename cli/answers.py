@@ -22,13 +22,14 @@ CSV_SOURCE = ("modality", "store_sha256", "encoder_sha256", "backend")
 class AnswerPrinter:
     """Prints answers to stdout, one at a time; CSV gets its header when the printer is made.
 
-    top_k   how many labels to list: None lists none for people and DEFAULT_TOP_K elsewhere
+    top_k   how many labels to list, at most those of the store: None lists none for people and DEFAULT_TOP_K elsewhere
     """
 
     def __init__(self, recognizer: Recognizer, output_format: Format, top_k: int | None):
         self.output_format = output_format
         self.lists_top = top_k is not None
-        self.n_listed = top_k or DEFAULT_TOP_K
+        # So that a large number does not become as many empty columns.
+        self.n_listed = min(top_k or DEFAULT_TOP_K, max(DEFAULT_TOP_K, len(recognizer.store.labels())))
         if output_format is not Format.TEXT:
             self.source = {
                 "modality": recognizer.bundle.modality,

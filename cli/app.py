@@ -25,7 +25,7 @@ from edgealign.cli.options import (
     VariantOption,
     open_recognizer,
 )
-from edgealign.cli.output import json_line, percent, print_facts, printable, say, table, warn
+from edgealign.cli.output import counted, json_line, percent, print_facts, printable, say, table, warn
 from edgealign.errors import (
     EXIT_INTERRUPTED,
     EXIT_UNKNOWN,
@@ -170,8 +170,7 @@ def enroll(
         warn(warning)
     for failure in report.failures:
         say(f"not learned: {failure}")
-    n_labels = len(report.labels)
-    print(f"learned {n_labels} label{'s' * (n_labels != 1)} into {printable(recognizer.store_path)}")
+    print(f"learned {counted(len(report.labels), 'label')} into {printable(recognizer.store_path)}")
     noun = recognizer.bundle.sample_noun
     start = "text or picture" if "image" in recognizer.bundle.sources else "text"
     header = ("label", "new", f"{noun}s", start, "tightness", "what this can promise")
@@ -311,7 +310,9 @@ def embed(
     if embedded:
         with replace_file(output) as archive:
             np.savez(archive, embeddings=np.stack(embeddings), files=np.array(embedded))
-        print(f"wrote {len(embedded)} embeddings of {recognizer.bundle.dim} values to {printable(str(output))}")
+        print(
+            f"wrote {counted(len(embedded), 'embedding')} of {recognizer.bundle.dim} values to {printable(str(output))}"
+        )
     _finish(failures, len(embedded))
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgealign.cli.options import BUNDLE_HELP, ModalityOption, StoreOption, store_path
-from edgealign.cli.output import print_facts, printable, table
+from edgealign.cli.options import BUNDLE_HELP, Modality, ModalityOption, StoreOption, store_path
+from edgealign.cli.output import counted, print_facts, printable, table
 
 if TYPE_CHECKING:
     from edgealign.bundle import Bundle
@@ -87,7 +87,7 @@ def remove(
     with Store.update(store_path(store, modality)) as opened:
         removed = [(label, opened.remove(label)) for label in labels]
     for label, n_samples in removed:
-        print(f"removed {printable(label)} ({n_samples} samples)")
+        print(f"removed {printable(label)} ({counted(n_samples, 'sample')})")
 
 
 @store_app.command("undo")
@@ -98,7 +98,7 @@ def undo(store: StoreOption = None, modality: ModalityOption = None) -> None:
     with Store.update(store_path(store, modality)) as opened:
         opened.undo()
         n_labels = len(opened.labels())
-    print(f"took the last operation back; {n_labels} label{'s' * (n_labels != 1)} left")
+    print(f"took the last operation back; {counted(n_labels, 'label')} left")
 
 
 @store_app.command("merge")
@@ -113,11 +113,11 @@ def merge(
     from edgealign.store import Store
 
     source = Store.load(other)
-    path = store_path(store, modality)
+    path = store_path(store, modality or Modality(source.modality))
     with Store.update(path, source.modality, source.encoder_sha256, source.dim) as opened:
         n_added = opened.merge(source)
         n_labels = len(opened.labels())
-    print(f"added {n_added} samples; {printable(path)} has {n_labels} label{'s' * (n_labels != 1)}")
+    print(f"added {counted(n_added, 'sample')}; {printable(path)} has {counted(n_labels, 'label')}")
 
 
 @store_app.command("verify")
@@ -127,7 +127,8 @@ def verify_store(store: StoreOption = None, modality: ModalityOption = None) -> 
 
     path = store_path(store, modality)
     opened = Store.load(path)
-    print(f"{printable(path)} is intact: {len(opened.labels())} labels, {len(opened.rows())} samples")
+    holds = f"{counted(len(opened.labels()), 'label')}, {counted(len(opened.rows()), 'sample')}"
+    print(f"{printable(path)} is intact: {holds}")
 
 
 @bundle_app.command("info")

@@ -9,23 +9,25 @@ import typer
 import typer.core
 import typer.main
 
-# Command -> module in edgealign.cli, and the function or application in it.
+# Command -> module in edgealign.cli, and the function or application in it; listed behind the N_FIRST others.
 COMMANDS = {
     "scan": "scanning:scan",
-    "calibrate": "scanning:calibrate",
-    "simulate": "scanning:simulate",
     "listen": "listening:listen",
     "evaluate": "evaluating:evaluate",
+    "calibrate": "scanning:calibrate",
+    "simulate": "scanning:simulate",
     "store": "artifacts:store_app",
     "bundle": "bundles:bundle_app",
 }
+N_FIRST = 2  # enroll and classify
 
 
 class LazyGroup(typer.core.TyperGroup):
     """The commands of an application, and those of COMMANDS."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *COMMANDS]
+        others = super().list_commands(ctx)
+        return [*others[:N_FIRST], *COMMANDS, *others[N_FIRST:]]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:

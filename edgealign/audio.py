@@ -76,6 +76,10 @@ class AudioSource:
         """float32 [n_samples, n_channels] as decoded."""
         raise NotImplementedError
 
+    def missing_s(self) -> float:
+        """How much of what was announced was not there, once all blocks are read."""
+        return 0.0
+
     @property
     def duration_s(self) -> float:
         return self.n_samples / self.sample_rate_hz
@@ -142,8 +146,8 @@ class AudioFile(AudioSource):
             self._file = soundfile.SoundFile(self.path if os.name == "nt" else os.fsencode(self.path))
         except self._decoding_errors as error:
             raise AudioUnreadable(
-                f"'{self.path}' is not audio that can be read ({getattr(error, 'error_string', error)}): WAV, FLAC, "
-                f"OGG, MP3 or AIFF is expected"
+                f"'{self.path}' is not audio that can be read ({_cause(error)}): WAV, FLAC, OGG, MP3 or AIFF is "
+                f"expected"
             ) from None
         self.n_expected = self._file.frames
         self._first, self._n_wanted = 0, sys.maxsize
@@ -173,7 +177,10 @@ class AudioFile(AudioSource):
                     if block_samples > LAST_SAMPLES and self._can_read_on(file):
                         block_samples = LAST_SAMPLES  # what precedes the fault is read in small pieces
                         continue
-                    raise AudioUnreadable(f"'{self.path}' breaks off at {self.duration_s:.1f} s: {error}") from None
+                    raise AudioUnreadable(
+                        f"'{self.path}' breaks off at {self.duration_s:.1f} s ({_cause(error)}): copy it again, or "
+                        f"cut it there"
+                    ) from None
                 if not len(block):
                     return
                 yield block if dtype == "float32" else block * np.float32(2**-15)
@@ -229,6 +236,11 @@ class AudioArray(AudioSource):
         block_samples = max(1, BLOCK_VALUES // self.n_channels)
         for start in range(0, len(self._samples), block_samples):
             yield self._samples[start : start + block_samples].astype(np.float32)
+
+
+def _cause(error: Exception) -> str:
+    """What libsndfile says, as a part of a sentence."""
+    return str(getattr(error, "error_string", error)).removeprefix("Error : ").rstrip(".")
 
 
 def parse_channel(text: str) -> int | None:

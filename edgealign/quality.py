@@ -171,4 +171,4 @@ def _shortened(warnings: list[str], what: str) -> list[str]:
     if len(warnings) <= MAX_WARNINGS_OF_A_KIND:
         return warnings
     rest = len(warnings) - MAX_WARNINGS_OF_A_KIND
-    return [*warnings[:MAX_WARNINGS_OF_A_KIND], f"{rest} more {what} of this kind"]
+    return [*warnings[:MAX_WARNINGS_OF_A_KIND], f"{what} of this kind that are not shown: {rest}"]

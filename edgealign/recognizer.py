@@ -150,11 +150,15 @@ class Recognizer:
         """The store that answers come from, for one thread at a time; StoreUnreadable before the first enrollment."""
         if self._store is None:
             if not os.path.lexists(self.store_path):
-                raise StoreUnreadable(f"there is no store at '{self.store_path}': enroll clips first")
+                raise StoreUnreadable(f"there is no store at '{self.store_path}': {self._enroll_first}")
             store = Store.load(self.store_path)
             self._check_fits(store)
             self._store = store
         return self._store
+
+    @property
+    def _enroll_first(self) -> str:
+        return f"enroll {self.bundle.sample_noun}s first"
 
     @property
     def accept_probability(self) -> float:
@@ -274,6 +278,10 @@ class Recognizer:
         if text is not None and ipa is not None:
             raise InvalidInput("both text and ipa were given: enroll the same word twice, once with each")
         typed = text if text is not None else ipa
+        if typed is not None and not typed.strip():
+            raise InvalidInput("the text is empty: type the word, as it is written or in IPA")
+        if language is not None and typed is None:
+            raise InvalidInput("a language was given without a text: it says how a text is read")
         label = label if label is not None else typed
         label = None if label is None else checked_label(label)
         if image is not None and label is None:
@@ -281,6 +289,8 @@ class Recognizer:
         warnings: list[str] = []
         failures: list[EdgealignError] = []
         tables = list(tables)
+        if tier is not None and not tables:
+            raise InvalidInput("a tier was given without a table: it says which tier of a table is meant")
         if tables:
             samples = list(self._learn_excerpts(sources, tables, tier, label, channel, failures))
         else:
@@ -431,7 +441,7 @@ class Recognizer:
             store = self.store
             if self._matcher is None:
                 if not store.labels():
-                    raise StoreUnreadable(f"the store at '{self.store_path}' has no labels: enroll clips first")
+                    raise StoreUnreadable(f"the store at '{self.store_path}' has no labels: {self._enroll_first}")
                 self._matcher = Matcher(store, self.bundle.bank, self.bundle.calibration, self.bundle.text_weight)
                 self._matcher_labels = store.labels()
             return self._matcher, self._matcher_labels
@@ -480,8 +490,19 @@ def _no_sound(source: AudioSource) -> str:
 
 
 def _warnings(source: AudioSource | Picture, found: Embedded) -> list[str]:
-    """Says where the word was found, when that is not plain."""
-    word = found.word
+    """Says what of the clip was not there, and where the word was found when that is not plain."""
+    return [*_cut_off(source), *_where_found(source, found.word)]
+
+
+def _cut_off(source: AudioSource | Picture) -> list[str]:
+    missing_s = source.missing_s() if isinstance(source, AudioSource) else 0.0
+    if not missing_s:
+        return []
+    announced_s = source.duration_s + missing_s
+    return [f"'{source.name}' breaks off at {source.duration_s:.1f} s: its header announces {announced_s:.1f} s"]
+
+
+def _where_found(source: AudioSource, word: Word | None) -> list[str]:
     if word is None:
         return []
     used = f"the clearest, at {word.start_s:.1f}-{word.end_s:.1f} s, was used"

@@ -117,6 +117,28 @@ def test_top_k_lists_labels_and_the_default_does_not(taught, clip: Path) -> None
     assert taught("classify", clip, "--top-k", 0).code == 2
 
 
+def test_a_huge_top_k_is_no_huge_table(taught, clip: Path) -> None:
+    header, row = taught("classify", clip, "--top-k", 10**12, "--format", "csv").out.splitlines()
+    assert header.split(",") == taught("classify", clip, "--format", "csv").out.splitlines()[0].split(",")
+    assert len(next(csv.reader([row]))) == len(header.split(","))
+
+
+def test_a_clip_that_breaks_off_is_told(taught, clip: Path, tmp_path: Path) -> None:
+    whole = clip.read_bytes()
+    clip.write_bytes(whole[: len(whole) * 3 // 4])
+    seconds = (len(whole) - 44) / 2 / RATE_HZ
+    said = f"'{clip}' breaks off at {seconds * 0.75:.1f} s: its header announces {seconds:.1f} s"
+    for command in (["classify", clip], ["enroll", clip, "--label", "cut"]):
+        ran = taught(*command)
+        assert ran.code == 0 and f"warning: {said}\n" in ran.err
+
+
+def test_what_is_done_first_is_listed_first(edgealign) -> None:
+    listed = [line.split()[0] for line in edgealign("--help").out.partition("Commands:\n")[2].splitlines()]
+    assert listed[:4] == ["enroll", "classify", "scan", "listen"] and listed[-2:] == ["train", "export"]
+    assert len(set(listed)) == len(listed) == 15
+
+
 def test_the_file_is_named_as_it_was_given(taught, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clip.parent)
     for given in ("./clip.wav", f"..//{clip.parent.name}/clip.wav", "clip.wav"):
@@ -305,7 +327,11 @@ def test_the_quality_gate(edgealign, clip: Path, tmp_path: Path) -> None:
         (["enroll"], "nothing to learn from"),
         (["enroll", "clip.wav"], "does not exist"),
         (["enroll", "--label", "a" * 10_000, "clip.wav"], "10000 bytes"),
-        (["enroll", "--text", ""], "empty"),
+        (["enroll", "--text", " "], "the text is empty"),
+        (["enroll", "x.wav", "--label", "x", "--language", "sw"], "a language was given without a text"),
+        (["enroll", "x.wav", "--label", "x", "--tier", "words"], "a tier was given without a table"),
+        (["calibrate", "x.wav", "--tier", "words"], "--tier was given without --table"),
+        (["scan", "x.wav", "-o", "out", "--rtype", ""], "rtype is ''"),
         (["enroll", "--text", "a", "--ipa", "b"], "both text and ipa"),
         (["classify"], "FILES"),
         (["classify", "x.wav", "--format", "xml"], "xml"),
@@ -444,7 +470,9 @@ def test_store_commands(taught, samples_folder: Path, tmp_path: Path) -> None:
     taught("enroll", samples_folder / "maji", "--label", "water", "--store", elsewhere)
     merged = taught("store", "merge", elsewhere)
     assert merged.code == 0 and "added 5 samples" in merged.out
-    assert "added 0 samples" in taught("store", "merge", elsewhere).out
+    Store.create("image", "ab" * 32, 8).save(tmp_path / "stores" / "image.store")
+    assert "added 0 samples" in taught("store", "merge", elsewhere).out  # into the store of its own modality
+    (tmp_path / "stores" / "image.store").unlink()
     assert "4 labels, 20 samples" in taught("store", "verify").out
     for _ in range(2):
         assert taught("store", "undo").code == 0

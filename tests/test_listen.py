@@ -172,7 +172,7 @@ def test_silence_and_steady_noise_are_not_answered(recognizer: Recognizer) -> No
 
 
 def test_without_labels_the_source_is_not_opened(toy_bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(StoreUnreadable, match="enroll clips first"):
+    with pytest.raises(StoreUnreadable, match="enroll recordings first"):
         next(listen(Recognizer(toy_bundle, tmp_path / "none.store"), AudioSource("untouched", RATE, 1, None)))
 
 
@@ -351,4 +351,4 @@ def test_what_cannot_be_heard_is_one_sentence(
 def test_listening_before_enrolling_says_so(edgealign: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe_in(monkeypatch, np.zeros(RATE, np.float32))
     ran = edgealign("listen", "-")
-    assert (ran.code, "enroll clips first" in ran.err) == (3, True)
+    assert (ran.code, "enroll recordings first" in ran.err) == (3, True)

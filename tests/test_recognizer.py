@@ -255,7 +255,7 @@ def test_a_store_of_another_bundle_is_refused_both_ways(taught: Recognizer, othe
 
 
 def test_without_a_store_or_labels_classify_says_what_to_do(recognizer: Recognizer) -> None:
-    with pytest.raises(StoreUnreadable, match="enroll clips first"):
+    with pytest.raises(StoreUnreadable, match="enroll recordings first"):
         recognizer.classify(word_clip(0), RATE_HZ)
     recognizer.enroll(text="maji")
     with Store.update(recognizer.store_path) as store:
