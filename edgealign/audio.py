@@ -230,7 +230,7 @@ class AudioArray(AudioSource):
         elif samples.dtype.kind != "f":
             raise InvalidInput(f"samples are {samples.dtype}: expected floating point or signed integers")
         super().__init__(name, sample_rate_hz, 1 if samples.ndim == 1 else samples.shape[1], channel)
-        self._samples = samples.reshape(len(samples), -1)
+        self._samples = samples.reshape(len(samples), self.n_channels)
 
     def _native_blocks(self) -> Iterator[np.ndarray]:
         block_samples = max(1, BLOCK_VALUES // self.n_channels)

@@ -224,6 +224,12 @@ def test_damaged_headers_end_in_samples_or_a_clear_error(tmp_path: Path, data: s
         path.write_bytes(original)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 2)])
+def test_an_array_without_samples_is_refused_as_too_short(shape: tuple[int, ...]) -> None:
+    with pytest.raises(AudioUnreadable, match=r"holds 0 sample\(s\): at least 25 ms"):
+        mono(AudioArray(np.zeros(shape, np.float32), RATE_HZ))
+
+
 @pytest.mark.parametrize(("text", "channel"), [("mix", None), ("1", 1), ("12", 12)])
 def test_parse_channel(text: str, channel: int | None) -> None:
     assert parse_channel(text) == channel

@@ -254,6 +254,13 @@ def test_a_store_of_another_bundle_is_refused_both_ways(taught: Recognizer, othe
     assert Path(taught.store_path).read_bytes() == before
 
 
+@pytest.mark.parametrize("sample", [None, 5, [0.0, 0.1], b"clip.wav"])
+def test_what_is_neither_path_nor_array_is_refused(taught: Recognizer, sample: object) -> None:
+    name = type(sample).__name__
+    with pytest.raises(InvalidInput, match=f"a sample is a {name}: expected a path or a numpy array"):
+        taught.classify(sample, RATE_HZ)
+
+
 def test_without_a_store_or_labels_classify_says_what_to_do(recognizer: Recognizer) -> None:
     with pytest.raises(StoreUnreadable, match="enroll recordings first"):
         recognizer.classify(word_clip(0), RATE_HZ)
