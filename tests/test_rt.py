@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -261,6 +262,25 @@ def test_what_it_enrolls_python_knows(rt: Callable, toy_bundle: Bundle, samples_
     again = rt("enroll", clips[0], "--store", store)
     assert again.out.startswith("learned 0 recordings (1 known already)")
     assert rt("classify", clips[0], "--store", store).out.startswith(f"{clips[0]}: {clips[0].parent.name}")
+
+
+@pytest.mark.parametrize("instruction_set", ["", "baseline"])
+def test_sha256_is_right_with_and_without_instructions_for_it(
+    rt: Callable, instruction_set: str, tmp_path: Path
+) -> None:
+    """Clips of lengths at which the last block is padded differently; "" is the widest set of this processor."""
+    expected = set()
+    for n_samples in range(8000, 8033):
+        path, samples = tmp_path / f"{n_samples}.wav", word_clip(n_samples, silence_s=0.05)[:n_samples]
+        samples = (samples * 32767).astype(np.int16)
+        soundfile.write(path, samples, RATE)
+        expected.add(hashlib.sha256(b"16000 Hz\n" + (samples / np.float32(32768)).astype("<f4").tobytes()).digest())
+    store = tmp_path / "hashed.store"
+    clips = sorted(tmp_path.glob("*.wav"))
+    done = rt("enroll", *clips, "--store", store, "--label", "any", EDGEALIGN_INSTRUCTION_SET=instruction_set)
+    assert done.code == 0, done.err
+    held = store.read_bytes()  # the hash of each row lies in it as it is: docs/formats.md
+    assert len(expected) == len(clips) and all(digest in held for digest in expected)
 
 
 def test_what_it_cannot_enroll_is_said(rt: Callable, samples_folder: Path, tmp_path: Path) -> None:

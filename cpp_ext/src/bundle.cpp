@@ -1,5 +1,6 @@
 #include "bundle.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -372,13 +373,14 @@ void read_calibration(const Bundle &bundle, Model &model) {
     const double top = section.real("top");
     EXPECT(top >= 1 && top <= 1e9 && top == std::floor(top), "'calibration.top' is not a whole number of at least 1");
     c.top = size_t(top);
-    // The rest is what the matcher itself refuses: it is asked with one label, which needs nothing of the store.
+    // The rest is what the matcher itself refuses: it is asked with one label, which needs nothing of the store, and
+    // with one row of the bank.
     const std::vector<float> row(model.dim, 1.0f);
     const int32_t label = 0, kind = EA_RECORDING;
     ea_matcher *matcher = nullptr;
     char message[EA_MESSAGE_BYTES] = "";
     const ea_status status = ea_matcher_create(row.data(), &label, &kind, 1, 1, model.dim, model.bank.data(),
-                                               model.n_bank, &c, model.text_weight, &matcher, message);
+                                               std::min<size_t>(model.n_bank, 1), &c, model.text_weight, &matcher, message);
     ea_matcher_free(matcher);
     if (status == EA_INVALID_ARGUMENT) refuse(EA_BUNDLE_UNREADABLE, "%s", message);
     require(status, message);
