@@ -32,6 +32,7 @@ from edgealign import Bundle, Recognizer, kernels, machine
 from edgealign.audio import AudioFile
 from edgealign.scan import Scanner, ScanOptions
 from edgealign.scan_runs import make_scanner
+from edgealign.sieve import FirstLook
 from edgealign.thresholds import rate_interval
 from edgealign.words import sound_spans
 
@@ -319,20 +320,30 @@ class Compared(Scanner):
     def __init__(self, recognizer: Recognizer):
         made = make_scanner(recognizer, ScanOptions())
         super().__init__(made.bundle, made.matcher, made.labels, made._prototypes, made.options)
-        self.compared: list[tuple[float, float, bool]] = []
+        self._looks: list[tuple[FirstLook, list[tuple[float, float]]]] = []
 
-    def _likeliest(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        kept = super()._likeliest(log_mels, stretch)
+    @property
+    def compared(self) -> list[tuple[float, float, bool]]:
+        return [
+            (cosine, probability, span in look.chosen)
+            for look, of_spans in self._looks
+            for span, (cosine, probability) in zip(look.spans, of_spans, strict=True)
+        ]
+
+    def _first_look(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> FirstLook:
+        look = super()._first_look(log_mels, stretch)
         start, stop = stretch[0][0], max(end for _, end in stretch)
         looks = self._sieve.embed(log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch])
         alone = {
             (first, end): embedding
             for first, end, embedding in self._encode(log_mels, np.zeros(0, np.float32), stretch)
         }
-        for span, look in zip(stretch, looks, strict=True):
-            probability = self.matcher.classify(alone[span])[0].probability
-            self.compared.append((float(look @ alone[span]), probability, span in kept))
-        return kept
+        of_spans = [
+            (float(embedding @ alone[span]), self.matcher.classify(alone[span])[0].probability)
+            for span, embedding in zip(stretch, looks, strict=True)
+        ]
+        self._looks.append((look, of_spans))
+        return look
 
 
 def main() -> None:

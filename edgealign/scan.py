@@ -7,9 +7,9 @@ of candidates are encoded, each alone, so that an embedding is the one that `cla
     parts of a longer sound, between the places where its level dips: words that were said in one breath
     windows of 1 s on a regular grid
 
-What hardly stands out of the second around it is dropped, and most windows and longer parts are after a first look at
-many at once (edgealign.sieve): what is far from every label, and what overlaps with likelier ones. Candidates that
-overlap compete: the most probable one is the detection. Its boundaries are then drawn to the sound.
+What hardly stands out of the second around it is dropped, and most windows and parts are after a first look at many at
+once (edgealign.sieve): what is far from every label, and what overlaps with likelier ones. Candidates that overlap
+compete: the most probable one is the detection. Its boundaries are then drawn to the sound.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgealign.audio import AudioSource
 from edgealign.bundle import Bundle, FrontEnd
 from edgealign.errors import InputUnreadable, InvalidInput
 from edgealign.inputs import LogMelInput
-from edgealign.sieve import Sieve
+from edgealign.sieve import ROUNDS, FirstLook, Sieve
 from edgealign.words import at_least, samples_of, search_windows
 
 WINDOW_S = 1.0
@@ -42,8 +42,6 @@ STANDS_OUT_DB = 8.0  # the loudest place of a candidate above the quiet ones aro
 AROUND_S = 1.0
 QUIET_QUANTILE = 0.1  # of the levels around
 LEVEL_STEP, LEVEL_FRAMES = 4, 9  # between the places at which levels are compared, and how many are averaged there
-FURTHEST = 0.7  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
-MAX_RIVALS = 6  # of candidates that share half of the shorter one, so many are encoded
 FEW = 2  # candidates of a stretch are encoded without a first look
 SHORT_S = 0.24  # parts up to this length too: what surrounds them outweighs them in a first look
 BETWEEN_STRETCHES_S = 0.5
@@ -245,25 +243,33 @@ class Scanner:
         candidates = self._candidates(levels, spans, offset)
         middles = [front_end.seconds((first + end) / 2) for first, end in candidates]
         mine = [span for span, middle_s in zip(candidates, middles, strict=True) if lowest_s <= middle_s < highest_s]
+        looks: list[FirstLook] = []
         if self.options.sieve and self.options.merge:
             short = SHORT_S * front_end.sample_rate_hz / front_end.hop_samples
             sounds = set(map(tuple, spans.tolist()))
             always = {span for span in mine if candidates[span] and (span in sounds or span[1] - span[0] <= short)}
-            mine = self._worth_encoding(log_mels, mine, always, _stands_out(levels, front_end))
+            mine, looks = self._first_looks(log_mels, mine, always, _stands_out(levels, front_end))
+        look_at = {span: look for look in looks for span in look.spans}
         found = []
-        for first, end, embedding in self._encode(log_mels, samples, mine):
-            matches = self.matcher.classify(embedding, max(2, self.options.top_k))
-            if matches[0].probability >= self._least[matches[0].label]:
-                edges = sound_edges(levels, first, end, quiet_db)
-                found.append(
-                    Found(
-                        offset + first,
-                        offset + end,
-                        candidates[first, end],
-                        (offset + edges[0], offset + edges[1]),
-                        matches,
+        for n_rivals in (None, *ROUNDS):
+            if n_rivals is not None:
+                mine = [span for look in looks for span in look.choose(n_rivals)]
+            for first, end, embedding in self._encode(log_mels, samples, mine):
+                matches = self.matcher.classify(embedding, max(2, self.options.top_k))
+                probability = matches[0].probability
+                if (first, end) in look_at:
+                    look_at[first, end].hear((first, end), probability)
+                if probability >= self._least[matches[0].label]:
+                    edges = sound_edges(levels, first, end, quiet_db)
+                    found.append(
+                        Found(
+                            offset + first,
+                            offset + end,
+                            candidates[first, end],
+                            (offset + edges[0], offset + edges[1]),
+                            matches,
+                        )
                     )
-                )
         return found
 
     def _candidates(self, levels: np.ndarray, spans: np.ndarray, offset: int) -> dict[tuple[int, int], bool]:
@@ -290,14 +296,14 @@ class Scanner:
                 candidates.setdefault((first, first + self._window), False)
         return candidates
 
-    def _worth_encoding(
+    def _first_looks(
         self,
         log_mels: np.ndarray,
         spans: list[tuple[int, int]],
         always: set[tuple[int, int]],
         stands_out: np.ndarray,
-    ) -> list[tuple[int, int]]:
-        """The spans that may be a label, after a first look at each stretch of the recording that holds some.
+    ) -> tuple[list[tuple[int, int]], list[FirstLook]]:
+        """Of the spans that stand out, those to encode at once, and a first look at each stretch of the others.
 
         always   those that need no first look, only to stand out
         """
@@ -315,31 +321,23 @@ class Scanner:
                 stretches.append([])
             stretches[-1].append((first, end))
             reached = max(reached, end)
-        kept: list[tuple[int, int]] = []
+        at_once: list[tuple[int, int]] = []
+        looks: list[FirstLook] = []
         for stretch in stretches:
-            kept += [span for span in stretch if span in always]
+            at_once += [span for span in stretch if span in always]
             others = [span for span in stretch if span not in always]
-            kept += others if len(others) <= FEW else self._likeliest(log_mels, others)
-        return kept
+            if len(others) <= FEW or self._sieve is None:
+                at_once += others
+            else:
+                looks.append(self._first_look(log_mels, others))
+        return at_once, looks
 
-    def _likeliest(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Of candidates in one stretch of the recording, those that are nearest to a label at a first look."""
-        if self._sieve is None:
-            return stretch
+    def _first_look(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> FirstLook:
         start, stop = stretch[0][0], max(end for _, end in stretch)
-        looks = self._sieve.embed(log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch])
-        distances = kernels.nearest(looks, self._prototypes)[0][:, 0]
-        first, end = np.array(stretch).T
-        n_rivals = np.zeros(len(stretch), dtype=np.int64)
-        kept: list[tuple[int, int]] = []
-        for i in np.argsort(distances, kind="stable").tolist():
-            if distances[i] > FURTHEST:
-                break
-            if n_rivals[i] < MAX_RIVALS:
-                kept.append(stretch[i])
-                shared = np.minimum(end, end[i]) - np.maximum(first, first[i])
-                n_rivals += 2 * shared > np.minimum(end - first, end[i] - first[i])
-        return kept
+        embeddings = self._sieve.embed(
+            log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch]
+        )
+        return FirstLook(stretch, kernels.nearest(embeddings, self._prototypes)[0][:, 0])
 
     def _encode(
         self, log_mels: np.ndarray, samples: np.ndarray, spans: Sequence[tuple[int, int]]

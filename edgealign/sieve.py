@@ -4,11 +4,16 @@ The convolutions of an encoder run once over a stretch; every candidate in it is
 the encoder pools a word (`PositionalPooling` in edgealign/train/encoders.py). What surrounds a candidate reaches into
 such an embedding: its cosine to the embedding of the candidate alone is 0.6 to 0.9. So it says what is worth encoding,
 never what is there. Both halves are taken out of the encoder's own file when it is opened.
+
+Rivals are candidates that share more than half of the shorter one. The two likeliest of them are encoded, and further
+ones where these leave it open what is there (`FirstLook`). The numbers were chosen on words for validation:
+benchmarks/LOG.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +33,10 @@ MIN_VARIANCE = 1e-4  # of PositionalPooling
 BLOCK = 24  # candidates that are pooled together
 _POSITIONS = (np.arange(N_POSITIONS) + 0.5) / N_POSITIONS
 LEAST_COSINE = 0.98  # to the encoder's embedding, of a stretch that is one candidate
+FURTHEST = 0.7  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
+BEHIND = 0.2  # further than a rival that is encoded, nothing is encoded either
+ROUNDS = (2, 6)  # so many rivals are encoded before it is seen what they are, and so many in all
+OPEN, SETTLED = 0.05, 0.7  # probability of the likeliest rival, between which it is open what is there
 
 
 class Sieve:
@@ -35,12 +44,14 @@ class Sieve:
 
     def __init__(self, model: bytes, n_mels: int):
         """Of an encoder that `Sieve.of` has found fit."""
+        trunk = [_as_given(model, VALUES), _as_given(model, CONTENT)]
         constants = [POSITION, _as_given(model, WEIGHT), OFFSET, CENTER]
+        inside = _Inside(model, trunk + constants)
         anything = np.zeros((1, n_mels, N_POSITIONS * STEP), np.float32)
-        position, weight, self._offset, self._center = _Half(model, constants).run(anything)
+        position, weight, self._offset, self._center = inside.run(constants, anything)
         self._weight = kernels.pack(weight)
         self._position = position.reshape(-1, N_POSITIONS)
-        self._trunk = _Half(model, [_as_given(model, VALUES), _as_given(model, CONTENT)])
+        self._trunk = partial(inside.run, trunk)
 
     @classmethod
     def of(cls, bundle: Bundle) -> Sieve | None:
@@ -64,7 +75,7 @@ class Sieve:
         spans     (first frame, one past the last) of each part
         returns   float32 [n_spans, dim], unit rows
         """
-        values, content = self._trunk.run(np.ascontiguousarray(log_mels[None]))
+        values, content = self._trunk(np.ascontiguousarray(log_mels[None]))
         values, content = values[0, :, 0], content[0, :, 0]  # [heads * channels, n], [heads, n]
         heads, n_frames = content.shape
         per_head = values.reshape(heads, -1, n_frames).transpose(0, 2, 1)
@@ -98,8 +109,61 @@ class Sieve:
         return np.stack([means, deviations]).transpose(2, 0, 1, 3).reshape(n_spans, -1)
 
 
-class _Half:
-    """Some tensors inside a model, and only what they are computed from."""
+class FirstLook:
+    """What to encode of the candidates of a stretch, given what a first look said and what has been heard since."""
+
+    def __init__(self, spans: Sequence[tuple[int, int]], distances: np.ndarray):
+        """
+        spans      (first frame, one past the last) of each candidate, in order
+        distances  float32 [n], of each to the nearest label at a first look
+        """
+        self.spans = spans
+        self._distances = distances
+        self._first, self._end = np.array(spans, dtype=np.int64).T
+        self._longest = int((self._end - self._first).max())
+        self._order = [i for i in np.argsort(distances, kind="stable").tolist() if distances[i] <= FURTHEST]
+        self._rivals_of: dict[tuple[int, int], np.ndarray] = {}  # what was chosen -> rows of what overlaps with it
+        self._n_rivals = np.zeros(len(spans), dtype=np.int64)  # that were chosen
+        self._least = np.full(len(spans), np.inf)  # distance of these
+        self._probability = np.zeros(len(spans))  # of the likeliest of these, once they have been heard
+
+    @property
+    def chosen(self) -> Set[tuple[int, int]]:
+        """The spans that were chosen so far."""
+        return self._rivals_of.keys()
+
+    def choose(self, n_rivals: int) -> list[tuple[int, int]]:
+        """What is to be encoded next, with at most n_rivals of any that overlap, earlier choices included."""
+        # What has no rival yet is open; in this call, rivals are chosen before any of them is heard.
+        is_open = (self._n_rivals == 0) | ((self._probability >= OPEN) & (self._probability < SETTLED))
+        chosen, left = [], []
+        for i in self._order:
+            worth = is_open[i] and self._n_rivals[i] < n_rivals and self._distances[i] <= self._least[i] + BEHIND
+            (chosen if worth else left).append(i)
+            if worth:
+                rivals = self._rivals_of[self.spans[i]] = self._rivals(i)
+                self._n_rivals[rivals] += 1
+                self._least[rivals] = np.minimum(self._least[rivals], self._distances[i])
+        self._order = left
+        return [self.spans[i] for i in chosen]
+
+    def hear(self, span: tuple[int, int], probability: float) -> None:
+        """How probable the likeliest label of a candidate that was chosen has turned out to be."""
+        rivals = self._rivals_of[span]
+        self._probability[rivals] = np.maximum(self._probability[rivals], probability)
+
+    def _rivals(self, i: int) -> np.ndarray:
+        """Rows of what overlaps with candidate i, itself included."""
+        first, end = self._first[i], self._end[i]
+        start = int(np.searchsorted(self._first, first - self._longest))
+        stop = int(np.searchsorted(self._first, end))
+        firsts, ends = self._first[start:stop], self._end[start:stop]
+        shared = np.minimum(ends, end) - np.maximum(firsts, first)
+        return start + np.flatnonzero(2 * shared > np.minimum(ends - firsts, end - first))
+
+
+class _Inside:
+    """Some tensors inside a model; what is computed is only what those that are asked for depend on."""
 
     def __init__(self, model: bytes, outputs: list[str]):
         import onnxruntime
@@ -112,10 +176,9 @@ class _Half:
         self._session = onnxruntime.InferenceSession(model + _field(7, added), options, ["CPUExecutionProvider"])
         self._run_options = onnxruntime.RunOptions()
         self._run_options.only_execute_path_to_fetches = True
-        self._outputs = outputs
 
-    def run(self, log_mel: np.ndarray) -> list[Any]:
-        return self._session.run(self._outputs, {"log_mel": log_mel}, self._run_options)
+    def run(self, outputs: list[str], log_mel: np.ndarray) -> list[Any]:
+        return self._session.run(outputs, {"log_mel": log_mel}, self._run_options)
 
 
 def _field(number: int, data: bytes) -> bytes:

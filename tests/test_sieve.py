@@ -12,7 +12,7 @@ from edgealign import Bundle, Recognizer, kernels
 from edgealign.audio import AudioArray
 from edgealign.scan import ScanOptions, _stands_out
 from edgealign.scan_runs import make_scanner
-from edgealign.sieve import LEAST_COSINE, Sieve
+from edgealign.sieve import BEHIND, FURTHEST, LEAST_COSINE, ROUNDS, FirstLook, Sieve
 
 RATE_HZ = 16_000
 
@@ -86,6 +86,39 @@ def test_a_scan_with_it_finds_what_one_without_it_finds_and_encodes_less(
     assert len(set(found[0]) & set(found[1])) >= 0.75 * len(found[0])
     assert len(found[1]) <= len(found[0])
     assert n_encoded[1] < 0.75 * n_encoded[0]
+
+
+def chosen_in_rounds(look: FirstLook, probability: float) -> list[list[tuple[int, int]]]:
+    """What is chosen in each round where everything that is encoded turns out to be so probable."""
+    rounds = []
+    for n_rivals in ROUNDS:
+        rounds.append(look.choose(n_rivals))
+        for span in rounds[-1]:
+            look.hear(span, probability)
+    return rounds
+
+
+def test_more_rivals_are_encoded_only_where_the_first_leave_it_open() -> None:
+    spans = [(i, 60 + i) for i in range(12)]
+    distances = np.linspace(0.4, 0.5, 12, dtype=np.float32)[::-1].copy()
+    open_, known, hopeless = (chosen_in_rounds(FirstLook(spans, distances), p) for p in (0.3, 0.95, 0.001))
+    assert open_[0] == known[0] == hopeless[0] == [spans[11], spans[10]]  # the nearest of all
+    assert open_[1] == [spans[i] for i in (9, 8, 7, 6)]
+    assert known[1] == hopeless[1] == []
+
+
+def test_what_does_not_overlap_is_no_rival() -> None:
+    spans = [(100 * i, 100 * i + 60) for i in range(8)]
+    look = FirstLook(spans, np.linspace(0.3, 0.6, 8, dtype=np.float32))
+    assert look.choose(1) == spans
+    assert look.chosen == set(spans)
+    assert look.choose(6) == []
+
+
+def test_what_is_far_from_every_label_or_behind_a_rival_is_not_encoded() -> None:
+    spans = [(0, 60), (5, 60), (10, 60), (300, 360)]
+    distances = np.array([0.2, 0.2 + BEHIND / 2, 0.25 + BEHIND, FURTHEST + 0.01], np.float32)
+    assert chosen_in_rounds(FirstLook(spans, distances), 0.5) == [spans[:2], []]
 
 
 def test_steady_noise_does_not_stand_out_and_a_word_in_it_does(shipped: Bundle) -> None:
