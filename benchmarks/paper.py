@@ -46,8 +46,7 @@ QUICK_METHODS = (
     "oracle",
 )
 QUICK_STEPS = 60
-# Learning rates (of Reptile's copies, of the outer Adam) that validation labels choose from.
-RATES = ((3e-4, 3e-3), (3e-4, 1e-3), (3e-4, 3e-4), (1e-3, 1e-3))
+OUTER_RATES = (1e-3, 3e-4, 1e-4)  # that validation labels choose from
 TUNED = {True: "croma-weak-nce", False: "align-classify"}  # who chooses for methods with Reptile, and without
 N_FOLDS = {"image-to-audio": 3}  # seed s tests fold s of the concepts
 SHOTS = (1, 5, 10)
@@ -89,7 +88,7 @@ def report(line: str) -> None:
 def measure(plan: Plan) -> list[dict]:
     """Train and ask every method with every seed; the rows of the task."""
     answered = []
-    loaded: dict[int, tuple[Paired, dict[bool, Rates]]] = {}
+    loaded: dict[int, tuple[Paired, dict[bool, float]]] = {}
     for seed in plan.seeds:
         fold = seed % N_FOLDS.get(plan.task.name, 1)
         if fold not in loaded:
@@ -102,36 +101,25 @@ def measure(plan: Plan) -> list[dict]:
     return to_rows(plan, answered)
 
 
-Rates = tuple[float, float]  # inside, outside
-
-
-def rates(plan: Plan, data: Paired, fold: int) -> dict[bool, Rates]:
-    """The rates for methods with Reptile (True) and without: those with which the method of TUNED answers validation
-    labels best after half the steps, with seed 0. The inner rate, which adapts phi at meta-test, is one for all."""
+def rates(plan: Plan, data: Paired, fold: int) -> dict[bool, float]:
+    """The outer rates for methods with Reptile (True) and without: those with which the method of TUNED answers
+    validation labels best after half the steps, with seed 0. The inner one, which adapts phi at meta-test, is the
+    default for all."""
     chosen = {}
     for by_reptile, method in TUNED.items():
-        candidates = RATES if by_reptile else dict.fromkeys((chosen[True][0], outer) for _, outer in RATES)
-        scores = {}
-        for pair in candidates:
-            config = configured(plan, method, 0, pair)
-            name = f"rates-{method}-{fold}-{pair[0]:g}-{pair[1]:g}"
-            scores[pair] = trained(plan, data, replace(config, steps=max(1, config.steps // 2)), name).best
+        config = research.defaults(plan.task, method, 0, plan.quick, plan.steps)
+        config = replace(config, steps=max(1, config.steps // 2))
+        name = f"rate-{method}-{fold}"
+        scores = {rate: trained(plan, data, config, rate, f"{name}-{rate:g}").best for rate in OUTER_RATES}
         chosen[by_reptile] = max(scores, key=scores.get)
         report(f"{plan.task.name} fold {fold}, {method}: {scores}")
     return chosen
 
 
-def configured(plan: Plan, method: str, seed: int, pair: Rates | None) -> LoopConfig:
-    """Settings of a run; the rates are the defaults where none are given."""
-    config = research.defaults(plan.task, method, seed, plan.quick, plan.steps)
-    if pair is not None:
-        config = replace(config, inner_learning_rate=pair[0], outer_learning_rate=pair[1])
-    return config
-
-
-def trained(plan: Plan, data: Paired, config: LoopConfig, name: str) -> Loop:
-    """A finished run; trained where that is not done yet."""
-    config = replace(config, validate_every=max(1, min(config.validate_every, config.steps // 2)))
+def trained(plan: Plan, data: Paired, config: LoopConfig, rate: float | None, name: str) -> Loop:
+    """A finished run with an outer rate (None: that of the configuration); trained where that is not done yet."""
+    validate_every = max(1, min(config.validate_every, config.steps // 2))
+    config = replace(config, validate_every=validate_every, outer_learning_rate=rate or config.outer_learning_rate)
     folder = plan.cache / "paper" / ("quick" if plan.quick else "full") / plan.task.name / f"{config.steps}" / name
     report(f"{plan.task.name} {name} in {folder}")
     loop = Loop(data, config, folder)
@@ -139,10 +127,11 @@ def trained(plan: Plan, data: Paired, config: LoopConfig, name: str) -> Loop:
     return loop
 
 
-def answer(plan: Plan, data: Paired, method: str, seed: int, fold: int, chosen: dict[bool, Rates]) -> Answered:
+def answer(plan: Plan, data: Paired, method: str, seed: int, fold: int, chosen: dict[bool, float]) -> Answered:
     """Train one method with one seed where that is not done yet, and ask it."""
-    pair = chosen.get(any(stage.meta for stage in METHODS[method].stages))
-    loop = trained(plan, data, configured(plan, method, seed, pair), f"{method}-{seed}")
+    config = research.defaults(plan.task, method, seed, plan.quick, plan.steps)
+    rate = chosen.get(any(stage.meta for stage in METHODS[method].stages))
+    loop = trained(plan, data, config, rate, f"{method}-{seed}")
     config, folder = loop.config, loop.folder
     model = load_best(data, config, folder)
     evaluation = Evaluation(data, "test", plan.n_episodes, N_QUERIES, SHOTS)
