@@ -21,6 +21,7 @@ from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput
 if TYPE_CHECKING:
     import soundfile
 
+COMPRESSED = (".w4v", ".wac")  # by recorders of Wildlife Acoustics: refused, but not passed over in silence
 EXTENSIONS = frozenset(
     (
         ".wav",
@@ -37,6 +38,7 @@ EXTENSIONS = frozenset(
         ".aifc",
         ".au",
         ".caf",
+        *COMPRESSED,
     )
 )  # what a folder is searched for; a file that is named is read whatever its name
 MIN_RATE_HZ = 4_000
@@ -145,6 +147,11 @@ class AudioFile(AudioSource):
             # As bytes: soundfile refuses names that are not UTF-8, which old memory cards hold.
             self._file = soundfile.SoundFile(self.path if os.name == "nt" else os.fsencode(self.path))
         except self._decoding_errors as error:
+            if self.path.lower().endswith(COMPRESSED):
+                raise AudioUnreadable(
+                    f"'{self.path}' is compressed as only Wildlife Acoustics' programs read it: convert it to WAV with "
+                    f"Kaleidoscope"
+                ) from None
             raise AudioUnreadable(
                 f"'{self.path}' is not audio that can be read ({_cause(error)}): WAV, FLAC, OGG, MP3 or AIFF is "
                 f"expected"

@@ -104,6 +104,23 @@ def test_pympi_reads_a_new_eaf(tmp_path: Path) -> None:
     assert "tape%201" in theirs.media_descriptors[0]["MEDIA_URL"]
 
 
+@pytest.mark.parametrize("suffix", [".eaf", ".TextGrid"])
+def test_tiers_that_a_scan_wrote_are_read_together_and_others_are_not(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"tape{suffix}"
+
+    def write(tiers: dict[str, list[Annotation]]) -> None:
+        path.write_bytes(eaf.new(tiers, "tape.wav") if suffix == ".eaf" else textgrid.write(tiers, 20.0).encode())
+
+    write({**TIERS, "maji (channel 2)": [Annotation(12, 13, "maji"), Annotation(14, 15, "maji")]})
+    back = read(path)
+    expected = [*essence(FOUND), (12, 13, "maji"), (14, 15, "maji")]
+    assert not back.problems and sorted(essence(back.annotations)) == sorted(expected)
+    write({**TIERS, "words": [Annotation(12, 13, "maji")]})
+    with pytest.raises(InvalidInput, match=r"several tiers with annotations.*'words' \(1\)"):
+        read(path)
+    assert essence(read(path, "words").annotations) == [(12, 13, "maji")]
+
+
 def elan_file(path: Path) -> bytes:
     """As ELAN writes it: an aligned tier, one that refers to it, slots without a value, odd spacing."""
     path.write_bytes(

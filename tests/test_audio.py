@@ -16,6 +16,7 @@ from toy_bundle import noise_clip, word_clip
 from edgealign import Bundle
 from edgealign.audio import AudioArray, AudioFile, AudioSource, parse_channel
 from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput
+from edgealign.sources import audio_files
 from edgealign.words import Word, find_word
 
 RATE_HZ = 16_000
@@ -222,6 +223,14 @@ def test_damaged_headers_end_in_samples_or_a_clear_error(tmp_path: Path, data: s
         assert str(path) in str(error)
     finally:
         path.write_bytes(original)
+
+
+def test_compressed_recordings_of_bat_recorders_are_refused_with_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "bats.W4V"
+    path.write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(100))
+    with pytest.raises(AudioUnreadable, match=r"bats.W4V' is compressed .* convert it to WAV with Kaleidoscope"):
+        AudioFile(path)
+    assert audio_files(str(tmp_path)) == [str(path)]  # so that nobody takes the folder for empty
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 2)])

@@ -63,7 +63,8 @@ class Table:
 def read(path: str | os.PathLike, tier: str | None = None) -> Table:
     """The annotations in a file; its format is told by its name and its first line.
 
-    tier     of an EAF or a TextGrid; needed where more than one holds annotations
+    tier     of an EAF or a TextGrid; needed where more than one holds annotations, unless each holds its own name
+             alone, as a scan writes them
     raises   AnnotationUnreadable for what is none of these formats, InvalidInput for a tier that is not there
     """
     path = os.fspath(path)
@@ -79,21 +80,26 @@ def read(path: str | os.PathLike, tier: str | None = None) -> Table:
     return tables.read(decoded(data, path), path)
 
 
-def choose_tier(path: str, holding: dict[str, int], tier: str | None) -> str | None:
-    """The tier to read: the one asked for, else the only one that holds anything.
+def choose_tiers(path: str, holding: dict[str, list[str]], tier: str | None) -> list[str]:
+    """The tiers to read: the one asked for, else the only one that holds anything, or all that a scan wrote.
 
-    holding   name of each tier -> how many usable annotations it has
-    returns   None where no tier holds any
+    holding   name of each tier -> the texts in it, without empty ones
+    returns   none where no tier holds any
     """
-    listed = ", ".join(f"'{name}' ({count})" for name, count in holding.items()) or "none"
+    listed = ", ".join(f"'{name}' ({len(texts)})" for name, texts in holding.items()) or "none"
     if tier is not None:
         if tier not in holding:
             raise InvalidInput(f"'{path}' has no tier '{tier}': it has {listed}")
-        return tier
-    full = [name for name, count in holding.items() if count]
-    if len(full) > 1:
+        return [tier]
+    full = {name: set(texts) for name, texts in holding.items() if texts}
+    if len(full) > 1 and not all(map(_is_of_a_scan, full, full.values())):
         raise InvalidInput(f"'{path}' has several tiers with annotations: choose one with --tier from {listed}")
-    return full[0] if full else None
+    return list(full)
+
+
+def _is_of_a_scan(name: str, texts: set[str]) -> bool:
+    """Whether a tier holds one label alone and is named after it, or after it and a channel: as a scan writes tiers."""
+    return all(name == text or name.startswith(f"{text} (channel ") for text in texts)
 
 
 def decoded(data: bytes, path: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
-from edgealign.annotations import Annotation, Table, choose_tier
+from edgealign.annotations import Annotation, Table, choose_tiers
 from edgealign.errors import AnnotationUnreadable, InvalidInput
 from edgealign.escaping import printable
 
@@ -55,18 +55,17 @@ def read(data: bytes, path: str, tier: str | None) -> Table:
         parents[item.get("ANNOTATION_ID", "")] = item.get("ANNOTATION_REF")
     tiers = {item.get("TIER_ID", ""): item for item in root.iter("TIER")}
     holding = {
-        name: sum(bool((v.text or "").strip()) for v in item.iter("ANNOTATION_VALUE")) for name, item in tiers.items()
+        name: [text for v in item.iter("ANNOTATION_VALUE") if (text := (v.text or "").strip())]
+        for name, item in tiers.items()
     }
-    chosen = choose_tier(path, holding, tier)
     table = Table()
-    if chosen is None:
-        return table
-    for item in tiers[chosen].iter("ANNOTATION"):
+    chosen = choose_tiers(path, holding, tier)
+    for in_tier, item in ((name, item) for name in chosen for item in tiers[name].iter("ANNOTATION")):
         entry = next(iter(item), None)
         if entry is None:
             continue
         identity = entry.get("ANNOTATION_ID", "")
-        where = f"'{path}' tier '{printable(chosen)}' annotation '{printable(identity)}'"
+        where = f"'{path}' tier '{printable(in_tier)}' annotation '{printable(identity)}'"
         begin, end = _aligned(identity, spans, parents)
         if times_s.get(begin) is None or times_s.get(end) is None:
             table.problems.append(f"{where}: has no times")

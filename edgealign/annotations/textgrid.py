@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from edgealign.annotations import Annotation, Table, choose_tier, decoded
+from edgealign.annotations import Annotation, Table, choose_tiers, decoded
 from edgealign.errors import AnnotationUnreadable
 from edgealign.escaping import printable
 
@@ -58,11 +58,11 @@ def read(data: bytes, path: str, tier: str | None) -> Table:
                 end_s = tokens.number() if kind == "IntervalTier" else start_s
                 entries.append((start_s, end_s, tokens.text()))
             tiers.setdefault(name, []).extend(entries)
-    full = {name: sum(bool(text.strip()) for _, _, text in entries) for name, entries in tiers.items()}
-    chosen = choose_tier(path, full, tier)
+    holding = {name: [text.strip() for _, _, text in entries if text.strip()] for name, entries in tiers.items()}
     table = Table()
-    for number, (start_s, end_s, text) in enumerate(tiers.get(chosen, ()), start=1):
-        table.add(f"'{path}' tier '{printable(chosen)}' number {number}", Annotation(start_s, end_s, text))
+    for name in choose_tiers(path, holding, tier):
+        for number, (start_s, end_s, text) in enumerate(tiers[name], start=1):
+            table.add(f"'{path}' tier '{printable(name)}' number {number}", Annotation(start_s, end_s, text))
     return table
 
 
