@@ -204,8 +204,9 @@ def _leave_one_out_mean(pool: Pool, rng: np.random.Generator) -> float:
 
 def _strangers(asked: Questions, shots: int = 5) -> np.ndarray:
     """Which questions are words that were not enrolled (noises apart), nearest to a label of `shots` recordings, or of
-    as many as any label of the pool has."""
-    return asked.stranger & (asked.shots == min(shots, asked.shots[asked.stranger].max()))
+    the most below that were met."""
+    met = asked.shots[asked.stranger]
+    return asked.stranger & (asked.shots == met[met <= shots].max())
 
 
 def _threshold(asked: Questions, logits: np.ndarray, false_accepts: float) -> float:

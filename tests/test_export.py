@@ -272,9 +272,9 @@ def test_five_percent_of_never_enrolled_words_are_accepted_on_the_words_that_it_
     assert not asked.right[~asked.enrolled].any()
 
 
-@pytest.mark.parametrize(("shots", "asked"), [((5, 5, 5, 2), (1,)), ((9, 1, 3, 2), (3,))])
+@pytest.mark.parametrize(("shots", "asked"), [((5, 5, 5, 2), (1,)), ((9, 1, 3, 2), (3,)), ((9, 8, 3, 2), (3,))])
 def test_the_threshold_is_set_on_words_that_were_not_enrolled_and_not_on_noises(shots, asked):
-    """An enrolled word, a stranger, a noise, a stranger: at five shots, or at the most that a stranger met."""
+    """An enrolled word, a stranger, a noise, a stranger: at five shots, or at the most below that a stranger met."""
     stranger = np.array([False, True, False, True])
     enrolled = np.array([True, False, False, False])
     questions = decision.Questions(np.zeros((4, 8)), enrolled, enrolled, stranger, np.array(shots), np.ones(4))
