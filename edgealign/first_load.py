@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 MAX_SECONDS = 60
 MAX_BYTES = 2**30  # beyond what the interpreter and ONNX Runtime take by themselves
@@ -46,7 +50,7 @@ def load_apart(model: bytes, max_seconds: float = MAX_SECONDS, max_bytes: int = 
     max_bytes += BYTES_PER_MODEL_BYTE * len(model)
     command = [sys.executable, "-P", __file__, str(max_bytes), str(max_seconds)]
     try:
-        done = subprocess.run(command, input=model, capture_output=True, timeout=max_seconds)
+        done = _run(command, model, max_seconds)
     except subprocess.TimeoutExpired:
         raise ValueError(f"it takes more than {max_seconds:g} s to load and to run once") from None
     message = done.stdout.decode("utf-8", "replace").strip()
@@ -59,6 +63,18 @@ def load_apart(model: bytes, max_seconds: float = MAX_SECONDS, max_bytes: int = 
             f"ONNX Runtime breaks down on it (exit code {done.returncode}) with {max_bytes // 2**20} MiB and "
             f"{max_seconds:g} s to load it"
         )
+
+
+def _run(command: list[str], model: bytes, max_seconds: float) -> subprocess.CompletedProcess[bytes]:
+    import subprocess
+
+    if not hasattr(os, "memfd_create"):
+        return subprocess.run(command, input=model, capture_output=True, timeout=max_seconds)
+    # Through a pipe, subprocess would hand the model over in pieces of 4 KiB.
+    with os.fdopen(os.memfd_create("model"), "w+b") as file:
+        file.write(model)
+        file.seek(0)
+        return subprocess.run(command, stdin=file, capture_output=True, timeout=max_seconds)
 
 
 def _limit(max_bytes: int, max_seconds: float) -> None:

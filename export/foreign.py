@@ -24,6 +24,11 @@ from edgealign.onnx_check import check_onnx
 MIN_OPSET = 11
 POOLS = ("mean", "max", "none")
 NUMPY_OF = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
+# Whose operands are weights. Infinity among them is a fault; elsewhere it is a bound, as of Clip, or a mask.
+WEIGHTED = (
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "BatchNormalization", "LayerNormalization",
+    "InstanceNormalization", "GroupNormalization", "SkipLayerNormalization",
+)  # fmt: skip
 VARIANCE_FLOOR = 1e-7  # of zero-mean-unit-variance, as in the extractors of wav2vec2 and its relatives
 OWN = "edgealign/"
 Session = onnxruntime.InferenceSession
@@ -145,13 +150,14 @@ class ForeignModel:
     """A model with one input of floating point.
 
     name      for messages
-    proto     its own graph, untouched
+    data      its bytes, weights that lay in other files included;  proto  the graph in them
     taken     name of its input;  element_type  FLOAT or FLOAT16
     shape     of its input: a size, or None where it is open
     opset     of ONNX's own operators
     """
 
     name: str
+    data: bytes
     proto: onnx.ModelProto
     taken: str
     element_type: int
@@ -162,7 +168,7 @@ class ForeignModel:
     def load(cls, path: str | os.PathLike) -> ForeignModel:
         """ModelUnreadable where the file is no model that can be imported, with the reason."""
         name = os.fspath(path)
-        proto = _read(name)
+        data, proto = _read(name)
         opsets = {entry.domain: entry.version for entry in proto.opset_import}
         opset = opsets.get("", opsets.get("ai.onnx", 0))
         newest = onnx.defs.onnx_opset_version()
@@ -188,12 +194,12 @@ class ForeignModel:
         shape = tuple(
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim
         )
-        return cls(name, proto, inputs[0].name, tensor.elem_type, shape, opset)
+        return cls(name, data, proto, inputs[0].name, tensor.elem_type, shape, opset)
 
     def with_output(self, output: str | None) -> tuple[Probe, list[str]]:
         """A session of the untouched model that gives one output, or all of floating point where None; their names."""
         known = [entry.name for entry in self.proto.graph.output]
-        model = self.proto
+        data = self.data
         if output is not None and output not in known:
             inner = {name for node in self.proto.graph.node for name in node.output if name}
             if output not in inner:
@@ -202,7 +208,8 @@ class ForeignModel:
             model = onnx.ModelProto()
             model.CopyFrom(self.proto)
             model.graph.output.append(onnx.ValueInfoProto(name=output))
-        session = session_of(model.SerializeToString(), self.name)
+            data = model.SerializeToString()
+        session = session_of(data, self.name)
         floating = [entry.name for entry in session.get_outputs() if entry.type in ("tensor(float)", "tensor(float16)")]
         names = floating if output is None else [output]
         if output is not None and output not in floating:
@@ -335,7 +342,7 @@ def _axes_of_frames(shape: list[int], varying: list[int]) -> list[int]:
     return [axis for axis in range(1, len(shape)) if axis != channels]
 
 
-def _read(name: str) -> onnx.ModelProto:
+def _read(name: str) -> tuple[bytes, onnx.ModelProto]:
     if not os.path.isfile(name):
         reason = "is a folder: a file is expected" if os.path.isdir(name) else "does not exist: check the path"
         raise InputUnreadable(f"'{name}' {reason}")
@@ -346,7 +353,7 @@ def _read(name: str) -> onnx.ModelProto:
     except OSError as error:
         raise InputUnreadable(f"'{name}' cannot be read: {error.strerror}") from None
     try:
-        return _parsed(data)
+        return data, _parsed(data)
     except ValueError as error:
         if "data in other files" not in str(error):
             raise ModelUnreadable(f"'{name}' cannot be imported: {error}") from None
@@ -358,7 +365,7 @@ def _read(name: str) -> onnx.ModelProto:
         data = proto.SerializeToString()
         if len(data) > MAX_ONNX_BYTES:
             raise ValueError(f"with its weights it has more than {MAX_ONNX_BYTES // 2**20} MiB")
-        return _parsed(data)
+        return data, _parsed(data)
     except Exception as error:  # onnx raises unrelated types
         raise ModelUnreadable(f"'{name}' keeps weights in other files, which cannot be read: {error}") from None
 
@@ -376,10 +383,17 @@ def _parsed(data: bytes) -> onnx.ModelProto:
 
 
 def _check_weights(name: str, proto: onnx.ModelProto) -> None:
-    for tensor in proto.graph.initializer:
-        if tensor.data_type in (*NUMPY_OF, TensorProto.DOUBLE) and not np.isfinite(numpy_helper.to_array(tensor)).all():
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    weights = {operand for node in proto.graph.node if node.op_type in WEIGHTED for operand in node.input}
+    constants = (node for node in proto.graph.node if node.op_type == "Constant")
+    tensors |= {node.output[0]: part.t for node in constants for part in node.attribute if part.name == "value"}
+    for tensor_name, tensor in tensors.items():
+        if tensor.data_type not in (*NUMPY_OF, TensorProto.DOUBLE):
+            continue
+        values = numpy_helper.to_array(tensor)
+        if np.isnan(values).any() or (tensor_name in weights and not np.isfinite(values).all()):
             raise ModelUnreadable(
-                f"the weights '{tensor.name}' of '{name}' hold NaN or infinity: train or export it again"
+                f"the weights '{tensor_name}' of '{name}' hold NaN or infinity: train or export it again"
             )
 
 

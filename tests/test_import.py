@@ -130,17 +130,26 @@ def test_names_that_a_bundle_needs_for_itself_may_be_taken(tmp_path: Path) -> No
     assert [entry.name for entry in session.get_outputs()] == ["embedding"]
 
 
-@pytest.mark.parametrize("channels_first", [True, False])
-def test_an_image_model_of_either_layout_gives_what_numpy_gives(channels_first: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ["batch", 3, 4, 5], ["batch", 4, 5, 3], ["batch", 4, 5, "channels"], ["batch", "height", "width", 3],
+        ["batch", 3, "height", "width"], ["batch", "channels", 4, "width"], ["batch", "channels", "height", "width"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_image_model_of_either_layout_gives_what_numpy_gives(shape: list, tmp_path: Path) -> None:
+    """Sizes that the file leaves open, as optimum's exporter does, are those of --size and of a picture."""
     weights = np.random.default_rng(1).normal(size=(3 * 4 * 5, 6)).astype(np.float32)
-    shape = ["batch", 3, 4, 5] if channels_first else ["batch", 4, 5, 3]
+    channels_first = shape[3] != 3 and shape[1] != 4
     nodes = [
         helper.make_node("Flatten", ["pixels"], ["flat"], axis=1),
         helper.make_node("MatMul", ["flat", "weights"], ["out"]),
     ]
     data = model(nodes, ("pixels", shape), {"out": ["batch", 6]}, weights=weights)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    bundle = bring_in(data, tmp_path, modality="image", kind="image", mean=mean, std=std, fit="stretch")
+    options = {"mean": mean, "std": std, "fit": "stretch", "size_px": (4, 5)}
+    bundle = bring_in(data, tmp_path, modality="image", kind="image", **options)
     pixels = np.random.default_rng(2).random((2, 3, 4, 5), dtype=np.float32)
     scaled = (pixels - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
     ordered = scaled if channels_first else scaled.transpose(0, 2, 3, 1)
@@ -159,11 +168,14 @@ def front_end_file(folder: Path, **changes: object) -> Path:
 
 @pytest.mark.parametrize(
     "shape",
-    [["b", 8, "t"], ["b", "t", 8], ["b", 1, 8, 98], [1, 1, 98, 8], ["b", 8, 98, 1], ["b", "t", 8, 1]],
+    [
+        ["b", 8, "t"], ["b", "t", 8], ["b", 1, 8, 98], [1, 1, 98, 8], ["b", 8, 98, 1], ["b", "t", 8, 1],
+        ["b", "bands", 98], ["b", "c", 98, "bands"],
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_log_mel_model_of_any_layout_gives_what_numpy_gives(shape: list, tmp_path: Path) -> None:
-    bands_first = shape[1] == 8 or (shape[2] == 8 and len(shape) == 4 and shape[1] == 1)
+    bands_first = shape in (["b", 8, "t"], ["b", 1, 8, 98], ["b", 8, 98, 1], ["b", "bands", 98])
     order = [0, 2, 1] if bands_first else [0, 1, 2]
     nodes = [
         helper.make_node("Reshape", ["mel", "to_three"], ["three"]),
@@ -183,6 +195,13 @@ def test_a_log_mel_model_of_any_layout_gives_what_numpy_gives(shape: list, tmp_p
     np.testing.assert_allclose(bundle.encode(log_mels[None])[0], unit((scaled.T @ WEIGHTS).mean(axis=0)), atol=2e-5)
     window_samples = bundle.input.windows.in_samples(8000)[0]
     assert window_samples == (len(samples) if 98 in shape else 8000)
+
+
+def test_an_axis_of_mel_bands_that_is_not_there_or_not_clear_is_refused(tmp_path: Path) -> None:
+    options = {"modality": "audio", "kind": "log_mel", "front_end": front_end_file(tmp_path), "window_s": 1.0}
+    for taken in (["b", "c", "n"], ["b", 9, 98]):
+        with pytest.raises(ModelUnreadable, match="expected one axis of 8 mel bands, as --front-end says"):
+            bring_in(framed(taken), tmp_path, **options)
 
 
 def test_slaney_filters_are_linear_below_1_khz_and_of_area_one() -> None:
@@ -252,13 +271,42 @@ def custom_operator() -> bytes:
     return made.SerializeToString()
 
 
-def with_nan() -> bytes:
+def with_broken(value: float) -> bytes:
     made = onnx.load_from_string(framed(["b", "n"]))
     tensor = next(tensor for tensor in made.graph.initializer if tensor.name == "weights")
     broken = WEIGHTS.copy()
-    broken[3, 3] = np.nan
+    broken[3, 3] = value
     tensor.CopyFrom(numpy_helper.from_array(broken, "weights"))
     return made.SerializeToString()
+
+
+def bounded(low: float, high: float, mask: float = 0.0) -> bytes:
+    """`framed`, whose frames are clipped between two constants, of which a mask may take some out."""
+    made = onnx.load_from_string(framed(["b", "n"]))
+    made.graph.node[-1].output[0] = "bent"
+    made.graph.node.insert(
+        0, helper.make_node("Constant", [], ["high"], value=numpy_helper.from_array(np.float32(high)))
+    )
+    made.graph.node.extend([
+        helper.make_node("Clip", ["bent", "low", "high"], ["clipped"]),
+        helper.make_node("Add", ["clipped", "mask"], ["masked"]),
+        helper.make_node("Max", ["masked", "least"], ["frames"]),
+    ])  # fmt: skip
+    tensors = {"low": np.float32(low), "mask": np.array([mask, *[0] * 5], np.float32), "least": np.float32(-0.5)}
+    made.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items())
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "mask"), [(-np.inf, np.inf, 0.0), (0.0, np.inf, 0.0), (-np.inf, 0.2, -np.inf)], ids=str
+)
+def test_infinity_that_bounds_or_masks_is_no_fault(low: float, high: float, mask: float, tmp_path: Path) -> None:
+    """As exporters write the clamps of logarithms and the masks of attention."""
+    bundle = bring_in(bounded(low, high, mask), tmp_path, **AUDIO, pool="mean", window_s=1.0)
+    samples = made_up_sound(8000, 8000, 7)[None]
+    frames = np.clip(np.tanh(samples.reshape(-1, 8) @ WEIGHTS), low, high) + np.array([mask, *[0] * 5], np.float32)
+    wanted = unit(np.maximum(frames, -0.5).mean(axis=0))
+    np.testing.assert_allclose(bundle.encode(samples)[0], wanted, atol=2e-5)
 
 
 def nan_answer() -> bytes:
@@ -286,7 +334,11 @@ def integers() -> bytes:
         (framed(["b", "n"], opset=9), {}, ModelUnreadable, "opset 9 of ONNX: 11 to"),
         (framed(["b", "n"], opset=99), {}, ModelUnreadable, "opset 99 .* update onnx"),
         (custom_operator(), {}, ModelUnreadable, "unknown domain 'com.example'"),
-        (with_nan(), {}, ModelUnreadable, "the weights 'weights' .* NaN"),
+        (with_broken(np.nan), {}, ModelUnreadable, "the weights 'weights' .* NaN"),
+        (with_broken(-np.inf), {}, ModelUnreadable, "the weights 'weights' .* NaN or infinity"),
+        (bounded(np.nan, 1.0), {}, ModelUnreadable, "the weights 'low' .* NaN"),
+        (bounded(0.0, np.nan), {}, ModelUnreadable, "the weights 'high' .* NaN"),
+        (bounded(0.0, 1.0, np.inf), {"window_s": 1.0, "pool": "mean"}, ModelUnreadable, "NaN or infinity on a plain"),
         (nan_answer(), {}, ModelUnreadable, "NaN or infinity on a plain sample"),
         (two_inputs(), {}, ModelUnreadable, "2 inputs .'sound', 'attention_mask'."),
         (integers(), {}, ModelUnreadable, "is int32: float32"),
@@ -383,7 +435,7 @@ def test_a_step_written_into_a_graph_is_the_step_in_numpy() -> None:
     proto = onnx.load_from_string(identity)
     for entry in (*proto.graph.input, *proto.graph.output):
         entry.type.tensor_type.ClearField("shape")
-    foreign = ForeignModel("m", proto, "in", TensorProto.FLOAT, (None, None, None), 18)
+    foreign = ForeignModel("m", b"", proto, "in", TensorProto.FLOAT, (None, None, None), 18)
     for step in steps:
         data = onnx.load_from_string(foreign.wrapped("out", "image", ["a", "b", "c"], [step], [], 4))
         data.graph.output[0].type.tensor_type.ClearField("shape")
