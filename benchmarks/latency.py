@@ -36,10 +36,13 @@ PARTS = ("edgealign", "C", "torch eager", "openWakeWord", "sherpa-onnx", "MFCC +
 COMMAND = "from edgealign.cli.app import main; main()"  # what the console script `edgealign` runs
 
 
-def run_cold(words: Sequence[str | Path]) -> tuple[float, float, float]:
-    """Seconds on the clock, seconds of processor time and peak resident 10^6 bytes of one fresh process."""
+def run_cold(words: Sequence[str | Path], **variables: str) -> tuple[float, float, float]:
+    """Seconds on the clock, seconds of processor time and peak resident 10^6 bytes of one fresh process.
+
+    words   the program and its arguments;  variables   of its environment, beside those of this process
+    """
     # What a user has: packages are compiled when they are installed, and modules when they are first imported.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | variables
     started = time.perf_counter()
     process = subprocess.Popen(
         list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
