@@ -1,4 +1,4 @@
-"""`edgealign bundle quantize`: an int8 encoder beside the one that a bundle has."""
+"""`edgealign bundle quantize`: encoders of a bundle in int8."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ class Method(StrEnum):
 
 
 def quantize(
-    samples: Annotated[
-        list[Path],
-        typer.Option("--samples", help="Files or folders of what the encoder will meet: 30 or more; more than once."),
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.")],
     bundle: BundleArgument = None,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option("--samples", help="Files or folders of what the encoder will meet: 30 or more; more than once."),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", help="Of the text encoder, which labels start from: a file with a word a line."),
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option("--pictures", help="Of the picture encoder, which labels start from: files or folders."),
+    ] = None,
     method: Annotated[
         Method, typer.Option("--quantize", help="auto takes the fastest that passes on this device.")
     ] = Method.AUTO,
@@ -34,9 +42,10 @@ def quantize(
         typer.Option("--evaluate", help="Folder of labels: at most 0.5 points of episode accuracy may be lost."),
     ] = None,
 ) -> None:
-    """Add an int8 encoder, which must pass (needs edgealign[export]).
+    """Make encoders int8, which must pass (needs edgealign[export]).
 
-    Layers that cost too much stay in fp32. Refused under 20 dB of signal to quantization noise.
+    That of samples is added to the one that the bundle has; those of texts and pictures are replaced. Layers that cost
+    too much stay in fp32. Refused under 20 dB of signal to quantization noise.
     """
     from importlib.util import find_spec
 
@@ -44,5 +53,5 @@ def quantize(
         raise MissingExtra("quantizing needs onnx, which is not installed: pip install 'edgealign[export]'")
     from edgealign.export.quantize_bundle import quantize_bundle
 
-    made = quantize_bundle(bundle, samples, output, str(method), evaluate, say)
+    made = quantize_bundle(bundle, samples or [], output, str(method), evaluate, say, texts, pictures or [])
     print(f"{printable(str(output))}\t{made.encoder_sha256}")

@@ -579,7 +579,7 @@ def write_bundle(
                       pictures, uint8 [height, width, 3]
     golden_texts      (text, kind, language) each, for a bundle with a text encoder
     golden_pictures   uint8 [height, width, 3] each, for a bundle whose labels can start from a picture
-    golden_of         instead of the three: a bundle that differs in the variants of its encoder alone
+    golden_of         instead of the three: a bundle that differs in its encoders alone
     manifest_fields   name, modality, bundle_version, dim, input, sources, encoder, bank, calibration, license and
                       attribution make format 2; front_end, windows and text_encoder instead of input and sources make
                       format 1. Hashes, sizes and the fingerprint are computed here

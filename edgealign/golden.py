@@ -91,7 +91,7 @@ def record(
 
 
 def with_variants(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of golden.npz of a bundle that differs in its variants alone from the one that the arrays are of."""
+    """The bytes of golden.npz of a bundle that differs in its encoders alone from the one that the arrays are of."""
     kept = {
         name: value
         for name, value in arrays.items()
@@ -106,6 +106,10 @@ def with_variants(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> bytes:
         for variant in bundle.variants:
             fitted = arrays[f"image{i}.fitted"]
             kept[f"image{i}.embedding.{variant}"] = bundle.encode(fitted[None], variant)[0]
+    for i in range(_count(arrays, "text", "embedding")):
+        kept[f"text{i}.embedding"] = bundle.encode_text(_tokens(_part(arrays, f"text{i}.")))
+    for i in range(_count(arrays, "picture", "fitted")):
+        kept[f"picture{i}.embedding"] = bundle.encode_image_source(arrays[f"picture{i}.fitted"])
     return _packed(bundle, kept)
 
 
@@ -161,13 +165,12 @@ def compare(bundle: Bundle) -> list[StageParity]:
                 note(f"encoder {variant}", _cosine(embedding, arrays[f"embedding.{variant}"]))
         for i in range(_count(golden, "text", "embedding")):
             arrays = _part(golden, f"text{i}.")
-            embedding, recorded = arrays.pop("embedding"), arrays.pop("text", None)
-            if recorded is not None:  # bundles of edgealign 0.1 keep the tokens alone
-                text, kind, language = recorded.tolist()
+            tokens = _tokens(arrays)
+            if "text" in arrays:  # bundles of edgealign 0.1 keep the tokens alone
+                text, kind, language = arrays["text"].tolist()
                 ids = bundle.tokenizer.encode(text, kind, language or None).inputs
-                note("tokenizer", max(_max_difference(ids[name][0], arrays[name]) for name in arrays))
-            tokens = Tokens({name: ids[None] for name, ids in arrays.items()}, (), 0.0, True)
-            note("text encoder", _cosine(bundle.encode_text(tokens), embedding))
+                note("tokenizer", max(_max_difference(ids[name], tokens.inputs[name]) for name in tokens.inputs))
+            note("text encoder", _cosine(bundle.encode_text(tokens), arrays["embedding"]))
         for i in range(_count(golden, "picture", "pixels")):
             arrays = _part(golden, f"picture{i}.")
             note(
@@ -204,6 +207,12 @@ def _clip_embedding(bundle: Bundle, arrays: Mapping[str, np.ndarray], variant: s
     if not isinstance(bundle.input.windows, Windows):
         return embed_clip(bundle, iter([arrays["samples"]]), variant)
     return bundle.encode(_whole(bundle, arrays), variant)[0]
+
+
+def _tokens(text: Mapping[str, np.ndarray]) -> Tokens:
+    """What a text encoder was given for a golden text."""
+    inputs = {name: ids[None] for name, ids in text.items() if name not in ("text", "embedding")}
+    return Tokens(inputs, (), 0.0, True)
 
 
 def _part(golden: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -36,9 +38,17 @@ N_TIMED, N_WARM_UP = 40, 5
 Embed = Callable[[bytes], np.ndarray]  # a model -> float32 [n_clips, dim], unit rows, of the clips of an evaluation
 
 
+class Evaluation(Protocol):
+    """Labeled samples that decide what quantization may cost."""
+
+    def shares_right(self, model: bytes) -> np.ndarray:
+        """Share of right answers with a model, of each of the questions that every model is asked: float64 [n]."""
+        ...
+
+
 @dataclass(frozen=True)
-class Evaluation:
-    """Labeled clips that decide what quantization may cost.
+class SampleEvaluation:
+    """Of an encoder of samples: nearest prototypes of 5 samples each, or of as many as the labels have, in episodes.
 
     embed    the embeddings of all clips with a model
     labels   the label of each clip
@@ -47,8 +57,8 @@ class Evaluation:
     embed: Embed
     labels: Sequence[str]
 
+    @cached_property
     def episodes(self) -> list[Episode]:
-        """Of nearest prototypes of 5 samples, or of as many as the labels have."""
         clips = [Clip("", "", label, "") for label in self.labels]
         for n_shot in range(SHOTS, 0, -1):
             try:
@@ -58,6 +68,42 @@ class Evaluation:
         raise InvalidInput(
             "the evaluation clips have no two labels of two clips each: an episode asks for one and is taught by one"
         )
+
+    def shares_right(self, model: bytes) -> np.ndarray:
+        episodes, embeddings = self.episodes, self.embed(model)
+        shares = np.empty(len(episodes))
+        for at, episode in enumerate(episodes):
+            n_way, n_shot = episode.support.shape
+            labels = np.repeat(np.arange(n_way, dtype=np.int32), n_shot)
+            prototypes = kernels.prototypes(embeddings[episode.support.ravel()], labels, n_way)
+            shares[at] = _are_right(embeddings[episode.queries], prototypes, episode.query_labels).mean()
+        return shares
+
+
+@dataclass(frozen=True)
+class SourceEvaluation:
+    """Of an encoder that labels start from: samples are asked for the nearest label that nothing else has taught.
+
+    embed    the embeddings of all texts or pictures with a model;  labels   the label of each
+    queries  float32 [n, dim], embeddings of samples;  query_labels  the label of each
+    """
+
+    embed: Embed
+    labels: Sequence[str]
+    queries: np.ndarray
+    query_labels: Sequence[str]
+
+    def shares_right(self, model: bytes) -> np.ndarray:
+        names, rows = np.unique(self.labels, return_inverse=True)
+        known = np.isin(self.query_labels, names)
+        if len(set(np.array(self.query_labels)[known])) < 2:
+            raise InvalidInput(
+                f"of the labels {', '.join(sorted(set(self.query_labels)))} of the evaluation clips fewer than two are "
+                f"among those that can be started: {', '.join(names[:20])}"
+            )
+        prototypes = kernels.prototypes(self.embed(model), rows.astype(np.int32), len(names))
+        wanted = np.searchsorted(names, np.array(self.query_labels)[known])
+        return _are_right(self.queries[known], prototypes, wanted).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -157,8 +203,7 @@ class _Gate:
         self.data, self.name, self.held_out, self.report = data, name, held_out, report
         self.evaluation = evaluation
         if evaluation is not None:
-            self.episodes = evaluation.episodes()
-            self.reference = _shares_right(evaluation.embed(data), self.episodes)
+            self.reference = evaluation.shares_right(data)
 
     def check(self, method: str, choice: Choice, n_layers: int) -> Candidate | str:
         """The candidate that passed, or why it did not."""
@@ -175,12 +220,12 @@ class _Gate:
             return f"{ratio:.0%} of the size of fp32, with {kept}"
         accuracy = None
         if self.evaluation is not None:
-            shares = _shares_right(self.evaluation.embed(choice.data), self.episodes)
+            shares = self.evaluation.shares_right(choice.data)
             loss, ci95 = mean_and_ci95(100 * (self.reference - shares))
             accuracy = Accuracy(float(100 * shares.mean()), loss, ci95)
             if loss > MAX_ACCURACY_LOSS:
                 return (
-                    f"{loss:.2f} ± {ci95:.2f} points of episode accuracy lost, at most {MAX_ACCURACY_LOSS} are "
+                    f"{loss:.2f} ± {ci95:.2f} points of accuracy lost, at most {MAX_ACCURACY_LOSS} are "
                     f"allowed, with {kept}"
                 )
         fp32_ms, int8_ms = latency_ms([self.data, choice.data], self.name, self.held_out)
@@ -211,13 +256,7 @@ def _from_the_ends(candidates: Sequence[Layers]) -> list[Layers]:
     return [candidates[at] for at in order]
 
 
-def _shares_right(embeddings: np.ndarray, episodes: Sequence[Episode]) -> np.ndarray:
-    """Share of right answers of each episode, nearest prototype: float64 [n_episodes]."""
-    shares = np.empty(len(episodes))
-    for at, episode in enumerate(episodes):
-        n_way, n_shot = episode.support.shape
-        labels = np.repeat(np.arange(n_way, dtype=np.int32), n_shot)
-        prototypes = kernels.prototypes(embeddings[episode.support.ravel()], labels, n_way)
-        _, nearest = kernels.nearest(embeddings[episode.queries], prototypes)
-        shares[at] = (nearest[:, 0] == episode.query_labels).mean()
-    return shares
+def _are_right(queries: np.ndarray, prototypes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether the prototype nearest to each query is that of its label: bool [n]."""
+    _, nearest = kernels.nearest(queries, prototypes)
+    return nearest[:, 0] == labels

@@ -21,23 +21,28 @@ from edgealign.export.quantize import Samples, quiet
 # and stays fp32: recurrent layers, normalization, softmax, statistics over time.
 STATIC_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "Clip", "Add", "MaxPool")
 COSTLY_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")  # whose noise is their own
-# A convolution whose ranges are taken as it runs is slower than in fp32.
-DYNAMIC_OPERATORS = ("Gemm", "MatMul")
+# A convolution whose ranges are taken as it runs is slower than in fp32. Gather: of the embeddings of tokens.
+DYNAMIC_OPERATORS = ("Gemm", "MatMul", "Gather")
 
 
 class Dynamic:
-    """int8 weights per channel; ranges of activations are taken as the graph runs. Linear layers only."""
+    """int8 weights per channel; ranges of activations are taken as the graph runs. Linear layers and tables only."""
 
     method = "int8-dynamic"
 
     def __init__(self, data: bytes) -> None:
         self.prepared = prepared(data)
-        initializers = {tensor.name for tensor in self.prepared.graph.initializer}
-        self.layers = [
-            node.name
-            for node in self.prepared.graph.node
-            if node.op_type in DYNAMIC_OPERATORS and node.input[1] in initializers
-        ]
+        nodes = [node for node in self.prepared.graph.node if node.op_type in DYNAMIC_OPERATORS]
+        weights = {tensor.name: tensor for tensor in self.prepared.graph.initializer}
+
+        def has_weights(node: onnx.NodeProto) -> bool:
+            if node.op_type != "Gather":
+                return node.input[1] in weights
+            table = weights.get(node.input[0])
+            return table is not None and table.data_type == onnx.TensorProto.FLOAT and len(table.dims) == 2
+
+        self.layers = [node.name for node in nodes if has_weights(node)]
+        self.apart = {node.name for node in nodes} - set(self.layers)
 
     groups: ClassVar[list[frozenset[str]]] = []  # no activation is rounded before the layer that takes it
 
@@ -47,7 +52,7 @@ class Dynamic:
             path = Path(folder, "int8.onnx")
             quantize_dynamic(
                 copy.deepcopy(self.prepared), path, op_types_to_quantize=list(DYNAMIC_OPERATORS), per_channel=True,
-                weight_type=QuantType.QInt8, nodes_to_exclude=sorted(excluded),
+                weight_type=QuantType.QInt8, nodes_to_exclude=sorted(excluded | self.apart),
             )  # fmt: skip
             return path.read_bytes()
 

@@ -73,6 +73,9 @@ def export(
     samples: Annotated[
         list[Path] | None, typer.Option(help="Of --quantize: files or folders of what the encoder will meet.")
     ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Of --quantize: a file with a word a line, for the text encoder.")
+    ] = None,
     evaluate: Annotated[
         Path | None, typer.Option(help="Of --quantize: a folder of labels, on which accuracy is compared.")
     ] = None,
@@ -88,21 +91,24 @@ def export(
 
         options = Options(modality.value, pool and pool.value, window, hop, background)
         if quantize in (None, Quantize.NONE):
-            _refuse("--quantize", samples=samples, evaluate=evaluate)
+            _refuse("--quantize", samples=samples, texts=texts, evaluate=evaluate)
             bundle = export_huggingface(hf, output, options, _report)
-        elif not samples:
-            raise InvalidInput(f"--quantize {quantize} needs --samples: files or folders of what the encoder will meet")
+        elif not samples and texts is None:
+            raise InvalidInput(
+                f"--quantize {quantize} needs --samples, files or folders of what the encoder will meet, or for words "
+                f"--texts"
+            )
         else:
             from edgealign.export.quantize_bundle import quantize_bundle
 
             check_target(output)
             with tempfile.TemporaryDirectory() as folder:
                 whole = export_huggingface(hf, Path(folder, output.name), options, _report)
-                bundle = quantize_bundle(whole.path, samples, output, quantize.value, evaluate, _report)
+                bundle = quantize_bundle(whole.path, samples or [], output, quantize.value, evaluate, _report, texts)
         print(f"{output}\t{bundle.encoder_sha256}")
         return
     _refuse("--hf", modality=modality, pool=pool, window=window, hop=hop, background=background, quantize=quantize)
-    _refuse("--hf", samples=samples, evaluate=evaluate)
+    _refuse("--hf", samples=samples, texts=texts, evaluate=evaluate)
     from edgealign.train.senses import Sense, is_sense
 
     if weights is not None and not weights.parent.is_dir():

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import soundfile
 
@@ -453,3 +454,15 @@ def test_an_export_is_quantized_where_samples_are_named(export, folders, tmp_pat
     assert ran.code == 0, ran.err
     entries = Bundle.open(tmp_path / "bundle").manifest["encoder"]["variants"]
     assert set(entries) == {"fp32", "int8-dynamic"} and entries["int8-dynamic"]["snr_db"] > 20
+
+
+def test_words_are_quantized_where_a_file_of_them_is_named(export, folders, tmp_path):
+    things, acts = ("a dog", "the cat", "rain", "a bell"), ("barks", "meows", "falls", "rings", "runs")
+    (tmp_path / "words.txt").write_text("\n".join(f"{thing} that {acts[i]}" for thing in things for i in range(5)))
+    ran = export(folders("clip"), "image", "--quantize", "int8-dynamic", "--texts", tmp_path / "words.txt")
+    assert ran.code == 0, ran.err
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.source("text").file == "text.int8-dynamic.onnx" and bundle.variants == ["fp32"]
+    graph = onnx.load_from_string(bundle.read("text.int8-dynamic.onnx")).graph
+    assert {tensor.data_type for tensor in graph.initializer} & {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    assert bundle.encode_text(bundle.tokenizer.encode("a dog that barks")).shape == (bundle.dim,)

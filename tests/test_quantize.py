@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgealign.errors import InvalidInput
 from edgealign.export import gates
-from edgealign.export.gates import Evaluation, quantize_checked
+from edgealign.export.gates import SampleEvaluation, SourceEvaluation, quantize_checked
 from edgealign.export.int8 import STATIC_OPERATORS, Dynamic, Static
 from edgealign.export.quantize import QuantizationLost, Samples, measure_drift
 from edgealign.export.sensitivity import least_excluded
@@ -319,20 +319,71 @@ def clusters(spread: float) -> tuple[np.ndarray, list[str]]:
 def test_accuracy_that_is_lost_on_the_same_episodes_is_refused(convolutional: bytes) -> None:
     clean, labels = clusters(0.5)
     noisy, _ = clusters(2.5)
-    same = Evaluation(lambda model: clean, labels)
+    same = SampleEvaluation(lambda model: clean, labels)
     found = quantize_checked(convolutional, "x", SAMPLES, "int8-static", same)
     assert found.accuracy.loss == 0 and found.accuracy.loss_ci95 == 0 and found.accuracy.percent > 90
-    worse = Evaluation(lambda model: clean if model == convolutional else noisy, labels)
-    with pytest.raises(QuantizationLost, match=r"\d+\.\d\d ± \d+\.\d\d points of episode accuracy lost, at most 0.5"):
+    worse = SampleEvaluation(lambda model: clean if model == convolutional else noisy, labels)
+    with pytest.raises(QuantizationLost, match=r"\d+\.\d\d ± \d+\.\d\d points of accuracy lost, at most 0.5"):
         quantize_checked(convolutional, "x", SAMPLES, "int8-static", worse)
-    better = Evaluation(lambda model: noisy if model == convolutional else clean, labels)
+    better = SampleEvaluation(lambda model: noisy if model == convolutional else clean, labels)
     assert quantize_checked(convolutional, "x", SAMPLES, "int8-static", better).accuracy.loss < 0
 
 
 def test_an_evaluation_without_two_clips_of_a_label_is_refused(convolutional: bytes) -> None:
-    alone = Evaluation(lambda model: np.eye(3, 24, dtype=np.float32), ["a", "b", "c"])
+    alone = SampleEvaluation(lambda model: np.eye(3, 24, dtype=np.float32), ["a", "b", "c"])
     with pytest.raises(InvalidInput, match="no two labels of two clips each"):
         quantize_checked(convolutional, "x", SAMPLES, evaluation=alone)
+
+
+def test_an_encoder_that_labels_start_from_is_judged_by_samples_that_are_asked_for_them(convolutional: bytes) -> None:
+    """Labels at right angles: each query lies at one, and a model that swaps two loses the queries of both."""
+    starts = np.eye(4, dtype=np.float32)
+    queries, labels = starts[[0, 0, 1, 2, 3]], ["a", "a", "b", "c", "never started"]
+    swapped = starts[[1, 0, 2, 3]]
+    evaluation = SourceEvaluation(
+        {b"right": starts, b"swapped": swapped}.__getitem__, ["a", "b", "c", "not asked"], queries, labels
+    )
+    assert evaluation.shares_right(b"right").tolist() == [1, 1, 1, 1]
+    assert evaluation.shares_right(b"swapped").tolist() == [0, 0, 0, 1]
+    worse = SourceEvaluation(
+        lambda model: starts if model == convolutional else swapped, ["a", "b", "c", "d"], queries, labels
+    )
+    with pytest.raises(QuantizationLost, match=r"75\.00 ± \d+\.\d\d points of accuracy lost, at most 0.5"):
+        quantize_checked(convolutional, "x", SAMPLES, "int8-static", worse)
+    alone = SourceEvaluation(lambda model: starts, ["a", "d", "e", "f"], queries, labels)
+    with pytest.raises(InvalidInput, match="fewer than two are among those that can be started: a, d, e, f"):
+        quantize_checked(convolutional, "x", SAMPLES, evaluation=alone)
+
+
+def test_the_table_of_a_text_encoder_is_quantized_and_other_gathers_are_not() -> None:
+    """Tokens -> rows of a table -> a linear layer; a second Gather picks from a vector, which is no table."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "table": rng.normal(size=(200, 32)).astype(np.float32), "w": rng.normal(size=(32, 24)).astype(np.float32) / 6,
+        "scales": np.array([1, 2, 3], np.float32), "second": np.array([1]),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["rows"]),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], ["linear"]),
+        helper.make_node("Shape", ["linear"], ["size"]),
+        helper.make_node("Gather", ["size", "second"], ["width"]),
+        helper.make_node("Sub", ["width", "width"], ["zero"]),
+        helper.make_node("Gather", ["scales", "zero"], ["scale"]),
+        helper.make_node("Mul", ["linear", "scale"], ["scaled"]),
+        helper.make_node("LpNormalization", ["scaled"], ["embedding"], axis=1, p=2),
+    ]
+    taken = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "n"])
+    given = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 24])
+    weights = [numpy_helper.from_array(value, name) for name, value in tensors.items()]
+    graph = helper.make_graph(nodes, "text", [taken], [given], weights)
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    texts = [rng.integers(0, 200, (1, rng.integers(3, 9))) for _ in range(40)]
+    found = quantize_checked(data, "tokens", texts, "int8-dynamic")
+    types = {tensor.name: tensor.data_type for tensor in graph_of(found.data).initializer}
+    assert (types["table_quantized"], types["w_quantized"]) == (TensorProto.UINT8, TensorProto.INT8)
+    assert "scales_quantized" not in types
+    assert found.drift.snr_db > 30 and len(found.data) < 0.5 * len(data)
 
 
 def test_too_few_samples_and_unknown_methods_are_refused(convolutional: bytes) -> None:

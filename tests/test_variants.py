@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from PIL import Image
+from toy_bundle import CALIBRATION, DIM, VOCABULARY, text_encoder, word_clip
+from toy_kinds import RATE_HZ, make_kind, picture
 
 from edgealign import Bundle, Recognizer, demo, golden, variants
-from edgealign.bundle import MANIFEST, package_bundle
+from edgealign.bundle import MANIFEST, package_bundle, write_bundle
+from edgealign.errors import InvalidInput
 from edgealign.export.quantize import MIN_SNR_DB, QuantizationLost
 from edgealign.export.quantize_bundle import quantize_bundle
 
 CLIPS = Path(demo.CLIPS)
+INT8 = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
 @pytest.fixture
@@ -164,4 +171,124 @@ def test_quantizing_refuses_bad_input_in_one_sentence(edgealign, toy_bundle: Bun
         ran = edgealign("bundle", "quantize", *arguments)
         assert (ran.code, ran.out) == (code, ""), ran
         assert sentence in ran.err.splitlines()[-1]
+    assert not target.exists()
+
+
+# ---- encoders that labels start from ----
+
+WORDS = [a + b + c for a in "mnpsk" for b in "aeiou" for c in ("ji", "to", "na")]
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    (tmp_path / "words.txt").write_text("\ufeff" + "\n".join([*WORDS, "", WORDS[0], "  "]), encoding="utf-8")
+    return tmp_path / "words.txt"
+
+
+def largest_tensor(bundle: Bundle, name: str) -> int:
+    """The element type of the largest tensor of a graph."""
+    graph = onnx.load_from_string(bundle.read(name)).graph
+    return max(graph.initializer, key=lambda tensor: np.prod(tensor.dims)).data_type
+
+
+def test_a_text_encoder_is_replaced_by_one_in_int8(words: Path, tmp_path: Path) -> None:
+    was = make_kind(tmp_path / "was", "speech_waveform")
+    lines: list[str] = []
+    made = quantize_bundle(was.path, [], tmp_path / "new", "int8-dynamic", report=lines.append, texts=words)
+    assert {key for key in was.manifest if was.manifest[key] != made.manifest[key]} == {
+        "sources", "files", "fingerprint",
+    }  # fmt: skip
+    assert was.manifest["files"].keys() - made.manifest["files"].keys() == {"text_encoder.onnx"}
+    assert made.read("encoder.onnx") == was.read("encoder.onnx")
+    entry = made.manifest["sources"]["text"]
+    assert entry == was.manifest["sources"]["text"] | {"file": "text.int8-dynamic.onnx"}
+    assert largest_tensor(made, entry["file"]) in INT8
+    tokens = [made.tokenizer.encode(word) for word in ("maji", "moto", "zebra")]
+    drifts = [1 - float(made.encode_text(one) @ was.encode_text(one)) for one in tokens]
+    assert 0 < max(drifts) < 1e-2
+    assert all(stage.passed for stage in golden.compare(made))
+    assert any(line.startswith("text encoder, int8-dynamic passes") for line in lines)
+    card = made.read("README.md").decode()
+    assert card.startswith("A toy: it was never trained.\n") and "The text encoder was made int8-dynamic by" in card
+    recognizer = Recognizer(made, tmp_path / "words.store")
+    recognizer.enroll(text="maji")
+    assert recognizer.classify(word_clip(0), RATE_HZ).top[0].label == "maji"
+
+
+def test_a_picture_encoder_is_replaced_by_one_in_int8_and_both_at_once_pass(tmp_path: Path) -> None:
+    was = make_kind(tmp_path / "was", "audio_waveform")
+    for label in range(4):
+        (tmp_path / "pictures" / f"{label}").mkdir(parents=True)
+        for one in range(4):
+            Image.fromarray(picture(label, one)).save(tmp_path / "pictures" / f"{label}" / f"{one}.png")
+    (tmp_path / "pictures" / "0" / "broken.png").write_text("no picture")
+    lines: list[str] = []
+    made = quantize_bundle(
+        was.path, [], tmp_path / "new", "int8-dynamic", report=lines.append, pictures=[tmp_path / "pictures"]
+    )
+    assert made.source("image") == replace(was.source("image"), file="image.int8-dynamic.onnx")
+    assert largest_tensor(made, "image.int8-dynamic.onnx") in INT8
+    assert all(stage.passed for stage in golden.compare(made))
+    assert any(line.startswith("passed over") and "broken.png" in line for line in lines)
+    assert "The picture encoder was made int8-dynamic by" in made.read("README.md").decode()
+    with pytest.raises(QuantizationLost, match="no layer that this way can quantize"):
+        quantize_bundle(made.path, [], tmp_path / "twice", "int8-dynamic", pictures=[tmp_path / "pictures"])
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_bundle_of_format_1_keeps_its_format_and_says_what_words_lost(
+    toy_bundle: Bundle, words: Path, tmp_path: Path
+) -> None:
+    made = quantize_bundle(toy_bundle.path, [], tmp_path / "new", "int8-dynamic", texts=words)
+    assert made.manifest["format_version"] == 1
+    was = toy_bundle.manifest["text_encoder"]
+    assert made.manifest["text_encoder"] == was | {"file": "text.int8-dynamic.onnx"}
+    assert made.manifest["encoder"] == toy_bundle.manifest["encoder"]
+    assert all(stage.passed for stage in golden.compare(made))
+
+
+def test_a_bundle_of_words_alone_has_the_int8_encoder_and_no_other(words: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "words.onnx").write_bytes(text_encoder(np.random.default_rng(0)))
+    (source / "vocab.json").write_text(json.dumps(VOCABULARY))
+    (source / "bank.f16").write_bytes(b"")
+    tokenizer = {"kind": "edgealign", "file": "vocab.json"}
+    was = write_bundle(
+        tmp_path / "was", source, golden_texts=[("maji", "grapheme", "sw")], name="words", modality="text",
+        bundle_version="1", dim=DIM, input={"kind": "text"}, calibration=CALIBRATION, license="CC0-1.0", attribution=[],
+        encoder={"default": "fp32", "variants": {"fp32": {"file": "words.onnx"}}},
+        sources={"text": {"file": "words.onnx", "weight": 1.0, "tokenizer": tokenizer}},
+        bank={"file": "bank.f16", "rows": 0},
+    )  # fmt: skip
+    made = quantize_bundle(was.path, [], tmp_path / "new", texts=words)
+    assert made.variants == [made.variant] and made.variant.startswith("int8-")
+    assert made.encoder_file() == made.source("text").file
+    assert [name for name in made.manifest["files"] if name.endswith(".onnx")] == [made.encoder_file()]
+    assert made.manifest["encoder"]["variants"][made.variant]["snr_db"] >= MIN_SNR_DB
+    for arguments in ({"samples": [CLIPS / "ask"]}, {"samples": [], "texts": words, "evaluate": CLIPS / "ask"}):
+        with pytest.raises(InvalidInput, match="encodes words alone"):
+            quantize_bundle(was.path, target=tmp_path / "other", **arguments)
+
+
+def test_sources_are_refused_in_one_sentence(edgealign, toy_bundle: Bundle, words: Path, tmp_path: Path) -> None:
+    audio = make_kind(tmp_path / "audio", "audio_log_mel")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    (tmp_path / "few.txt").write_text("maji\nmoto")
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    target = tmp_path / "new"
+    for arguments, code, sentence in (
+        ((toy_bundle.path,), 2, "add --samples, --texts or --pictures"),
+        ((audio.path, "--texts", words), 2, "has no text encoder"),
+        ((toy_bundle.path, "--pictures", tmp_path), 2, "has no picture encoder"),
+        ((toy_bundle.path, "--texts", tmp_path / "none.txt"), 4, "cannot be read (No such file or directory)"),
+        ((toy_bundle.path, "--texts", tmp_path), 4, "cannot be read (Is a directory)"),
+        ((toy_bundle.path, "--texts", tmp_path / "latin.txt"), 4, "is not UTF-8"),
+        ((toy_bundle.path, "--texts", tmp_path / "blank.txt"), 4, "none of the texts"),
+        ((toy_bundle.path, "--texts", tmp_path / "few.txt"), 2, "2 quantization samples were found"),
+        ((toy_bundle.path, "--texts", words, "--evaluate", CLIPS / "enroll" / "fire"), 2, "fewer than two"),
+    ):
+        ran = edgealign("bundle", "quantize", *arguments, "-o", target)
+        assert (ran.code, ran.out) == (code, ""), ran
+        assert sentence in ran.err.splitlines()[-1], ran
     assert not target.exists()
