@@ -40,6 +40,7 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_GOLDEN_UNPACKED_BYTES = 256 * 2**20
 MAX_FILES = 64
 MAX_DIM = 4096
+MAX_NAME_CHARACTERS = 200  # of any text of the manifest
 
 MODALITIES = ("speech", "audio", "image")
 DEVICES = ("auto", "cpu", "cuda")
@@ -427,7 +428,8 @@ def _check_manifest(manifest: Any) -> None:
     expect(not missing, f"its manifest lacks {', '.join(missing)}")
     expect(not unknown, f"its manifest has the unknown keys {', '.join(unknown)}")
     for key in ("name", "modality", "bundle_version", "fingerprint", "license"):
-        expect(isinstance(manifest[key], str) and len(manifest[key]) <= 200, f"'{key}' of the manifest is not text")
+        usable = isinstance(manifest[key], str) and len(manifest[key]) <= MAX_NAME_CHARACTERS
+        expect(usable, f"'{key}' of the manifest is not text of at most {MAX_NAME_CHARACTERS} characters")
     allowed = ("speech",) if version == 1 else (*MODALITIES, TextInput.kind)
     found = manifest["modality"]
     expect(found in allowed, f"its modality is '{found}': this edgealign has {', '.join(allowed)}")
@@ -626,18 +628,24 @@ def write_bundle(
             shutil.rmtree(replaced)
         else:
             os.rename(partial, target)
+    except OSError as error:
+        raise InvalidInput(f"no bundle can be written to '{target}' ({error.strerror}): nothing was changed") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Bundle.open(target)
 
 
 def check_target(target: str | os.PathLike) -> None:
-    """That a bundle can be written there, and the folder around it; InvalidInput where something else is in the way."""
+    """Makes the folder around it; InvalidInput where something else is in the way, or nothing can be written there."""
+    import tempfile
+
     target = os.path.abspath(os.fspath(target))
     if os.path.lexists(target) and not _is_bundle(target):
         raise InvalidInput(f"'{target}' exists and is not a bundle: name a new folder, nothing was overwritten")
+    parent = os.path.dirname(target)
     try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.makedirs(parent, exist_ok=True)
+        os.rmdir(tempfile.mkdtemp(prefix=f".{os.path.basename(target)}-", dir=parent))
     except OSError as error:
         raise InvalidInput(f"no bundle can be written to '{target}' ({error.strerror}): name another folder") from None
 

@@ -7,6 +7,7 @@ with numpy around the untouched model: so the two can be compared.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +213,10 @@ class ForeignModel:
         session = session_of(data, self.name)
         floating = [entry.name for entry in session.get_outputs() if entry.type in ("tensor(float)", "tensor(float16)")]
         names = floating if output is None else [output]
+        if not names:
+            raise ModelUnreadable(
+                f"'{self.name}' has no output of floating point: one that is an embedding is expected"
+            )
         if output is not None and output not in floating:
             raise InvalidInput(f"the output '{output}' of '{self.name}' is not of floating point: name another")
         return Probe(self, session), names
@@ -274,9 +279,8 @@ class Probe:
         try:
             found = self.session.run(list(names), {self.model.taken: values})
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            reason = str(error).strip().splitlines()[0][:200]
             raise ModelUnreadable(
-                f"'{self.model.name}' does not run on an input of the shape {list(values.shape)}: {reason}"
+                f"'{self.model.name}' does not run on an input of the shape {list(values.shape)}: {_reason(error)}"
             ) from None
         return dict(zip(names, found, strict=True))
 
@@ -289,8 +293,13 @@ def session_of(data: bytes, name: str) -> Session:
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # see Probe.run
-        reason = str(error).strip().splitlines()[0][:300]
-        raise ModelUnreadable(f"ONNX Runtime refuses '{name}': {reason}") from None
+        raise ModelUnreadable(f"ONNX Runtime refuses '{name}': {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says, without its codes and without the place in its source that says it."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return re.sub(r"\S+\.(?:cc|h):\d+ .*?\) (?=\w)", "", text)[:300]
 
 
 def steps_to_embedding(shape: Sequence[int], longer: Sequence[int], pool: str | None, what: str) -> list[Step]:
@@ -344,7 +353,9 @@ def _axes_of_frames(shape: list[int], varying: list[int]) -> list[int]:
 
 def _read(name: str) -> tuple[bytes, onnx.ModelProto]:
     if not os.path.isfile(name):
-        reason = "is a folder: a file is expected" if os.path.isdir(name) else "does not exist: check the path"
+        reason = "does not exist: check the path"
+        if os.path.lexists(name):
+            reason = f"is {'a folder' if os.path.isdir(name) else 'no regular file'}: an ONNX file is expected"
         raise InputUnreadable(f"'{name}' {reason}")
     if os.path.getsize(name) > MAX_ONNX_BYTES:
         raise ModelUnreadable(f"'{name}' has more than {MAX_ONNX_BYTES // 2**20} MiB, which a bundle cannot hold")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgealign import __version__, kernels, machine
-from edgealign.bundle import FILTERS, Bundle, check_target, write_bundle
+from edgealign.bundle import FILTERS, MAX_NAME_CHARACTERS, Bundle, check_target, write_bundle
 from edgealign.errors import BundleUnreadable, InputUnreadable, InvalidInput, ModelUnreadable
 from edgealign.export.foreign import ForeignModel, Probe, Session, Step, session_of, steps_to_embedding
 from edgealign.inputs import ClipWindows, FrontEnd, ImageInput, Input, Windows, read_input
@@ -89,6 +89,14 @@ class ImportOptions:
     attribution: tuple[str, ...] = ()
 
 
+# Fields of ImportOptions that one half of the kinds of input has no use for.
+SOUND_OPTIONS = {
+    "--sample-rate": "sample_rate_hz", "--window": "window_s", "--hop": "hop_s", "--min-window": "min_window_s",
+    "--front-end": "front_end", "--normalize": "normalize",
+}  # fmt: skip
+PICTURE_OPTIONS = {"--size": "size_px", "--fit": "fit", "--mean": "mean", "--std": "std"}
+
+
 @dataclass(frozen=True)
 class Plan:
     """How samples get into a model.
@@ -117,6 +125,9 @@ def import_onnx(
     """
     check_target(target)
     check_background(options.background)
+    for option, text in (("--name", options.name or ""), ("--license", options.license)):
+        if len(text) > MAX_NAME_CHARACTERS:
+            raise InvalidInput(f"{option} has {len(text)} characters: at most {MAX_NAME_CHARACTERS} are kept")
     model = ForeignModel.load(path)
     plan = make_plan(model, options)
     output, after, dim, probe = _embedding_of(model, plan, options)
@@ -197,6 +208,12 @@ def make_plan(model: ForeignModel, options: ImportOptions) -> Plan:
     planners = {"waveform": _plan_waveform, "log_mel": _plan_log_mel, "image": _plan_image}
     if (options.kind == "image") != (options.modality == "image"):
         raise InvalidInput(f"--input {options.kind} does not go with --modality {options.modality}")
+    others = SOUND_OPTIONS if options.kind == "image" else PICTURE_OPTIONS
+    if options.kind == "waveform":
+        others = others | {"--front-end": "front_end"}
+    for option, name in others.items():
+        if getattr(options, name) != getattr(ImportOptions, name):
+            raise InvalidInput(f"{option} means nothing for --input {options.kind}: leave it out")
     plan = planners[options.kind](model, options)
     if model.element_type != 1:
         plan = _replace(plan, before=(*plan.before, Step("cast", model.element_type)))
@@ -437,7 +454,7 @@ def _embedding_of(model: ForeignModel, plan: Plan, options: ImportOptions) -> tu
         except InvalidInput as error:
             refused.append(error)
     if not tried:
-        raise refused[0] if refused else InvalidInput(f"'{model.name}' has no output of floating point")
+        raise refused[0]
     if len(tried) > 1:
         shown = ", ".join(f"'{name}' {list(found[name].shape)}" for name in tried)
         raise InvalidInput(f"'{model.name}' has several outputs that may be the embedding ({shown}): add --output NAME")

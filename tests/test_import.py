@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -314,6 +316,18 @@ def nan_answer() -> bytes:
     return model(nodes, ("sound", ["b", 320]), {"out": ["b", 320]})
 
 
+def of_a_newer_format() -> bytes:
+    made = onnx.load_from_string(framed(["b", "n"]))
+    made.ir_version = 99
+    return made.SerializeToString()
+
+
+def without_outputs() -> bytes:
+    made = onnx.load_from_string(framed(["b", "n"]))
+    del made.graph.output[:]
+    return made.SerializeToString()
+
+
 def two_inputs() -> bytes:
     mask = helper.make_tensor_value_info("attention_mask", TensorProto.FLOAT, ["b", 320])
     nodes = [helper.make_node("Mul", ["sound", "attention_mask"], ["out"])]
@@ -356,7 +370,14 @@ def integers() -> bytes:
         (framed(["b", "n"]), {"sample_rate_hz": None}, InvalidInput, "add --sample-rate"),
         (framed(["b", "n"]), {"kind": "log_mel"}, InvalidInput, "add --front-end"),
         (framed(["b", "n"]), {"kind": "image"}, InvalidInput, "does not go with --modality audio"),
-        (framed(["b", "n"]), {"kind": "image", "modality": "image"}, ModelUnreadable, r"expected \[batch, 3, height"),
+        (framed(["b", "n"]), {"kind": "image", "modality": "image", "sample_rate_hz": None}, ModelUnreadable,
+         r"expected \[batch, 3, height"),
+        (framed(["b", "n"]), {"kind": "image", "modality": "image"}, InvalidInput, "--sample-rate means nothing"),
+        (framed(["b", "n"]), {"size_px": (3, 3)}, InvalidInput, "--size means nothing for --input waveform"),
+        (framed(["b", "n"]), {"front_end": Path("f")}, InvalidInput, "--front-end means nothing for --input waveform"),
+        (framed(["b", "n"]), {"name": "x" * 201}, InvalidInput, "--name has 201 characters: at most 200"),
+        (of_a_newer_format(), {"window_s": 1.0}, ModelUnreadable, "refuses '[^']*': Unsupported model IR version: 99"),
+        (without_outputs(), {"window_s": 1.0}, ModelUnreadable, "has no output of floating point"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_imported_is_refused_in_a_sentence_and_nothing_is_left(
@@ -403,6 +424,28 @@ def test_a_model_with_its_weights_beside_it_is_read_and_one_that_points_elsewher
     (tmp_path / "thesis").mkdir()
     with pytest.raises(InvalidInput, match="is not a bundle"):
         import_onnx(tmp_path / "apart.onnx", tmp_path / "thesis", options, lambda line: None)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ImportOptions(modality="audio", kind="waveform", sample_rate_hz=RATE_HZ, window_s=1.0)
+    (tmp_path / "model.onnx").write_bytes(waveform_encoder(np.random.default_rng(0)))
+    with pytest.raises(InvalidInput, match=r"no bundle can be written to .*x' \(Not a directory|File exists\)"):
+        import_onnx(tmp_path / "model.onnx", tmp_path / "model.onnx" / "x", options, lambda line: None)
+    with pytest.raises(InvalidInput, match=r"no bundle can be written to .* \(File name too long\): name another"):
+        import_onnx(tmp_path / "none.onnx", tmp_path / ("x" * 250), options, lambda line: None)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InvalidInput, match=r"\(No space left on device\): nothing was changed"):
+        import_onnx(tmp_path / "model.onnx", tmp_path / "bundle", options, lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputUnreadable, match="is no regular file"):
+        import_onnx(tmp_path / "pipe", tmp_path / "bundle", options, lambda line: None)
 
 
 def test_the_bias_accepts_the_share_of_the_background_that_is_promised() -> None:
