@@ -1,6 +1,6 @@
 """Few-shot accuracy on real recordings of words and speakers that training never met.
 
-    python -m benchmarks.fewshot --bundle edgealign/bundles/speech
+    python -m benchmarks.fewshot --packs czech_synthetic
 
 Every method answers the same saved episodes. Rivals and encoders are run once per clip and cached, so that a new
 bundle is measured in minutes. benchmarks/README.md explains conditions, cache and rows.

@@ -310,7 +310,9 @@ def render(
         parts.append(
             "## Few-shot accuracy\n\nShare of right answers in percent with the 95 % interval over episodes; words "
             "and speakers of the test role of benchmarks/splits. Every method answers the same episodes. The interval "
-            f"speaks of other draws from these recordings, not of other speakers.\n\n{fewshot_tables(fewshot)}"
+            "speaks of other draws from these recordings, not of other speakers. Where the shipped encoder knows the "
+            "words of a pack, the numbers are of one that does not; benchmarks/README.md says how it was made.\n\n"
+            f"{fewshot_tables(fewshot)}"
         )
     if senses:
         parts.append(
