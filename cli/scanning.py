@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from enum import StrEnum
@@ -201,7 +202,8 @@ class Progress:
         left = f", {_clock((now - self.began) * (1 - share) / share)} left" if 0 < share < 1 else ""
         line = f"{share:4.0%}  {n_done} of {self.n_inputs} {self.noun}{left}"
         if self.on_terminal:
-            print(f"\r{line:<60}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
+            width = min(60, shutil.get_terminal_size().columns - 1)  # a line that wraps could not be written over
+            print(f"\r{line[:width]:<{width}}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
         elif share < 1:
             say(line)
 

@@ -21,7 +21,15 @@ from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput
 if TYPE_CHECKING:
     import soundfile
 
-COMPRESSED = (".w4v", ".wac")  # by recorders of Wildlife Acoustics: refused, but not passed over in silence
+# What phones and bat recorders make and libsndfile cannot read: refused, so that it is not passed over in silence.
+CONVERTED_WITH = {
+    ".m4a": "ffmpeg",
+    ".aac": "ffmpeg",
+    ".amr": "ffmpeg",
+    ".wma": "ffmpeg",
+    ".w4v": "Wildlife Acoustics' Kaleidoscope",
+    ".wac": "Wildlife Acoustics' Kaleidoscope",
+}
 EXTENSIONS = frozenset(
     (
         ".wav",
@@ -38,7 +46,7 @@ EXTENSIONS = frozenset(
         ".aifc",
         ".au",
         ".caf",
-        *COMPRESSED,
+        *CONVERTED_WITH,
     )
 )  # what a folder is searched for; a file that is named is read whatever its name
 MIN_RATE_HZ = 4_000
@@ -147,10 +155,11 @@ class AudioFile(AudioSource):
             # As bytes: soundfile refuses names that are not UTF-8, which old memory cards hold.
             self._file = soundfile.SoundFile(self.path if os.name == "nt" else os.fsencode(self.path))
         except self._decoding_errors as error:
-            if self.path.lower().endswith(COMPRESSED):
+            program = CONVERTED_WITH.get(os.path.splitext(self.path)[1].lower())
+            if program is not None:
                 raise AudioUnreadable(
-                    f"'{self.path}' is compressed as only Wildlife Acoustics' programs read it: convert it to WAV with "
-                    f"Kaleidoscope"
+                    f"'{self.path}' is in a format that is not read: convert it to WAV or FLAC, for example with "
+                    f"{program}"
                 ) from None
             raise AudioUnreadable(
                 f"'{self.path}' is not audio that can be read ({_cause(error)}): WAV, FLAC, OGG, MP3 or AIFF is "

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from edgealign import annotations
 from edgealign.annotations import Annotation
-from edgealign.audio import EXTENSIONS
+from edgealign.audio import CONVERTED_WITH, EXTENSIONS
 from edgealign.errors import AnnotationUnreadable, EdgealignError, InputUnreadable, InvalidInput
 from edgealign.sources import audio_files, checked_label
 
@@ -83,7 +83,7 @@ def _recording(entry: Annotation, table: str, known: Sequence[str]) -> str:
             if os.path.isfile(path):
                 return path
     beside = os.path.join(folder, _stem(table))
-    for extension in sorted(EXTENSIONS):
+    for extension in [*sorted(EXTENSIONS - CONVERTED_WITH.keys()), *CONVERTED_WITH]:
         for path in (beside + extension, beside + extension.upper()):
             if os.path.isfile(path):
                 return path

@@ -225,12 +225,15 @@ def test_damaged_headers_end_in_samples_or_a_clear_error(tmp_path: Path, data: s
         path.write_bytes(original)
 
 
-def test_compressed_recordings_of_bat_recorders_are_refused_with_a_hint(tmp_path: Path) -> None:
-    path = tmp_path / "bats.W4V"
+@pytest.mark.parametrize(("name", "program"), [("bats.W4V", "Kaleidoscope"), ("phone.m4a", "ffmpeg")])
+def test_formats_that_nobody_here_decodes_are_refused_with_a_hint(tmp_path: Path, name: str, program: str) -> None:
+    path = tmp_path / name
     path.write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(100))
-    with pytest.raises(AudioUnreadable, match=r"bats.W4V' is compressed .* convert it to WAV with Kaleidoscope"):
+    with pytest.raises(AudioUnreadable, match=f"{name}' is in a format that is not read: convert it to WAV.*{program}"):
         AudioFile(path)
     assert audio_files(str(tmp_path)) == [str(path)]  # so that nobody takes the folder for empty
+    soundfile.write(path, tone(RATE_HZ), RATE_HZ, format="WAV")  # the name alone decides nothing
+    assert len(mono(AudioFile(path))) == len(tone(RATE_HZ))
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 2)])

@@ -117,6 +117,25 @@ def test_top_k_lists_labels_and_the_default_does_not(taught, clip: Path) -> None
     assert taught("classify", clip, "--top-k", 0).code == 2
 
 
+@pytest.mark.parametrize(("columns", "width"), [(20, 19), (200, 60)])
+def test_progress_fits_into_one_line_of_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, width: int) -> None:
+    from edgealign.cli.scanning import Progress
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(Progress, "EVERY_S", 0)
+    progress = Progress(12)
+    for share in (0.25, 0.5, 1.0):
+        progress(share, round(12 * share))
+    lines = sys.stderr.getvalue().removesuffix("\n").split("\r")[1:]
+    assert [len(line) for line in lines] == [width] * 3
+    assert lines[0].startswith(" 25%  3 of 12") and lines[-1].startswith("100%  12 of 12")
+
+
 def test_a_huge_top_k_is_no_huge_table(taught, clip: Path) -> None:
     header, row = taught("classify", clip, "--top-k", 10**12, "--format", "csv").out.splitlines()
     assert header.split(",") == taught("classify", clip, "--format", "csv").out.splitlines()[0].split(",")

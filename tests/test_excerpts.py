@@ -80,6 +80,10 @@ def test_the_recording_is_the_one_given_or_one_beside_the_table(annotated: tuple
     table.write_text(tables.write_audacity(found), encoding="utf-8")
     lost = edgealign("enroll", "--table", table)
     assert lost.code == 4 and "is not beside it" in lost.err
+    for suffix in (".m4a", ".w4v"):  # what cannot be read is not preferred to what can
+        table.with_suffix(suffix).write_bytes(b"another form of the recording")
+    (table.parent / "labels.wav").write_bytes(path.read_bytes())
+    assert edgealign("enroll", "--table", table, "--label", "beside", "--store", tmp_path / "beside.store").code == 0
     assert edgealign("enroll", path, "--table", table, "--label", "word").code == 0
     assert Store.load(tmp_path / "stores" / "speech.store").labels() == ["word"]
 
