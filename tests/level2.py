@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from toy_bundle import word_clip
 
 import edgealign
 
@@ -169,6 +170,13 @@ class CStream:
 
     def end(self) -> None:
         library.ea_stream_end(self.handle.pointer)
+
+
+def two_words() -> np.ndarray:
+    """What tests/c/every_call.c hears: float32 [n] at 16 kHz, two words in faint noise, 0.75 s after each."""
+    pause = np.zeros(12_000, np.float32)
+    samples = np.concatenate([word_clip(0), pause, word_clip(1), pause])
+    return samples + 1e-4 * np.random.default_rng(0).normal(size=len(samples)).astype(np.float32)
 
 
 def as_dict(recognizer: CRecognizer, answer: Answer) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import level2
 import numpy as np
 import pytest
 import soundfile
-from level2 import ONNXRUNTIME, CRecognizer, CStream, Handle, Refused, library, open_model, open_runtime
+from level2 import ONNXRUNTIME, CRecognizer, CStream, Handle, Refused, library, open_model, open_runtime, two_words
 from toy_bundle import noise_clip, word_clip
 from toy_kinds import KINDS, make_kind
 
@@ -722,12 +722,9 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def every_call(stand_in: Path, bundle: Bundle, folder: Path, *before: str, defines: tuple[str, ...] = ()) -> None:
     program = folder / "every_call"
     subprocess.run([*C99, *defines, C / "every_call.c", "-o", program, *LINK], check=True)
-    pause = np.zeros(12_000, np.float32)
-    samples = np.concatenate([word_clip(0), pause, word_clip(1), pause])
-    samples += 1e-4 * np.random.default_rng(0).normal(size=len(samples)).astype(np.float32)
     done = subprocess.run(
         [*before, program, stand_in, bundle.path, folder / "new.store"],
-        input=samples.tobytes(),
+        input=two_words().tobytes(),
         capture_output=True,
         check=False,
     )

@@ -2,16 +2,23 @@
 // read or written beyond it; results are compared with sums in float64. Prints the instruction set and the number of
 // rounds; ends with 1, and a sentence, at the first wrong result.
 //
-//     fuzz SEED ROUNDS FOLDER      FOLDER: for files of random bytes that pretend to be stores
-#include <edgealign.h>
+//     fuzz SEED ROUNDS FOLDER [RUNTIME BUNDLE]
+//
+// FOLDER: for files of random bytes that pretend to be stores and recordings. BUNDLE: a copy, whose manifest is damaged anew
+// in each round, opened with the library RUNTIME; what can be opened hears noise of random formats.
+#include <edgealign_rt.h>
 
+#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <random>
 #include <string>
 #include <vector>
+
+#include "wav.hpp"
 
 namespace {
 
@@ -145,7 +152,24 @@ void windows() {
                     hop, scratch.data(), stats.data());
 }
 
-// Bytes that a store might begin with, or one that was saved, with some of them changed or cut off.
+std::string read_file(const std::string &path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void write_file(const std::string &path, const std::string &bytes) {
+    std::ofstream(path, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
+}
+
+// Changes some bytes or none, now and then all, and may cut off the end.
+std::string damaged(std::string bytes) {
+    for (size_t i = up_to(4); i > 0; i--) bytes[up_to(bytes.size() - 1)] = char(up_to(255));
+    if (up_to(2) == 0) bytes.resize(up_to(bytes.size()));
+    if (up_to(9) == 0)
+        for (char &byte : bytes) byte = char(up_to(255));
+    return bytes;
+}
+
 void store(const std::string &folder) {
     const std::string path = folder + "/fuzz.store";
     const uint8_t digest[32] = {1, 2, 3};
@@ -164,14 +188,7 @@ void store(const std::string &folder) {
     expect(ea_store_save(made, path.c_str(), lock, message) == EA_OK, "a store is saved");
     ea_store_lock_release(lock);
     ea_store_free(made);
-    std::ifstream in(path, std::ios::binary);
-    std::string bytes((std::istreambuf_iterator<char>(in)), {});
-    in.close();
-    for (size_t i = up_to(4); i > 0; i--) bytes[up_to(bytes.size() - 1)] = char(up_to(255));
-    if (up_to(2) == 0) bytes.resize(up_to(bytes.size()));
-    if (up_to(9) == 0)
-        for (char &byte : bytes) byte = char(up_to(255));
-    std::ofstream(path, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
+    write_file(path, damaged(read_file(path)));
     ea_store *loaded = nullptr;
     if (ea_store_load(path.c_str(), &loaded, message) == EA_OK) {
         for (size_t i = 0; i < ea_store_n_rows(loaded); i++) {
@@ -184,19 +201,91 @@ void store(const std::string &folder) {
     std::remove(path.c_str());
 }
 
+void recording(const std::string &folder) {
+    const std::string path = folder + "/fuzz.wav";
+    const auto little = [](uint32_t value, int count) {
+        std::string bytes;
+        for (int i = 0; i < count; i++) bytes += char(value >> 8 * i);
+        return bytes;
+    };
+    const bool is_float = up_to(1);
+    const uint32_t n_bits = is_float ? 32 << up_to(1) : 8 * uint32_t(1 + up_to(3)), n_channels = uint32_t(up_to(3));
+    const std::string samples(up_to(300), char(up_to(255)));
+    std::string bytes = "RIFF" + little(uint32_t(samples.size()) + 36, 4) + "WAVEfmt " + little(16, 4)
+                        + little(is_float ? 3 : 1, 2) + little(n_channels, 2) + little(16000, 4)
+                        + little(16000 * n_channels * n_bits / 8, 4) + little(n_channels * n_bits / 8, 2)
+                        + little(n_bits, 2) + "data" + little(uint32_t(samples.size()), 4) + samples;
+    write_file(path, up_to(1) ? damaged(bytes) : bytes);
+    try {
+        WavFile file(path);
+        size_t n_samples = 0;
+        for (std::vector<float> block; !(block = file.read(1 + up_to(20))).empty();) n_samples += block.size();
+        expect(n_samples <= samples.size() + bytes.size(), "a recording has no more samples than its file has bytes");
+    } catch (const std::runtime_error &) {
+    }
+    std::remove(path.c_str());
+}
+
+// Changes the first digit of a number or, as above, anything.
+std::string damaged_manifest(std::string text) {
+    if (up_to(3) == 0) return damaged(std::move(text));
+    size_t at = 1 + up_to(text.size() - 1);
+    while (at < text.size() && !(std::isdigit(text[at]) && std::strchr(" :,[-", text[at - 1]))) at++;
+    const char *numbers[] = {"0", "1", "7", "-", "99", ".5", "e9", "e-300", "null", "{}", "4294967296"};
+    if (at < text.size()) text.replace(at, 1, numbers[up_to(10)]);
+    return text;
+}
+
+// Hears noise of some format with what the folder's bundle, or what is left of it, lets be opened.
+void hear(const std::string &folder, const ea_runtime *runtime) {
+    char message[EA_MESSAGE_BYTES];
+    ea_model *model = nullptr;
+    ea_recognizer *recognizer = nullptr;
+    if (ea_model_open(folder.c_str(), runtime, nullptr, &model, message) != EA_OK) return;
+    if (ea_recognizer_open(model, nullptr, &recognizer, message) == EA_OK) {
+        const uint32_t rate = uint32_t(3000 + up_to(60000)), n_channels = uint32_t(up_to(3));
+        ea_answer answer = {};
+        answer.struct_size = sizeof answer;
+        std::vector<float> embedding(ea_model_dim(model));
+        size_t n_added = 0;
+        if (ea_recognizer_begin(recognizer, rate, n_channels, message) == EA_OK) {
+            for (size_t i = up_to(20); i > 0; i--) {
+                const size_t n_frames = up_to(2000);
+                ea_recognizer_push(recognizer, numbers(n_channels * n_frames).data(), n_frames, message);
+            }
+            if (ea_recognizer_enroll(recognizer, "label", "clip", &n_added, message) == EA_OK && up_to(1))
+                ea_recognizer_begin(recognizer, rate, n_channels, message);
+            ea_recognizer_classify(recognizer, up_to(3), &answer, message);
+            ea_recognizer_embed(recognizer, embedding.data(), message);
+        }
+    }
+    ea_recognizer_free(recognizer);
+    ea_model_free(model);
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
-    if (argc != 4) return 2;
+    if (argc != 4 && argc != 6) return 2;
     generator.seed(unsigned(std::atoi(argv[1])));
     const int rounds = std::atoi(argv[2]);
+    const std::string bundle = argc == 6 ? argv[5] : "", manifest_path = bundle + "/manifest.json";
+    const std::string manifest = argc == 6 ? read_file(manifest_path) : "";
+    ea_runtime *runtime = nullptr;
+    char message[EA_MESSAGE_BYTES];
+    if (argc == 6) expect(ea_runtime_open(argv[4], &runtime, message) == EA_OK && !manifest.empty(), "a bundle is there");
     for (int round = 0; round < rounds; round++) {
         distances();
         labeled();
         sound();
         windows();
+        recording(argv[3]);
         if (round % 4 == 0) store(argv[3]);
+        if (!runtime) continue;
+        write_file(manifest_path, round % 4 ? damaged_manifest(manifest) : manifest);
+        hear(bundle, runtime);
     }
+    ea_runtime_free(runtime);
     std::printf("%s %d\n", ea_instruction_set(), rounds);
     return 0;
 }
