@@ -31,6 +31,7 @@ from edgealign import kernels, machine
 
 SHAPES = ((1, 50, 128), (1, 1000, 256), (256, 50, 128), (4096, 1000, 256), (1, 100_000, 256))
 PACKAGE = Path(edgealign.__file__).parent
+N_NEAR = 64  # rows: beyond 25 of them, as in all of SHAPES, torch.cdist goes by products, and loses the digits
 EXACT = 1e-4  # of a near pair: what a sum of float32 differences stays below, by far
 RIVALS = ("scipy", "torch", "faiss", "numkong", "simsimd", "usearch")
 Call = Callable[[], np.ndarray]
@@ -149,13 +150,13 @@ def limits() -> dict[str, float]:
 def near_errors(dim: int, threads: int, found: dict, with_compile: bool) -> dict[str, float]:
     """Largest error of each method for pairs of rows that are a hundredth of their length apart, in shares of it."""
     generator = np.random.default_rng(1)
-    queries = generator.normal(size=(16, dim)).astype(np.float32)
+    queries = generator.normal(size=(N_NEAR, dim)).astype(np.float32)
     prototypes = (queries + generator.normal(size=queries.shape) / 100).astype(np.float32)
     exact = ((queries.astype(np.float64) - prototypes) ** 2).sum(axis=1)
     errors = {}
     for name, call, _ in methods(queries, prototypes, threads, found, with_compile):
         made = np.array(call(), np.float64)
-        if made.shape == (16, 16):
+        if made.shape == (N_NEAR, N_NEAR):
             errors[name] = float((np.abs(made.diagonal() - exact) / exact).max())
     return errors
 
