@@ -233,7 +233,9 @@ def _output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 def _distances(
     op: str, queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None, threads: int
 ) -> np.ndarray:
-    """The long way: converts what can be converted, and says what is wrong with the rest."""
+    """The core alone where it takes all as it is; else converts what can be converted, and says what is wrong."""
+    if out is not None and _core is not None and getattr(_core, op)(queries, prototypes, out, threads):
+        return out
     packed = isinstance(prototypes, Packed)
     if packed:
         queries = _packed_queries(queries, prototypes, threads)
@@ -259,8 +261,6 @@ def sq_l2(
 
     A distance beyond the range of float32 is infinite.
     """
-    if out is not None and _core is not None and _core.sq_l2(queries, prototypes, out, threads):
-        return out
     return _distances("sq_l2", queries, prototypes, out, threads)
 
 
@@ -268,8 +268,6 @@ def cosine(
     queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
 ) -> np.ndarray:
     """Cosine distances, float32 [q, p] in [0, 2]; arguments as for `sq_l2`."""
-    if out is not None and _core is not None and _core.cosine(queries, prototypes, out, threads):
-        return out
     return _distances("cosine", queries, prototypes, out, threads)
 
 
@@ -277,8 +275,6 @@ def inner_product(
     queries: np.ndarray, prototypes: np.ndarray | Packed, out: np.ndarray | None = None, threads: int = 1
 ) -> np.ndarray:
     """Inner products, float32 [q, p], larger is closer; arguments as for `sq_l2`. Infinite beyond float32's range."""
-    if out is not None and _core is not None and _core.inner_product(queries, prototypes, out, threads):
-        return out
     return _distances("inner_product", queries, prototypes, out, threads)
 
 
