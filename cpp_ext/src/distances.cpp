@@ -13,14 +13,31 @@ bool all_within(const float *values, size_t count, float bound) { return kernels
 
 bool all_finite(const float *values, size_t count) { return all_within(values, count, FLT_MAX); }
 
+namespace {
+
+// Rows that stay in the first cache while some queries pass, whose distances stay in the second one. A lone query is at one
+// row after the other anyway.
+constexpr size_t SOME_ROWS = 32, SOME_QUERIES = 128;
+size_t some_rows(size_t n_queries, size_t n_rows) { return n_queries > 1 ? SOME_ROWS : n_rows; }
+
+// use(first, number) for all blocks of at most `size` of them
+template <class Use>
+void in_blocks(size_t count, size_t size, Use use) {
+    for (size_t first = 0; first < count; first += size) use(first, std::min(size, count - first));
+}
+
+}  // namespace
+
 double row_norm_exact(const float *row, size_t dim) {
     double squares = 0;
     for (size_t i = 0; i < dim; i++) squares += double(row[i]) * row[i];
     return std::sqrt(squares);
 }
 
-bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms) {
-    kernels().squares(rows, n_rows, dim, norms);
+namespace {
+
+// Sums of squares to lengths, as in row_norms.
+bool norms_of_squares(const float *rows, size_t n_rows, size_t dim, float *norms) {
     for (size_t j = 0; j < n_rows; j++) {
         if (norms[j] > SAFE_SQUARES_MIN && norms[j] < SAFE_SQUARES_MAX) {
             norms[j] = std::sqrt(norms[j]);
@@ -33,26 +50,40 @@ bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms) {
     return true;
 }
 
+}  // namespace
+
+bool row_norms(const float *rows, size_t n_rows, size_t dim, float *norms) {
+    kernels().squares(rows, n_rows, dim, norms);
+    return norms_of_squares(rows, n_rows, dim, norms);
+}
+
+namespace {
+
+// Dot products of a query to cosine distances.
+void cosines_of_dots(const float *query, float query_norm, const float *rows, const float *norms, size_t n_rows,
+                     size_t dim, float *dots) {
+    if (kernels().cosine_from_dots(dots, query_norm, norms, n_rows)) return;
+    for (size_t j = 0; j < n_rows; j++) {
+        if (kernels().cosine_from_dots(dots + j, query_norm, norms + j, 1)) continue;
+        if (query_norm == 0 || norms[j] == 0) {
+            dots[j] = query_norm == norms[j] ? 0.0f : 1.0f;
+            continue;
+        }
+        const float *row = rows + j * dim;
+        double dot = 0;
+        for (size_t k = 0; k < dim; k++) dot += double(query[k]) * row[k];
+        const double cosine = dot / (row_norm_exact(query, dim) * row_norm_exact(row, dim));
+        dots[j] = float(std::min(std::max(1.0 - cosine, 0.0), 2.0));
+    }
+}
+
+}  // namespace
+
 void cosine_distances(const float *queries, const float *query_norms, size_t n_queries, const float *rows,
                       const float *norms, size_t n_rows, size_t dim, float *out, size_t out_stride) {
     kernels().dots(queries, n_queries, rows, n_rows, dim, out, out_stride);
-    for (size_t i = 0; i < n_queries; i++) {
-        const float *query = queries + i * dim;
-        float *of_query = out + i * out_stride;
-        if (kernels().cosine_from_dots(of_query, query_norms[i], norms, n_rows)) continue;
-        for (size_t j = 0; j < n_rows; j++) {
-            if (kernels().cosine_from_dots(of_query + j, query_norms[i], norms + j, 1)) continue;
-            if (query_norms[i] == 0 || norms[j] == 0) {
-                of_query[j] = query_norms[i] == norms[j] ? 0.0f : 1.0f;
-                continue;
-            }
-            const float *row = rows + j * dim;
-            double dot = 0;
-            for (size_t k = 0; k < dim; k++) dot += double(query[k]) * row[k];
-            const double cosine = dot / (row_norm_exact(query, dim) * row_norm_exact(row, dim));
-            of_query[j] = float(std::min(std::max(1.0 - cosine, 0.0), 2.0));
-        }
-    }
+    for (size_t i = 0; i < n_queries; i++)
+        cosines_of_dots(queries + i * dim, query_norms[i], rows, norms, n_rows, dim, out + i * out_stride);
 }
 
 // An insertion into a sorted list of k: k is small wherever this is used.
@@ -79,12 +110,15 @@ ea_status ea_sq_l2(const float *queries, size_t n_queries, const float *prototyp
     if (!is_matrix(queries, n_queries, dim) || !is_matrix(prototypes, n_prototypes, dim)
         || !is_matrix(distances, n_queries, n_prototypes, true))
         return EA_INVALID_ARGUMENT;
-    // In blocks of rows that stay in the cache while all queries pass.
-    constexpr size_t BLOCK = 64;
-    for (size_t first = 0; first < n_prototypes; first += BLOCK)
-        kernels().sq_differences(queries, n_queries, prototypes + first * dim, std::min(BLOCK, n_prototypes - first), dim,
-                       distances + first, n_prototypes);
-    const bool finite = n_queries > 0 && n_prototypes > 0 && all_finite(distances, n_queries * n_prototypes);
+    bool finite = n_queries > 0 && n_prototypes > 0;
+    in_blocks(n_queries, SOME_QUERIES, [&](size_t q, size_t n) {
+        float *of_queries = distances + q * n_prototypes;
+        in_blocks(n_prototypes, some_rows(n, n_prototypes), [&](size_t first, size_t count) {
+            kernels().sq_differences(queries + q * dim, n, prototypes + first * dim, count, dim, of_queries + first,
+                                     n_prototypes);
+        });
+        finite = finite && all_finite(of_queries, n * n_prototypes);
+    });
     // A distance that is not finite comes from an input that is not, or from one beyond float32's range.
     if (finite || (all_finite(queries, n_queries * dim) && all_finite(prototypes, n_prototypes * dim))) return EA_OK;
     return EA_NOT_FINITE;
@@ -95,22 +129,26 @@ ea_status ea_cosine(const float *queries, size_t n_queries, const float *prototy
     if (!is_matrix(queries, n_queries, dim) || !is_matrix(prototypes, n_prototypes, dim)
         || !is_matrix(distances, n_queries, n_prototypes, true))
         return EA_INVALID_ARGUMENT;
-    if (n_prototypes == 0 && !all_finite(queries, n_queries * dim)) return EA_NOT_FINITE;
-    // In blocks that stay in the cache, and whose norms fit on the stack.
-    constexpr size_t BLOCK = 64;
-    float norms[BLOCK], query_norms[BLOCK];
-    for (size_t first = 0; first < n_prototypes; first += BLOCK) {
-        const float *block = prototypes + first * dim;
-        const size_t count = std::min(BLOCK, n_prototypes - first);
-        if (!row_norms(block, count, dim, norms)) return EA_NOT_FINITE;
-        for (size_t q = 0; q < n_queries; q += BLOCK) {
-            const size_t n = std::min(BLOCK, n_queries - q);
-            if (!row_norms(queries + q * dim, n, dim, query_norms)) return EA_NOT_FINITE;
-            cosine_distances(queries + q * dim, query_norms, n, block, norms, count, dim,
-                             distances + q * n_prototypes + first, n_prototypes);
-        }
-    }
-    return EA_OK;
+    bool finite = n_queries > 0 || all_finite(prototypes, n_prototypes * dim);
+    in_blocks(n_queries, SOME_QUERIES, [&](size_t q, size_t n) {
+        float query_norms[SOME_QUERIES];
+        finite = finite && row_norms(queries + q * dim, n, dim, query_norms);
+        in_blocks(n_prototypes, SOME_ROWS, [&](size_t first, size_t count) {
+            float norms[SOME_ROWS];
+            const float *rows = prototypes + first * dim;
+            float *out = distances + q * n_prototypes + first;
+            if (n_queries == 1) {
+                kernels().dots_and_squares(queries, rows, count, dim, out, norms);
+                finite = finite && norms_of_squares(rows, count, dim, norms);
+                if (finite) cosines_of_dots(queries, query_norms[0], rows, norms, count, dim, out);
+            } else {
+                finite = finite && row_norms(rows, count, dim, norms);
+                if (finite)
+                    cosine_distances(queries + q * dim, query_norms, n, rows, norms, count, dim, out, n_prototypes);
+            }
+        });
+    });
+    return finite ? EA_OK : EA_NOT_FINITE;
 }
 
 ea_status ea_inner_product(const float *queries, size_t n_queries, const float *prototypes, size_t n_prototypes,
@@ -118,14 +156,17 @@ ea_status ea_inner_product(const float *queries, size_t n_queries, const float *
     if (!is_matrix(queries, n_queries, dim) || !is_matrix(prototypes, n_prototypes, dim)
         || !is_matrix(products, n_queries, n_prototypes, true))
         return EA_INVALID_ARGUMENT;
-    constexpr size_t BLOCK = 64;
-    for (size_t first = 0; first < n_prototypes; first += BLOCK)
-        kernels().dots(queries, n_queries, prototypes + first * dim, std::min(BLOCK, n_prototypes - first), dim,
-                       products + first, n_prototypes);
-    const size_t count = n_queries * n_prototypes;
-    if (count > 0 && all_finite(products, count)) return EA_OK;
+    bool finite = n_queries > 0 && n_prototypes > 0;
+    in_blocks(n_queries, SOME_QUERIES, [&](size_t q, size_t n) {
+        float *of_queries = products + q * n_prototypes;
+        in_blocks(n_prototypes, some_rows(n, n_prototypes), [&](size_t first, size_t count) {
+            kernels().dots(queries + q * dim, n, prototypes + first * dim, count, dim, of_queries + first, n_prototypes);
+        });
+        finite = finite && all_finite(of_queries, n * n_prototypes);
+    });
+    if (finite) return EA_OK;
     if (!all_finite(queries, n_queries * dim) || !all_finite(prototypes, n_prototypes * dim)) return EA_NOT_FINITE;
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < n_queries * n_prototypes; i++) {
         if (std::isfinite(products[i])) continue;
         const float *query = queries + i / n_prototypes * dim, *row = prototypes + i % n_prototypes * dim;
         double dot = 0;

@@ -46,6 +46,9 @@ struct Kernels {
     void (*sq_differences)(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim,
                            float *out, size_t out_stride);
     void (*squares)(const float *rows, size_t n_rows, size_t dim, float *out);
+    // dots() of one query and squares() in one pass over the rows.
+    void (*dots_and_squares)(const float *query, const float *rows, size_t n_rows, size_t dim, float *dots,
+                             float *squares);
     // Whether -bound <= value <= bound holds for all; a NaN never does.
     bool (*all_within)(const float *values, size_t count, float bound);
     // Dot products of a query to cosine distances where all norms are ordinary; false, and nothing done, where not.

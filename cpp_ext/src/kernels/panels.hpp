@@ -186,6 +186,15 @@ EA_INLINE FinishFunction<INT8, Sum> finish_for(int32_t metric, bool ordinary) {
     return ordinary ? finish<EA_INNER_PRODUCT, INT8, true, Sum> : finish<EA_INNER_PRODUCT, INT8, false, Sum>;
 }
 
+// The places of a tile's distances are fetched while it is computed: otherwise the stores wait for memory, and all later ones
+// for them.
+template <size_t Q>
+EA_INLINE void fetch_output(float *out, size_t out_stride, size_t n_vectors) {
+    if constexpr (Q > 1)
+        for (size_t i = 0; i < Q; i++)
+            for (size_t v = 0; v < n_vectors; v++) __builtin_prefetch(out + i * out_stride + v * WIDTH, 1);
+}
+
 template <size_t Q>
 static bool some_queries(const Panels &panels, const float *queries, size_t first, size_t end, int32_t metric,
                          float *out, size_t out_stride) {
@@ -204,6 +213,7 @@ static bool some_queries(const Panels &panels, const float *queries, size_t firs
     bool sure = true;
     while (first < end) {
         const size_t n = end - first < MOST ? end - first : MOST;
+        fetch_output<Q>(out, out_stride, n);
         switch (n) {
             case 1: tile<Q, 1>(queries, dim, panels, first, dim, sums); break;
             case 2: tile<Q, 2>(queries, dim, panels, first, dim, sums); break;

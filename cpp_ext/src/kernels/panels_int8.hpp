@@ -123,6 +123,7 @@ static bool some_queries_int8(const Panels &panels, const float *queries, size_t
     bool sure = true;
     while (first < end) {
         const size_t n = end - first < MOST ? end - first : MOST;
+        fetch_output<Q>(out, out_stride, n);
         switch (n) {
             case 1: int8_tile<Q, 1>(rounded, stride, query_sums, panels, first, sums); break;
             case 2: int8_tile<Q, 2>(rounded, stride, query_sums, panels, first, sums); break;

@@ -18,15 +18,24 @@ struct SquaredDifference {
     }
 };
 
+// A lone query waits for memory alone. Rows from beyond the caches are fetched so many ahead, which the processor does not do
+// by itself: to it, four rows are four short streams.
+constexpr size_t AHEAD = 8, FAR_BYTES = 2 << 20;
+
 // out[i][j] = sum over k of Term(queries[i][k], rows[j][k]) for a tile small enough to stay in registers.
-template <class Term, size_t N_QUERIES, size_t N_ROWS>
+template <class Term, size_t N_QUERIES, size_t N_ROWS, bool FAR = false>
 EA_INLINE void tile(const float *queries, const float *rows, size_t dim, float *out, size_t out_stride) {
     const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
     Lanes sums[N_QUERIES][N_ROWS], of_rows[N_ROWS];
+    if constexpr (N_QUERIES > 1)  // so that what is stored does not wait for memory
+        for (size_t i = 0; i < N_QUERIES; i++) __builtin_prefetch(out + i * out_stride, 1);
     for (size_t i = 0; i < N_QUERIES; i++)
         for (size_t j = 0; j < N_ROWS; j++) sums[i][j] = Lanes{};
     for (size_t k = 0; k < whole; k += N_LANES) {
-        for (size_t j = 0; j < N_ROWS; j++) of_rows[j] = load(rows + j * dim + k);
+        for (size_t j = 0; j < N_ROWS; j++) {
+            if constexpr (FAR) __builtin_prefetch(rows + (j + AHEAD) * dim + k);
+            of_rows[j] = load(rows + j * dim + k);
+        }
         for (size_t i = 0; i < N_QUERIES; i++) {
             const Lanes query = load(queries + i * dim + k);
             for (size_t j = 0; j < N_ROWS; j++) Term::add(sums[i][j], query, of_rows[j]);
@@ -53,20 +62,19 @@ template <class Term>
 EA_INLINE void matrix(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim, float *out,
                       size_t out_stride) {
     constexpr size_t N_ROWS = WIDTH == N_LANES ? 4 : 2;  // whose sums fit the registers
-    size_t i = 0;
-    for (; i + 4 <= n_queries; i += 4) {
-        size_t j = 0;
-        for (; j + N_ROWS <= n_rows; j += N_ROWS)
+    const size_t in_fours = n_queries / 4 * 4, in_tiles = n_rows / N_ROWS * N_ROWS;
+    for (size_t i = 0; i < in_fours; i += 4)
+        for (size_t j = 0; j < in_tiles; j += N_ROWS)
             tile<Term, 4, N_ROWS>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
-        for (; j < n_rows; j++)
-            tile<Term, 4, 1>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
-    }
-    for (; i < n_queries; i++) {
-        size_t j = 0;
-        for (; j + 4 <= n_rows; j += 4)
-            tile<Term, 1, 4>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
-        for (; j < n_rows; j++)
-            tile<Term, 1, 1>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
+    const bool far = n_rows * dim * sizeof(float) > FAR_BYTES;
+    for (size_t i = 0; i < n_queries; i++) {
+        const float *query = queries + i * dim;
+        float *of_query = out + i * out_stride;
+        size_t j = i < in_fours ? in_tiles : 0;
+        if (far)
+            for (; j + 4 <= n_rows; j += 4) tile<Term, 1, 4, true>(query, rows + j * dim, dim, of_query + j, 0);
+        for (; j + 4 <= n_rows; j += 4) tile<Term, 1, 4>(query, rows + j * dim, dim, of_query + j, 0);
+        for (; j < n_rows; j++) tile<Term, 1, 1>(query, rows + j * dim, dim, of_query + j, 0);
     }
 }
 
@@ -76,7 +84,37 @@ static void dots(const float *queries, size_t n_queries, const float *rows, size
 }
 
 static void squares(const float *rows, size_t n_rows, size_t dim, float *out) {
-    matrix<Square>(rows, 1, rows, n_rows, dim, out, n_rows);
+    size_t j = 0;
+    for (; j + 4 <= n_rows; j += 4) tile<Square, 1, 4>(rows, rows + j * dim, dim, out + j, 0);
+    for (; j < n_rows; j++) tile<Square, 1, 1>(rows, rows + j * dim, dim, out + j, 0);
+}
+
+// dots() of one query and squares() in one pass over the rows.
+static void dots_and_squares(const float *query, const float *rows, size_t n_rows, size_t dim, float *dots_out,
+                             float *squares_out) {
+    const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
+    size_t j = 0;
+    for (; j + 4 <= n_rows; j += 4, rows += 4 * dim) {
+        Lanes products[4] = {}, own[4] = {};
+        const auto add = [&](size_t r, const Lanes &of_query, const Lanes &of_row) __attribute__((always_inline)) {
+            Product::add(products[r], of_query, of_row);
+            Square::add(own[r], of_query, of_row);
+        };
+        for (size_t k = 0; k < whole; k += N_LANES) {
+            const Lanes of_query = load(query + k);
+            for (size_t r = 0; r < 4; r++) {
+                __builtin_prefetch(rows + (r + AHEAD) * dim + k);
+                add(r, of_query, load(rows + r * dim + k));
+            }
+        }
+        if (rest)
+            for (size_t r = 0; r < 4; r++)
+                add(r, load_some(query + whole, rest), load_some(rows + r * dim + whole, rest));
+        store_sums(dots_out + j, products);
+        store_sums(squares_out + j, own);
+    }
+    dots(query, 1, rows, n_rows - j, dim, dots_out + j, n_rows - j);
+    squares(rows, n_rows - j, dim, squares_out + j);
 }
 
 static void sq_differences(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim,
