@@ -1037,6 +1037,18 @@ def test_a_packed_distance_does_not_depend_on_its_neighbors() -> None:
             )
 
 
+@pytest.mark.parametrize("op", ["sq_l2", "cosine", "inner_product"])
+def test_a_distance_to_rows_as_they_lie_does_not_depend_on_its_neighbors(op: str) -> None:
+    """Of both there is more than one block, and the rows are more than a cache near the core holds."""
+    rows = rng("neighbors as they lie").normal(size=(520, 1100)).astype(np.float32)
+    queries, measure = rows[::-1][:131].copy(), getattr(kernels, op)
+    whole = measure(queries, rows)
+    for i in (0, 127, 130):
+        np.testing.assert_array_equal(measure(queries[i : i + 1], rows)[0], whole[i])
+    for j in (0, 33, 519):
+        np.testing.assert_array_equal(measure(queries, rows[j : j + 1])[:, 0], whole[:, j])
+
+
 def test_a_small_distance_keeps_its_digits() -> None:
     """|q|^2 + |p|^2 - 2 q.p alone would lose all of them."""
     rows = rng("near").normal(size=(40, 64)).astype(np.float32)
