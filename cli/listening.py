@@ -104,6 +104,8 @@ def listen(
         if getattr(opened, "n_overflows", 0) > n_overflows:
             n_overflows = opened.n_overflows
             warn(f"sound was lost {n_overflows} time(s): this machine is too busy to listen")
+    if cut_off := opened.cut_off():
+        warn(cut_off)
     say(f"the sound ended after {opened.duration_s:.1f} s")
 
 

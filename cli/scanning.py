@@ -342,7 +342,7 @@ def _listen(
         finally:
             done_bytes += recording.size_bytes
         if result["error"]:
-            failures.append(result["error"])
+            failures.append(f"'{recording.path}' {result['error']}")
         detections = [
             (entry["start_s"], entry["end_s"], entry["ranked"][0][0], entry["ranked"][0][3])
             for entry in result["detections"]

@@ -90,6 +90,14 @@ class AudioSource:
         """How much of what was announced was not there, once all blocks are read."""
         return 0.0
 
+    def cut_off(self) -> str | None:
+        """What is to be said of sound that ends before its header says so, once all blocks are read."""
+        missing_s = self.missing_s()
+        if not missing_s:
+            return None
+        announced_s = self.duration_s + missing_s
+        return f"'{self.name}' breaks off at {self.duration_s:.1f} s: its header announces {announced_s:.1f} s"
+
     @property
     def duration_s(self) -> float:
         return self.n_samples / self.sample_rate_hz

@@ -495,11 +495,8 @@ def _warnings(source: AudioSource | Picture, found: Embedded) -> list[str]:
 
 
 def _cut_off(source: AudioSource | Picture) -> list[str]:
-    missing_s = source.missing_s() if isinstance(source, AudioSource) else 0.0
-    if not missing_s:
-        return []
-    announced_s = source.duration_s + missing_s
-    return [f"'{source.name}' breaks off at {source.duration_s:.1f} s: its header announces {announced_s:.1f} s"]
+    said = source.cut_off() if isinstance(source, AudioSource) else None
+    return [] if said is None else [said]
 
 
 def _where_found(source: AudioSource, word: Word | None) -> list[str]:

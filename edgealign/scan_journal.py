@@ -27,14 +27,17 @@ class Journal:
     """
 
     def __init__(self, output: str, fingerprint: str, parameters: dict[str, Any]):
-        """Opens the journal in the folder `output`, or begins one; InvalidInput where it is of another scan."""
+        """Opens the journal in the folder `output`, or begins one; InvalidInput where it is of another scan, or
+        no folder can be made."""
         folder = os.path.join(output, FOLDER)
         self.path = os.path.join(folder, "journal.jsonl")
         try:
             os.makedirs(folder, exist_ok=True)
             self._file = open(self.path, "a+b")  # noqa: SIM115  held open for the life of the run
         except OSError as error:
-            raise EdgealignError(f"'{folder}' cannot be written: {error.strerror}") from None
+            raise InvalidInput(
+                f"'{folder}' cannot be written: {error.strerror}; name another folder, or make room"
+            ) from None
         try:
             self._lock()
             self._begin(fingerprint, parameters)

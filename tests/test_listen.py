@@ -307,6 +307,17 @@ def test_listen_prints_a_line_for_each_word(taught: Callable, speech: tuple, mon
     assert "the sound ended after 4.0 s" in ran.err
 
 
+def test_a_file_that_breaks_off_is_heard_to_where_it_does_and_that_is_said(
+    taught: Callable, speech: tuple, tmp_path: Path
+) -> None:
+    path = tmp_path / "cut.wav"
+    soundfile.write(path, speech[0][: 2 * RATE], RATE, subtype="PCM_16")
+    path.write_bytes(path.read_bytes()[: 44 + 2 * 3 * RATE // 2])
+    ran = taught("listen", path)
+    assert ran.code == 0
+    assert f"warning: '{path}' breaks off at 1.5 s: its header announces 2.0 s" in ran.err
+
+
 def test_a_clip_that_cannot_be_saved_is_a_warning(
     taught: Callable, speech: tuple, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -287,6 +287,12 @@ def test_a_file_of_the_users_is_never_replaced(field_folder: Path, tmp_path: Pat
     assert (out / "20240501_213000.txt").read_text() == "my notes"
 
 
+def test_a_place_where_no_folder_can_be_made_is_a_usage_error(field_folder: Path, tmp_path: Path, edgealign) -> None:
+    (tmp_path / "file").write_text("my notes")
+    ran = edgealign("scan", field_folder, "-o", tmp_path / "file" / "out", "-q")
+    assert ran.code == 2 and "cannot be written: Not a directory; name another folder" in ran.err
+
+
 def test_names_of_outputs_do_not_collide(tmp_path: Path) -> None:
     for name in ("a/x.wav", "b/x.wav", "b/x.flac"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -91,6 +91,20 @@ def test_calibrated_thresholds_hold_for_the_scan_until_the_store_changes(
     assert stale.code == 3 and "calibrate again" in stale.err
 
 
+@pytest.mark.parametrize("command", ["calibrate", "simulate"])
+def test_recordings_that_break_off_count_as_far_as_they_go_and_are_named(
+    command: str, noisy_place: Path, edgealign
+) -> None:
+    whole = noisy_place / "yard.wav"
+    cut = noisy_place / "cut.wav"
+    cut.write_bytes(whole.read_bytes()[:100_000])
+    ran = edgealign(command, noisy_place)
+    assert ran.code == 5
+    assert f"error: '{cut}' breaks off at " in ran.err
+    assert "error: 1 recording could not be searched to the end, see above" in ran.err
+    assert "accepted from" in ran.out
+
+
 def test_a_table_tells_where_the_labels_are(tmp_path: Path, samples_folder: Path, edgealign) -> None:
     edgealign("enroll", samples_folder)
     samples, truth = tape([0, 30, 1, None, 2, 0])
