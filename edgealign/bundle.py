@@ -596,6 +596,7 @@ def write_bundle(
 
     target, source = os.path.abspath(os.fspath(target)), os.fspath(source)
     check_target(target)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(target)}-", dir=os.path.dirname(target))
     try:
         files = {}
@@ -636,16 +637,17 @@ def write_bundle(
 
 
 def check_target(target: str | os.PathLike) -> None:
-    """Makes the folder around it; InvalidInput where something else is in the way, or nothing can be written there."""
+    """InvalidInput where something else is in the way of a bundle, or nothing can be written there; makes nothing."""
     import tempfile
 
     target = os.path.abspath(os.fspath(target))
     if os.path.lexists(target) and not _is_bundle(target):
         raise InvalidInput(f"'{target}' exists and is not a bundle: name a new folder, nothing was overwritten")
-    parent = os.path.dirname(target)
+    folder = os.path.dirname(target)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
     try:
-        os.makedirs(parent, exist_ok=True)
-        os.rmdir(tempfile.mkdtemp(prefix=f".{os.path.basename(target)}-", dir=parent))
+        os.rmdir(tempfile.mkdtemp(prefix=f".{os.path.basename(target)}-", dir=folder))
     except OSError as error:
         raise InvalidInput(f"no bundle can be written to '{target}' ({error.strerror}): name another folder") from None
 

@@ -433,6 +433,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
     (tmp_path / "model.onnx").write_bytes(waveform_encoder(np.random.default_rng(0)))
     with pytest.raises(InvalidInput, match=r"no bundle can be written to .*x' \(Not a directory|File exists\)"):
         import_onnx(tmp_path / "model.onnx", tmp_path / "model.onnx" / "x", options, lambda line: None)
+    with pytest.raises(InputUnreadable, match="does not exist"):
+        import_onnx(tmp_path / "none.onnx", tmp_path / "new" / "bundle", options, lambda line: None)
     with pytest.raises(InvalidInput, match=r"no bundle can be written to .* \(File name too long\): name another"):
         import_onnx(tmp_path / "none.onnx", tmp_path / ("x" * 250), options, lambda line: None)
 
