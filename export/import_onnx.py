@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgealign import __version__, kernels, machine
+from edgealign.audio import MAX_RATE_HZ, MIN_RATE_HZ
 from edgealign.bundle import FILTERS, MAX_NAME_CHARACTERS, Bundle, check_target, write_bundle
 from edgealign.errors import BundleUnreadable, InputUnreadable, InvalidInput, ModelUnreadable
 from edgealign.export.foreign import ForeignModel, Probe, Session, Step, session_of, steps_to_embedding
@@ -228,6 +229,8 @@ def _plan_waveform(model: ForeignModel, options: ImportOptions) -> Plan:
     rate_hz = options.sample_rate_hz
     if rate_hz is None:
         raise InvalidInput("at which sample rate the model hears is not in the file: add --sample-rate")
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise InvalidInput(f"--sample-rate is {rate_hz}: {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are read")
     shape = model.shape
     fits = len(shape) in (1, 2) or (len(shape) == 3 and shape[1] in (1, None))
     if not fits:

@@ -368,6 +368,7 @@ def integers() -> bytes:
         (framed([1, 8000]), {"window_s": 2.0}, InvalidInput, "sounds of 1 s only: --window 2 does not fit"),
         (framed([1, 8000]), {"min_window_s": 0.5}, InvalidInput, "--min-window does not fit"),
         (framed(["b", "n"]), {"sample_rate_hz": None}, InvalidInput, "add --sample-rate"),
+        (framed(["b", 8000]), {"sample_rate_hz": 0}, InvalidInput, "--sample-rate is 0: 4000 to 500000 Hz are read"),
         (framed(["b", "n"]), {"kind": "log_mel"}, InvalidInput, "add --front-end"),
         (framed(["b", "n"]), {"kind": "image"}, InvalidInput, "does not go with --modality audio"),
         (framed(["b", "n"]), {"kind": "image", "modality": "image", "sample_rate_hz": None}, ModelUnreadable,
