@@ -13,7 +13,7 @@ from toy_bundle import noise_clip, word_clip
 # Benchmarks are not installed; they are run from the root of the repository.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import episodes, fewshot, footprint, growth, latency, listening, rivals, rows, tables
+from benchmarks import episodes, fewshot, footprint, growth, imported, latency, listening, rivals, rows, tables
 from benchmarks.episodes import Clip
 from edgealign.errors import InvalidInput
 from edgealign.train.corpus import EVALUATION_PACKS
@@ -308,6 +308,17 @@ def test_latency_rows_become_a_table_with_ratio_memory_and_accuracy():
     assert f"{rows_[1]['ratio']:.2f} x nothing" in line and "| 85.0 |" in line and str(rows_[1]["peak_rss_mb"]) in line
 
 
+def test_rows_of_imported_encoders_become_tables_of_windows_and_of_what_else_was_measured():
+    common = {key: fewshot_row()[key] for key in ("bundle", "commit", "command", "machine")} | {"what": "ViT"}
+    timed = {"stage": "window, edgealign", "median_ms": 4.5, "p95_ms": 5.0, "n_runs": 9, "threads": 1}
+    text = tables.render([], [], [], imported=[
+        common | timed | {"ratio": 1.004, "ratio_to": "bare"},
+        common | {"stage": "import", "value": 3.5, "cpu_value": 2.25, "unit": "s"},
+    ])  # fmt: skip
+    assert "| ViT | window, edgealign | 4.500 | 5.000 |  | 9 | 1 | 1.00 x bare |  |  |" in text
+    assert "| ViT | import | 3.50 | 2.25 | s |" in text
+
+
 def test_committed_rows_hold_what_is_needed_to_measure_them_again():
     found = [row for path in sorted(rows.FOLDER.glob("*.jsonl")) for row in rows.read(path)]
     assert found
@@ -354,3 +365,29 @@ def test_delays_are_those_of_the_first_answer_after_each_word():
     heard = [(1.2, True), (2.9, False), (3.3, False), (9.0, True)]
     known, unknown, n_missed = listening.delays_ms(heard, [1.0, 3.0, 5.0])
     assert (known, unknown, n_missed) == (pytest.approx([200]), pytest.approx([300]), 1)
+
+
+def test_a_timed_session_notes_what_it_takes_itself_and_nothing_else(monkeypatch):
+    """On a made-up clock: 8 ms in the session, and 3 ms after it."""
+    now = [0.0]
+
+    class Session:
+        def get_inputs(self):
+            return ["x"]
+
+        def run(self, outputs, inputs):
+            now[0] += 0.008
+            return [inputs["x"]]
+
+    monkeypatch.setattr(imported.time, "perf_counter", lambda: now[0])
+    timed = imported.TimedSession(Session())
+    assert (timed.run(["embedding"], {"x": 7}), timed.get_inputs()) == ([7], ["x"])
+    now[0] += 0.003
+    assert timed.seconds == pytest.approx(0.008)
+
+
+def test_the_variables_of_a_cold_process_are_its_own():
+    words = [sys.executable, "-c", "import os, sys; sys.exit(os.environ.get('EDGEALIGN_TRIED') != 'once')"]
+    latency.run_cold(words, EDGEALIGN_TRIED="once")
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        latency.run_cold(words)
