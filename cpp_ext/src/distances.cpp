@@ -15,8 +15,8 @@ bool all_finite(const float *values, size_t count) { return all_within(values, c
 
 namespace {
 
-// Rows that stay in the first cache while some queries pass, whose distances stay in the second one. A lone query is at one
-// row after the other anyway.
+// Rows that stay in the first cache while some queries pass, whose distances stay in the second one. A lone query is at
+// one row after the other anyway.
 constexpr size_t SOME_ROWS = 32, SOME_QUERIES = 128;
 size_t some_rows(size_t n_queries, size_t n_rows) { return n_queries > 1 ? SOME_ROWS : n_rows; }
 

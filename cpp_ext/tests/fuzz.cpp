@@ -4,8 +4,8 @@
 //
 //     fuzz SEED ROUNDS FOLDER [RUNTIME BUNDLE]
 //
-// FOLDER: for files of random bytes that pretend to be stores and recordings. BUNDLE: a copy, whose manifest is damaged anew
-// in each round, opened with the library RUNTIME; what can be opened hears noise of random formats.
+// FOLDER: for files of random bytes that pretend to be stores and recordings. BUNDLE: a copy, whose manifest is damaged
+// anew in each round, opened with the library RUNTIME; what can be opened hears noise of random formats.
 #include <edgealign_rt.h>
 
 #include <cctype>

@@ -186,8 +186,8 @@ EA_INLINE FinishFunction<INT8, Sum> finish_for(int32_t metric, bool ordinary) {
     return ordinary ? finish<EA_INNER_PRODUCT, INT8, true, Sum> : finish<EA_INNER_PRODUCT, INT8, false, Sum>;
 }
 
-// The places of a tile's distances are fetched while it is computed: otherwise the stores wait for memory, and all later ones
-// for them.
+// The places of a tile's distances are fetched while it is computed: otherwise the stores wait for memory, and all later
+// ones for them.
 template <size_t Q>
 EA_INLINE void fetch_output(float *out, size_t out_stride, size_t n_vectors) {
     if constexpr (Q > 1)

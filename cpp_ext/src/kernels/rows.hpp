@@ -18,8 +18,8 @@ struct SquaredDifference {
     }
 };
 
-// A lone query waits for memory alone. Rows from beyond the caches are fetched so many ahead, which the processor does not do
-// by itself: to it, four rows are four short streams.
+// A lone query waits for memory alone. Rows from beyond the caches are fetched so many ahead, which the processor does
+// not do by itself: to it, four rows are four short streams.
 constexpr size_t AHEAD = 8, FAR_BYTES = 2 << 20;
 
 // out[i][j] = sum over k of Term(queries[i][k], rows[j][k]) for a tile small enough to stay in registers.
