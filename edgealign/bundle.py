@@ -644,7 +644,7 @@ def check_target(target: str | os.PathLike) -> None:
     if os.path.lexists(target) and not _is_bundle(target):
         raise InvalidInput(f"'{target}' exists and is not a bundle: name a new folder, nothing was overwritten")
     folder = os.path.dirname(target)
-    while not os.path.lexists(folder):
+    while not os.path.lexists(folder) and folder != os.path.dirname(folder):  # a drive may be none
         folder = os.path.dirname(folder)
     try:
         os.rmdir(tempfile.mkdtemp(prefix=f".{os.path.basename(target)}-", dir=folder))

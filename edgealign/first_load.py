@@ -22,6 +22,9 @@ MAX_BYTES = 2**30  # beyond what the interpreter and ONNX Runtime take by themse
 BYTES_PER_MODEL_BYTE = 8  # a model in memory: its bytes, the parsed graph, the folded and the packed weights
 _REFUSED, _TOO_LARGE = 3, 4  # exit codes; a message is on standard output
 _OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "Failed to allocate")
+_NUMPY_OF = {
+    "tensor(float)": "f4", "tensor(float16)": "f2", "tensor(int64)": "i8", "tensor(int32)": "i4", "tensor(bool)": "?",
+}  # fmt: skip
 _USUAL_SIZES = {2: 16_000, 3: 128}  # rank of an input -> size of what its shape leaves open, beside the batch of 1
 
 
@@ -112,7 +115,8 @@ def _main() -> int:
         print(error)
         return _TOO_LARGE if _is_about_memory(error) else _REFUSED
     try:
-        session.run(None, {given.name: _silence(given) for given in session.get_inputs()})
+        if all(given.type in _NUMPY_OF for given in session.get_inputs()):
+            session.run(None, {given.name: _silence(given) for given in session.get_inputs()})
     except Exception as error:  # a size that it does not take says nothing
         return _TOO_LARGE if _is_about_memory(error) else 0
     return 0
@@ -126,10 +130,9 @@ def _silence(given: object) -> object:
     """Zeros for one input of a session."""
     import numpy as np
 
-    dtype = {"tensor(float)": "f4", "tensor(int64)": "i8", "tensor(int32)": "i4", "tensor(bool)": "?"}[given.type]
-    usual = 16 if dtype != "f4" else _USUAL_SIZES.get(len(given.shape), 64)
+    usual = _USUAL_SIZES.get(len(given.shape), 64) if "float" in given.type else 16
     sizes = [size if isinstance(size, int) else 1 if at == 0 else usual for at, size in enumerate(given.shape)]
-    return np.zeros(sizes, dtype)
+    return np.zeros(sizes, _NUMPY_OF[given.type])
 
 
 if __name__ == "__main__":

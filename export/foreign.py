@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgealign.bundle import MAX_DIM, MAX_ONNX_BYTES
 from edgealign.errors import InputUnreadable, InvalidInput, ModelUnreadable
+from edgealign.first_load import load_apart
 from edgealign.onnx_check import check_onnx
 
 MIN_OPSET = 11
@@ -195,6 +196,10 @@ class ForeignModel:
         shape = tuple(
             dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim
         )
+        try:
+            load_apart(data)  # the first time, where it does no harm
+        except ValueError as error:
+            raise ModelUnreadable(f"'{name}' cannot be imported: {_reason(error)}") from None
         return cls(name, data, proto, inputs[0].name, tensor.elem_type, shape, opset)
 
     def with_output(self, output: str | None) -> tuple[Probe, list[str]]:
@@ -298,7 +303,7 @@ def session_of(data: bytes, name: str) -> Session:
 
 def _reason(error: Exception) -> str:
     """What ONNX Runtime says, without its codes and without the place in its source that says it."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     return re.sub(r"\S+\.(?:cc|h):\d+ .*?\) (?=\w)", "", text)[:300]
 
 
