@@ -397,6 +397,10 @@ class Recognizer:
             )
         if tokens.unknown:
             warnings.append(f"the bundle does not know these characters of '{text}', they were passed over: {unknown}")
+        if tokens.n_cut:
+            warnings.append(
+                f"'{text}' is longer than the bundle reads: the last {tokens.n_cut} of its characters were passed over"
+            )
         if language is not None and not tokens.known_language:
             warnings.append(f"the bundle does not know the language '{language}': '{text}' is read without one")
         embedding = self.bundle.encode_text(tokens)

@@ -50,12 +50,14 @@ class Tokens:
     unknown         the code points that the vocabulary lacks, in order of first appearance
     unknown_share   of all code points, in [0, 1]
     known_language  whether the vocabulary has the language; False also where none was given
+    n_cut           characters at the end of the text that the encoder has no place for
     """
 
     inputs: dict[str, np.ndarray]
     unknown: tuple[str, ...]
     unknown_share: float
     known_language: bool
+    n_cut: int = 0
 
     @property
     def ids(self) -> np.ndarray:
@@ -131,6 +133,7 @@ class Tokenizer:
             tuple(dict.fromkeys(unknown)),
             len(unknown) / len(characters),
             known_language,
+            max(0, len(ids) - self.max_tokens),
         )
 
 

@@ -61,6 +61,7 @@ class HuggingFaceTokenizer:
             tuple(dict.fromkeys(unknown)),
             sum(map(len, unknown)) / len(text.strip()),
             True,
+            len(text.rstrip()) - max(end for _, end in encoding.offsets) if encoding.overflowing else 0,
         )
 
     def _unknown_id(self) -> int | None:

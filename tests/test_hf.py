@@ -191,8 +191,11 @@ def test_a_folder_of_sentence_transformers_is_pooled_as_it_says(folders, tmp_pat
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 6}')
     bundle = export_huggingface(folder, tmp_path / "bundle", Options("text"), lambda line: None)
-    tokens = bundle.tokenizer.encode("the red bird sings the blue rain")
+    text = "the red bird sings the blue rain"
+    tokens = bundle.tokenizer.encode(text)
     assert tokens.ids.shape == (6,)
+    read = bundle.tokenizer.encode(text[: -tokens.n_cut])
+    assert tokens.n_cut > 0 and read.n_cut == 0 and (read.ids == tokens.ids).all()
     with torch.inference_mode():
         states = transformers.AutoModel.from_pretrained(folder).eval()(torch.from_numpy(tokens.ids[None]))
     assert np.abs(bundle.encode_text(tokens) - unit(states.last_hidden_state[0, 0])).max() < TOLERANCE

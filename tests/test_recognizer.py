@@ -261,6 +261,12 @@ def test_what_is_neither_path_nor_array_is_refused(taught: Recognizer, sample: o
         taught.classify(sample, RATE_HZ)
 
 
+def test_a_text_that_is_too_long_to_be_read_is_told(recognizer: Recognizer) -> None:
+    text = "maji" * 10
+    (warning,) = recognizer.enroll(text=text).warnings
+    assert warning == f"'{text}' is longer than the bundle reads: the last 2 of its characters were passed over"
+
+
 def test_without_a_store_or_labels_classify_says_what_to_do(recognizer: Recognizer) -> None:
     with pytest.raises(StoreUnreadable, match="enroll recordings first"):
         recognizer.classify(word_clip(0), RATE_HZ)

@@ -32,6 +32,13 @@ def test_normalize(text: str, kind: str, expected: str) -> None:
     assert normalize(text, kind) == expected
 
 
+def test_what_is_cut_off_is_counted() -> None:
+    fits = TOKENIZER.max_tokens - 2  # kind and language come first
+    assert TOKENIZER.encode("a" * fits).n_cut == 0
+    cut = TOKENIZER.encode("a" * (fits + 3))
+    assert cut.n_cut == 3 and len(cut.ids) == TOKENIZER.max_tokens
+
+
 @given(st.text(max_size=50), st.sampled_from(["grapheme", "ipa"]))
 def test_composed_and_decomposed_text_are_one(text: str, kind: str) -> None:
     import unicodedata
