@@ -254,7 +254,8 @@ class Scanner:
         for n_rivals in (None, *ROUNDS):
             if n_rivals is not None:
                 mine = [span for look in looks for span in look.choose(n_rivals)]
-            for first, end, embedding in self._encode(log_mels, samples, mine):
+            # All are encoded before any is compared: the weights and then the bank stay in the processor's cache.
+            for first, end, embedding in list(self._encode(log_mels, samples, mine)):
                 matches = self.matcher.classify(embedding, max(2, self.options.top_k))
                 probability = matches[0].probability
                 if (first, end) in look_at:

@@ -120,7 +120,10 @@ class FirstLook:
         self.spans = spans
         self._distances = distances
         self._first, self._end = np.array(spans, dtype=np.int64).T
-        self._longest = int((self._end - self._first).max())
+        self._length = self._end - self._first
+        # What overlaps with a candidate lies among the rows [reach[i][0], reach[i][1]).
+        starts = np.searchsorted(self._first, self._first - self._length.max())
+        self._reach = list(zip(starts.tolist(), np.searchsorted(self._first, self._end).tolist(), strict=True))
         self._order = [i for i in np.argsort(distances, kind="stable").tolist() if distances[i] <= FURTHEST]
         self._rivals_of: dict[tuple[int, int], np.ndarray] = {}  # what was chosen -> rows of what overlaps with it
         self._n_rivals = np.zeros(len(spans), dtype=np.int64)  # that were chosen
@@ -154,12 +157,9 @@ class FirstLook:
 
     def _rivals(self, i: int) -> np.ndarray:
         """Rows of what overlaps with candidate i, itself included."""
-        first, end = self._first[i], self._end[i]
-        start = int(np.searchsorted(self._first, first - self._longest))
-        stop = int(np.searchsorted(self._first, end))
-        firsts, ends = self._first[start:stop], self._end[start:stop]
-        shared = np.minimum(ends, end) - np.maximum(firsts, first)
-        return start + np.flatnonzero(2 * shared > np.minimum(ends - firsts, end - first))
+        start, stop = self._reach[i]
+        shared = np.minimum(self._end[start:stop], self._end[i]) - np.maximum(self._first[start:stop], self._first[i])
+        return start + (2 * shared > np.minimum(self._length[start:stop], self._length[i])).nonzero()[0]
 
 
 class _Inside:
