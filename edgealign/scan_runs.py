@@ -287,6 +287,8 @@ def run(
             done = [recording for recording in found.recordings if recording.key in journal]
             results = ((recording.path, journal.get(recording.key)) for recording in done)
             n_rows = outputs.write_combined(_noting_errors(results, failures), parameters)
+            order = {recording.path: place for place, recording in enumerate(found.recordings)}
+            failures.sort(key=lambda failure: order.get(failure[0], -1))  # not as processes happened to end
             outputs.write_failures(failures)
     finally:
         journal.close()

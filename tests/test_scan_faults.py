@@ -54,6 +54,17 @@ def card(tmp_path: Path, samples_folder: Path, edgealign) -> Path:
     return tmp_path / "card"
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_failures_are_listed_as_the_recordings_were_named(card: Path, tmp_path: Path, edgealign, workers: int) -> None:
+    soundfile.write(card / "a.wav", tape(), RATE_HZ)
+    (card / "a.wav").write_bytes((card / "a.wav").read_bytes()[:-50_000])  # searched, and known to break off at its end
+    (card / "b.wav").write_text("no sound")
+    (card / "c.wav").write_bytes((card / "a.wav").read_bytes())
+    missing = tmp_path / "missing.wav"
+    assert edgealign("scan", missing, card, "-o", tmp_path / "out", "-q", "--workers", workers).code == 5
+    assert list(failed(tmp_path / "out")) == ["missing.wav", "a.wav", "b.wav", "c.wav"]
+
+
 def test_what_is_cut_off_is_searched_as_far_as_it_goes_and_listed(card: Path, tmp_path: Path, edgealign) -> None:
     for name, form in (
         ("a.wav", {}), ("b.wav", {"format": "RF64"}), ("c.wav", {"format": "WAVEX", "subtype": "PCM_24"}),
