@@ -17,7 +17,7 @@ def shipped() -> Bundle:
 def test_it_is_whole_and_computes_here_what_it_computed_where_it_was_made(shipped: Bundle) -> None:
     shipped.verify()
     stages = golden.compare(shipped)
-    assert {"front end", "word finding", "encoder int8", "encoder fp32", "text encoder", "matching"} == {
+    assert {"front end", "word finding", "encoder int8", "encoder fp32", "tokenizer", "text encoder", "matching"} == {
         stage.stage for stage in stages
     }
     assert [stage for stage in stages if not stage.passed] == []
