@@ -24,7 +24,7 @@ import onnx
 import soundfile
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from benchmarks import rivals, rows
+from benchmarks import held_out, rivals, rows
 from edgealign import Bundle, machine
 from edgealign.export.import_onnx import ImportOptions, import_onnx
 from edgealign.inputs import Windows
@@ -129,7 +129,7 @@ def openwakeword_bundle(models: Path, target: Path) -> Bundle:
 
 def measure(name: str, target: Bundle, table: Path, folder: Path, steps: int) -> list[dict]:
     """Rows of one target: test accuracies pack by pack, before and after, and their paired differences."""
-    source = projection.SourceSide.of(Bundle.open(), "text")
+    source = projection.SourceSide.of(Bundle.open(held_out.KNOWS_NO_TEST_WORD), "text")
     config = projection.default_config("croma-weak-nce", 0, steps)
     listing = projection.read_pairs(table, source, target)
     if isinstance(target.input.windows, Windows):  # some synthetic words are too short to be found
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = write_pairs(Path(given.data), folder / "pairs")
     for name in given.target or ("speech", "openwakeword"):
         if name == "speech":
-            bundle = Bundle.open()
+            bundle = Bundle.open(held_out.KNOWS_NO_TEST_WORD)
         else:
             models = given.cache / rivals.OPENWAKEWORD / "openwakeword" / "resources" / "models"
             bundle = openwakeword_bundle(models, folder / "openwakeword")

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from benchmarks import continuous, episodes, rivals, rows
+from benchmarks import continuous, episodes, held_out, rivals, rows
 from benchmarks.continuous import SAMPLE_RATE_HZ, Event, Recording
 from edgealign import Bundle, Recognizer, kernels, machine
 from edgealign.audio import AudioFile
@@ -349,7 +349,7 @@ class Compared(Scanner):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGEALIGN_DATA"), help="folder of recorded packs")
-    parser.add_argument("--bundle", type=Path, default=None)
+    parser.add_argument("--bundle", type=Path, default=held_out.KNOWS_NO_TEST_WORD)
     parser.add_argument("--seeds", type=int, default=3, help="recordings of each kind")
     parser.add_argument("--only", choices=("quality", "first look", "speed"), help="leave the others as they are")
     parser.add_argument("--way", choices=tuple(WAYS), help="measure the quality of this way alone")
@@ -359,7 +359,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or $EDGEALIGN_DATA: a folder with the packs")
-    bundle = Bundle.open(arguments.bundle)
+    bundle = held_out.open_unheard(arguments.bundle, (pack for pack, _ in PACKS))
     shared = {
         "bundle": bundle.encoder_sha256,
         "variant": bundle.variant,

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import soundfile
 
-from benchmarks import continuous, episodes, rows
+from benchmarks import continuous, episodes, held_out, rows
 from benchmarks.continuous import SAMPLE_RATE_HZ
 from benchmarks.scan import N_SHOT, PACKS, SNR_DB
-from edgealign import Bundle, Recognizer, machine
+from edgealign import Recognizer, machine
 from edgealign.annotations import Annotation
 from edgealign.audio import AudioFile
 from edgealign.scan import Scanner, ScanOptions
@@ -54,12 +54,12 @@ def heard_in(scanner: Scanner, paths: list[Path], truth: tuple[Annotation, ...] 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("EDGEALIGN_DATA"), help="folder of recorded packs")
-    parser.add_argument("--bundle", type=Path, default=None)
+    parser.add_argument("--bundle", type=Path, default=held_out.KNOWS_NO_TEST_WORD)
     parser.add_argument("--minutes", type=int, default=30, help="of each pack's recording")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or $EDGEALIGN_DATA: a folder with the packs")
-    data, bundle = arguments.data, Bundle.open(arguments.bundle)
+    data, bundle = arguments.data, held_out.open_unheard(arguments.bundle, (pack for pack, _ in PACKS))
     shared = {
         "bundle": bundle.encoder_sha256, "variant": bundle.variant, "machine": machine.describe(),
         "commit": rows.commit(), "command": rows.command("transfer"),

@@ -13,8 +13,21 @@ from toy_bundle import noise_clip, word_clip
 # Benchmarks are not installed; they are run from the root of the repository.
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks import episodes, fewshot, footprint, growth, imported, latency, listening, rivals, rows, tables
+from benchmarks import (
+    episodes,
+    fewshot,
+    footprint,
+    growth,
+    held_out,
+    imported,
+    latency,
+    listening,
+    rivals,
+    rows,
+    tables,
+)
 from benchmarks.episodes import Clip
+from edgealign import Bundle
 from edgealign.errors import InvalidInput
 from edgealign.train.corpus import EVALUATION_PACKS
 
@@ -127,10 +140,17 @@ def test_words_that_training_heard_are_not_measured():
     def bundle(*left_out: str) -> SimpleNamespace:
         return SimpleNamespace(manifest={"attribution": attribution(left_out)})
 
-    fewshot.expect_unheard(bundle(*EVALUATION_PACKS), fewshot.PACKS)
-    fewshot.expect_unheard(bundle("fsdd"), ["fsdd", "czech_synthetic"])
+    held_out.expect_unheard(bundle(*EVALUATION_PACKS), fewshot.PACKS)
+    held_out.expect_unheard(bundle("fsdd"), ["fsdd", "czech_synthetic"])
     with pytest.raises(InvalidInput, match="trained on all of arabic_sc, its test words included"):
-        fewshot.expect_unheard(bundle("fsdd"), ["fsdd", "arabic_sc"])
+        held_out.expect_unheard(bundle("fsdd"), ["fsdd", "arabic_sc"])
+
+
+@pytest.mark.parametrize("pack", fewshot.PACKS)
+def test_each_pack_is_asked_of_a_bundle_that_does_not_know_its_words(pack):
+    bundle = Bundle.open(held_out.bundle_for(pack))
+    bundle.verify()
+    held_out.expect_unheard(bundle, [pack])
 
 
 def test_interval_is_that_of_a_mean_of_coin_flips():

@@ -1,0 +1,44 @@
+"""Bundles that can be asked for recorded words: the shipped one knows those of all packs, from its last training.
+
+`bundles/held_out` is of the weights that this training began with and knows no test word of any pack;
+`bundles/without_digits` went through the same training without fsdd. README.md says how they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgealign import Bundle
+from edgealign.errors import EdgealignError, InvalidInput
+from edgealign.train.corpus import EVALUATION_PACKS
+
+FOLDER = Path(__file__).parent / "bundles"
+KNOWS_NO_TEST_WORD = FOLDER / "held_out"
+_BUNDLES = {"arabic_sc": KNOWS_NO_TEST_WORD, "dspspeech20": KNOWS_NO_TEST_WORD, "fsdd": FOLDER / "without_digits"}
+
+
+def bundle_for(pack: str) -> Path | None:
+    """What `pack` is asked of; None for the shipped bundle, where that does not know the pack."""
+    return _BUNDLES.get(pack)
+
+
+def open_unheard(path: Path | None, packs: Iterable[str]) -> Bundle:
+    """A bundle that may be asked for the packs; the process ends with a sentence where it may not."""
+    try:
+        bundle = Bundle.open(path)
+        expect_unheard(bundle, packs)
+    except EdgealignError as error:
+        raise SystemExit(f"error: {error}") from None
+    return bundle
+
+
+def expect_unheard(bundle: Bundle, packs: Iterable[str]) -> None:
+    """InvalidInput where training heard the test words of a pack: whatever was right would mean nothing."""
+    for name in packs:
+        about = EVALUATION_PACKS.get(name)
+        if about and f"{about.title}: {about.whole} ({about.license})" in bundle.manifest["attribution"]:
+            raise InvalidInput(
+                f"the bundle was trained on all of {name}, its test words included: measure one whose training left "
+                f"them out, benchmarks/README.md says how to make it"
+            )
