@@ -36,6 +36,18 @@ PARTS = ("edgealign", "C", "torch eager", "openWakeWord", "sherpa-onnx", "MFCC +
 COMMAND = "from edgealign.cli.app import main; main()"  # what the console script `edgealign` runs
 
 
+# The peak memory of a process counts what its parent held when it was started, so a small one starts what is measured.
+_LAUNCHER = """
+import json, os, sys, time
+nowhere = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+started = time.perf_counter()
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=nowhere)
+_, status, usage = os.wait4(process, 0)
+seconds = time.perf_counter() - started
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
+"""
+
+
 def run_cold(words: Sequence[str | Path], **variables: str) -> tuple[float, float, float]:
     """Seconds on the clock, seconds of processor time and peak resident 10^6 bytes of one fresh process.
 
@@ -43,20 +55,12 @@ def run_cold(words: Sequence[str | Path], **variables: str) -> tuple[float, floa
     """
     # What a user has: packages are compiled when they are installed, and modules when they are first imported.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | variables
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
-    )
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    process.stderr.close()
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        command = " ".join(map(str, words))
-        raise RuntimeError(f"{command} ended with {process.returncode}: {errors.decode().strip()}")
-    cpu_seconds = usage.ru_utime + usage.ru_stime
-    return seconds, cpu_seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    launched = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *map(str, words)]
+    done = subprocess.run(launched, capture_output=True, text=True, env=environment, check=True)
+    exit_code, seconds, cpu_seconds, peak = json.loads(done.stdout)
+    if exit_code:
+        raise RuntimeError(f"{' '.join(map(str, words))} ended with {exit_code}: {done.stderr.strip()}")
+    return seconds, cpu_seconds, peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def cold_rows(commands: dict[str, Sequence[str | Path]], base: str, n_runs: int) -> list[dict]:
