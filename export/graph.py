@@ -25,16 +25,6 @@ SPEECH_SHAPES = ((1, 18), (1, 61), (1, 98), (3, 150), (1, 300))  # batch, frames
 TEXT_SHAPES = ((1, 3), (1, 9), (4, 14), (1, 40))  # batch, tokens
 
 
-def check_target(target: Path) -> None:
-    """Minutes before the bundle is written, say that it cannot be."""
-    if target.exists() and not (target / "manifest.json").is_file():
-        raise InvalidInput(f"'{target}' exists and is not a bundle: name a new folder, nothing was overwritten")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"no bundle can be written to '{target}' ({error.strerror}): name another folder") from error
-
-
 class ParityLost(EdgealignError):
     """An exported encoder does not give what its checkpoint gives."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgealign import __version__
-from edgealign.bundle import Bundle, write_bundle
+from edgealign.bundle import Bundle, check_target, write_bundle
 from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
@@ -189,7 +189,7 @@ def export_sense(
             samples of one new class are can only be seen on classes that training did not see, so that the decision is
             fitted with the encoder of that one.
     """
-    graph.check_target(target)
+    check_target(target)
     sense = Sense.load(checkpoint)
     deciding = sense if split is None else Sense.load(split, sense.modality)
     if deciding.config["fold"] < 0:

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from edgealign import __version__, demo
-from edgealign.bundle import Bundle, write_bundle
+from edgealign.bundle import Bundle, check_target, write_bundle
 from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
@@ -55,7 +55,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
 
     corpus_path   the corpus that the checkpoint was trained on: quantization samples, bank and validation words
     """
-    graph.check_target(target)
+    check_target(target)
     checkpoint = graph.Checkpoint.load(checkpoint_path)
     corpus = Corpus(corpus_path)
     if checkpoint.corpus_sha256 != corpus.sha256:
