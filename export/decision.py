@@ -117,7 +117,7 @@ def report(calibration: dict, pools: list[Pool], noises: np.ndarray, bank: np.nd
 
 def _ask(
     pool: Pool, noises: np.ndarray, bank: np.ndarray, text_weight: float, prior_loo: float, rng: np.random.Generator,
-    n_episodes: int = 400,
+    n_episodes: int = 2000,
 ) -> Questions:  # fmt: skip
     rows: list[tuple] = []
     labels = np.unique(pool.label)
