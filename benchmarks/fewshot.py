@@ -25,6 +25,7 @@ import soundfile
 from benchmarks import episodes, held_out, rivals, rows
 from benchmarks.episodes import Clip, Episode
 from edgealign import Bundle, kernels, machine
+from edgealign.train.words import DIGITS
 from edgealign.words import find_word
 
 README = "benchmarks/README.md"
@@ -36,7 +37,6 @@ OPEN_SET_SHOTS = 5
 OPEN_SET_OTHERS = 15  # noises, and silences, asked in each episode
 OURS = "edgealign "  # how the names of the bundle's methods begin; the variant follows
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINING_LICENSES = ("CC0", "CC-BY", "MIT", "BSD")  # esc50 rows with another license can be in no shipped bank
 
 

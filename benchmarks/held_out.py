@@ -37,7 +37,7 @@ def expect_unheard(bundle: Bundle, packs: Iterable[str]) -> None:
     """InvalidInput where training heard the test words of a pack: whatever was right would mean nothing."""
     for name in packs:
         about = EVALUATION_PACKS.get(name)
-        if about and f"{about.title}: {about.whole} ({about.license})" in bundle.manifest["attribution"]:
+        if about and about.attribution(about.whole) in bundle.manifest["attribution"]:
             raise InvalidInput(
                 f"the bundle was trained on all of {name}, its test words included: measure one whose training left "
                 f"them out, benchmarks/README.md says how to make it"

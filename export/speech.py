@@ -19,7 +19,7 @@ from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
 from edgealign.train.batches import Batches
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import EVALUATION_PACKS, Corpus
+from edgealign.train.corpus import EVALUATION_PACKS, Corpus, EvaluationPack
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 
 CARD = Path(__file__).with_name("speech_card.md")
@@ -31,15 +31,15 @@ ATTRIBUTION = [
 ]
 
 
-def recordings_heard(left_out: Collection[str]) -> list[tuple[str, str]]:
-    """What was heard of the evaluation packs, and under which license: lines of the card and of the attribution."""
+def recordings_heard(left_out: Collection[str]) -> list[tuple[EvaluationPack, str]]:
+    """The evaluation packs of which something was heard, and what."""
     heard = [(pack, pack.part if name in left_out else pack.whole) for name, pack in EVALUATION_PACKS.items()]
-    return [(f"{pack.title}: {what}", pack.license) for pack, what in heard if what]
+    return [(pack, what) for pack, what in heard if what]
 
 
 def attribution(left_out: Collection[str]) -> list[str]:
     """The manifest's list of what the weights were made from."""
-    return [*(f"{what} ({license})" for what, license in recordings_heard(left_out)), *ATTRIBUTION]
+    return [*(pack.attribution(what) for pack, what in recordings_heard(left_out)), *ATTRIBUTION]
 
 
 BANK_WORDS, BANK_RECORDINGS, BANK_NOISES = 950, 200, 250
@@ -124,7 +124,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
 
 
 def _card(left_out: Collection[str]) -> str:
-    rows = "".join(f"| {what} | {license} |\n" for what, license in recordings_heard(left_out))
+    rows = "".join(f"| {pack.title}: {what} | {pack.license} |\n" for pack, what in recordings_heard(left_out))
     return CARD.read_text(encoding="utf-8").replace("{recordings}\n", rows)
 
 

@@ -72,7 +72,11 @@ class EvaluationPack(NamedTuple):
     title: str
     license: str
     whole: str  # what training hears of it
-    part: str  # the same where its test words and speakers are left out
+    part: str  # the same where its test words and speakers are left out; empty where that is nothing
+
+    def attribution(self, what: str) -> str:
+        """The line of a bundle's manifest that says what was heard: `whole` or `part`."""
+        return f"{self.title}: {what} ({self.license})"
 
 
 EVALUATION_PACKS = {
@@ -296,8 +300,7 @@ _SPELLED = {
     "dspspeech20": {name: (name, "en" if name.isascii() else "cmn") for name in
                     ("数字", "语音", "语言", "中国", "总工", "北京", "上海", "商行", "复旦",
                      "Speech", "Speaker", "Process", "Print", "Close")},
-    "fsdd": {str(digit): (name, "en") for digit, name in enumerate(
-        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"))},
+    "fsdd": {str(digit): (name, "en") for digit, name in enumerate(word_lists.DIGITS)},
 }  # fmt: skip
 
 

@@ -27,7 +27,6 @@ PHRASES = ("{}", "a photo of a {}", "a picture of the {}", "one {}", "{} seen fr
 
 # Concepts of fewer pictures than this start no class; classes of sounds without a concept are asked without pictures.
 FEWEST_PICTURES = 10
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -209,7 +208,7 @@ def recording(data: Path, row: dict[str, str]) -> Path:
 
 def _spelled(labels: set[str]) -> dict[str, tuple[str, str]]:
     """Word and language of the recorded labels whose packs tell how they are spelled."""
-    found = {f"fsdd {digit}": (name, "en") for digit, name in enumerate(DIGITS)}
+    found = {f"fsdd {digit}": (name, "en") for digit, name in enumerate(word_lists.DIGITS)}
     for label in labels:
         pack, _, word = label.partition(" ")
         if pack == "dspspeech20":

@@ -20,9 +20,11 @@ from edgealign.train.synthesis import Espeak
 # Left out whole, with its close relative, so that a language that was never heard can be measured.
 LEFT_OUT_LANGUAGES = frozenset({"cs", "sk"})
 
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")  # the labels of fsdd
+
 # Words of the evaluation packs and of the demo: never rendered for training, in any language.
 RESERVED = {
-    "en": "zero one two three four five six seven eight nine close speech print no send start stop up yes "
+    "en": f"{' '.join(DIGITS)} close speech print no send start stop up yes "
     "water fire bird stone river house salt tree milk moon",
     "cmn": "商行 总工 语言 语音",
     "ar": "أغلق إغلاق ثمانية ثمانيه لا أرسل إرسال ستة سته ابدأ بدء توقف قف ثلاثة ثلاثه فوق أعلى نعم",
