@@ -33,7 +33,7 @@ SPLITS = Path(__file__).parent / "splits"
 PACKS = ("fsdd", "arabic_sc", "dspspeech20", "czech_synthetic")
 CELLS = (("same speaker", 1), ("same speaker", 5), ("other speaker", 1), ("other speaker", 5), ("several speakers", 3))
 MIN_EPISODES = 600
-OPEN_SET_SHOTS = 5
+OPEN_SET_SHOTS = (1, 5)
 OPEN_SET_OTHERS = 15  # noises, and silences, asked in each episode
 OURS = "edgealign "  # how the names of the bundle's methods begin; the variant follows
 
@@ -256,9 +256,7 @@ def measure_pack(
     "text" asks the queries of "other speaker", k = 1, without its support, so that both are paired.
     """
     measured: list[Measured] = []
-    labels = sorted({clip.label for clip in pack.clips})
-    embedded = None if bundle is None else text_embeddings(bundle, pack.name, labels)
-    texts = None if embedded is None else dict(zip(labels, embedded, strict=True))
+    texts = None if bundle is None else _texts_by_label(pack, bundle)
     able = [] if texts is None else [method for method in methods if method.startswith(OURS)]
     for condition, k in CELLS:
         try:
@@ -287,15 +285,42 @@ def measure_open_set(
 
     embeddings  float32 [n_clips, dim]
     others      name of a kind of sound -> float32 [n, dim]; OPEN_SET_OTHERS of each are drawn for an episode
+
+    "open set, text" asks the queries of "open set", k = 1, of labels that have a text in place of its support.
     """
-    drawn = episodes.draw(pack.clips, "open set", OPEN_SET_SHOTS, n_episodes, seed)
-    sha256 = episodes.save(pack.clips, drawn, folder)
+    texts = _texts_by_label(pack, bundle)
+    measured = []
+    for k in OPEN_SET_SHOTS:
+        drawn = episodes.draw(pack.clips, "open set", k, n_episodes, seed)
+        sha256 = episodes.save(pack.clips, drawn, folder)
+        asked = [("open set", k, None)]
+        if k == 1 and texts is not None:
+            asked.append(("open set, text", 0, texts))
+        for condition, n_shot, text in asked:
+            started = time.perf_counter()
+            shares = open_set_shares(drawn, embeddings, bundle, others, text, seed)
+            seconds = time.perf_counter() - started
+            method, way = f"{OURS}{bundle.variant}", len(drawn[0].labels)
+            measured += [
+                Measured(condition, n_shot, method, measure, np.array(values), way, sha256, seconds)
+                for measure, values in shares.items()
+            ]
+    return measured
+
+
+def open_set_shares(
+    drawn: Sequence[Episode], embeddings: np.ndarray, bundle: Bundle, others: dict[str, np.ndarray],
+    texts: dict[str, np.ndarray] | None, seed: int,
+) -> dict[str, list[float]]:  # fmt: skip
+    """What is counted -> its share in each episode; see measure_open_set.
+
+    texts   label -> float32 [dim], all that is enrolled; None: the support is
+    """
     rng = np.random.default_rng(seed)
     shares: dict[str, list[float]] = {"enrolled right": [], "never enrolled accepted": []}
     shares |= {f"{name} accepted": [] for name in others}
-    started = time.perf_counter()
     for episode in drawn:
-        matcher = _matcher(bundle, episode, embeddings)
+        matcher = _matcher(bundle, episode, embeddings, texts)
 
         def answers(rows_: np.ndarray, matcher: kernels.Matcher = matcher) -> np.ndarray:
             """Label number of each row, -1 for unknown."""
@@ -309,21 +334,27 @@ def measure_open_set(
         for name, rows_ in others.items():
             chosen = rows_[rng.choice(len(rows_), OPEN_SET_OTHERS, replace=False)]
             shares[f"{name} accepted"].append((answers(chosen) >= 0).mean())
-    seconds = time.perf_counter() - started
-    method = f"{OURS}{bundle.variant}"
-    way = len(drawn[0].labels)
-    return [
-        Measured("open set", OPEN_SET_SHOTS, method, measure, np.array(values), way, sha256, seconds)
-        for measure, values in shares.items()
-    ]
+    return shares
 
 
-def _matcher(bundle: Bundle, episode: Episode, embeddings: np.ndarray) -> kernels.Matcher:
-    """What classify would answer from after enrolling the support; clips without a word are refused, as enroll does."""
+def _texts_by_label(pack: Pack, bundle: Bundle) -> dict[str, np.ndarray] | None:
+    labels = sorted({clip.label for clip in pack.clips})
+    embedded = text_embeddings(bundle, pack.name, labels)
+    return None if embedded is None else dict(zip(labels, embedded, strict=True))
+
+
+def _matcher(
+    bundle: Bundle, episode: Episode, embeddings: np.ndarray, texts: dict[str, np.ndarray] | None
+) -> kernels.Matcher:
+    """What classify would answer from after enrolling the support, less the clips in which there is no word, as enroll
+    does; or the texts alone."""
     n_way, n_shot = episode.support.shape
-    support, labels = embeddings[episode.support.ravel()], np.repeat(np.arange(n_way), n_shot)
+    if texts is None:
+        support, labels = embeddings[episode.support.ravel()], np.repeat(np.arange(n_way), n_shot)
+    else:
+        support, labels = np.stack([texts[label] for label in episode.labels]), np.arange(n_way)
     found = support.any(axis=1)
-    kinds = np.full(found.sum(), kernels.RECORDING)
+    kinds = np.full(found.sum(), kernels.RECORDING if texts is None else kernels.TEXT)
     return kernels.Matcher(
         support[found], labels[found], kinds, n_way, bundle.bank, bundle.calibration, bundle.text_weight or 1.0
     )

@@ -19,8 +19,8 @@ from edgealign import kernels
 Embed = Callable[[list[np.ndarray]], np.ndarray]  # log-mels [n_mels, n_frames] each -> float32 [n, dim]
 
 FEATURES = ("w_bias", "w_z", "w_t", "w_distance", "w_margin", "w_loo", "w_shots", "w_text")
-# A larger distance must mean a smaller probability (the bundle loader insists), and so must unlike shots.
-BOUNDS = ((None, None), (0, None), (0, None), (None, 0), (0, None), (None, None), (0, None), (None, 0))
+# A larger distance must mean a smaller probability: the bundle loader insists.
+BOUNDS = ((None, None), (0, None), (0, None), (None, 0), (0, None), (None, None), (0, None), (None, None))
 
 COHORT = 40  # nearest rows of the bank that score normalization looks at (adaptive s-norm, Matejka et al. 2017)
 SHOTS = (1, 2, 3, 5, 10)
@@ -84,10 +84,13 @@ def fit(
 
     start = np.array([0, 0.5, 0.5, -1, 1, 0, 0.1, -0.1])
     weights = minimize(loss, start, jac=True, bounds=BOUNDS, method="L-BFGS-B").x
-    # The strictest of the pools: a threshold that holds in the studio must hold outside.
-    refused = [_threshold(q, q.features @ weights, false_accepts) for q in asked]
-    # The bias takes the threshold in: a label is accepted where its probability is at least one half.
-    weights[FEATURES.index("w_bias")] -= max(refused)
+    # A label is accepted where its probability is at least one half, so its constants take the thresholds in. A text
+    # lies further from recordings than they do from each other: labels without any have a threshold of their own.
+    spoken = _threshold(asked, [q.shots > 0 for q in asked], weights, false_accepts)
+    weights[FEATURES.index("w_bias")] -= spoken
+    if any((q.shots == 0).any() for q in asked):
+        typed = _threshold(asked, [q.shots == 0 for q in asked], weights, false_accepts)
+        weights[FEATURES.index("w_text")] -= typed
     return dict(zip(FEATURES, map(float, weights), strict=True)) | {
         "accept_logit": 0.0,
         "top": COHORT,
@@ -202,23 +205,25 @@ def _leave_one_out_mean(pool: Pool, rng: np.random.Generator) -> float:
     return float(np.mean(means))
 
 
-def _strangers(asked: Questions, shots: int = 5) -> np.ndarray:
-    """Which questions are words that were not enrolled (noises apart), nearest to a label of `shots` recordings, or of
-    the most below that were met."""
-    met = asked.shots[asked.stranger]
-    return asked.stranger & (asked.shots == met[met <= shots].max())
+def _threshold(asked: list[Questions], chosen: list[np.ndarray], weights: np.ndarray, false_accepts: float) -> float:
+    """The least logit at which in every pool at most the share `false_accepts` of strangers (noises apart) is accepted,
+    with FALSE_ACCEPT_LABELS enrolled: what holds in the studio must hold outside.
 
-
-def _threshold(asked: Questions, logits: np.ndarray, false_accepts: float) -> float:
-    """The least logit at which the share `false_accepts` of strangers is accepted, with FALSE_ACCEPT_LABELS enrolled.
+    chosen   per pool which of its questions count, bool [n]
 
     A stranger is accepted by chance once per label, so one that was asked of fewer labels counts for so many more.
     """
-    own = _strangers(asked)
-    falling = np.argsort(-logits[own])
-    share = np.cumsum(FALSE_ACCEPT_LABELS / asked.way[own][falling]) / len(falling)
-    first_refused = min(int(np.searchsorted(share, false_accepts, side="right")), len(falling) - 1)
-    return float(np.nextafter(logits[own][falling][first_refused], np.inf))
+    found = []
+    for questions, own in zip(asked, chosen, strict=True):
+        own = own & questions.stranger
+        if not own.any():
+            continue
+        logits = questions.features[own] @ weights
+        falling = np.argsort(-logits)
+        share = np.cumsum(FALSE_ACCEPT_LABELS / questions.way[own][falling]) / len(falling)
+        first_refused = min(int(np.searchsorted(share, false_accepts, side="right")), len(falling) - 1)
+        found.append(float(np.nextafter(logits[falling][first_refused], np.inf)))
+    return max(found)
 
 
 def _balanced(right: np.ndarray) -> np.ndarray:

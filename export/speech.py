@@ -48,6 +48,7 @@ CALIBRATION_CLIPS, HELD_OUT_CLIPS = 300, 200
 # hear: of 0.25 to 3, one half served words asked by the enrolled voice and by another alike. Voices that training heard
 # would flatter text.
 TEXT_WEIGHT = 0.5
+GOLDEN_TEXTS = (("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None), ("water", "grapheme", None))
 
 
 def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report: Callable[[str], None]) -> Bundle:
@@ -85,17 +86,10 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
     stored_drift = measure_drift(speech_fp32, speech_stored, "log_mel", batched[n_seen:])
     report(f"int8: speech {drift.snr_db:.1f} dB, text {text_drift.snr_db:.1f} dB")
 
-    embed, embed_tokens = _runner(speech_int8, "log_mel"), _runner(text_int8, "tokens")
+    embed, embed_tokens = runner_of(speech_int8, "log_mel"), runner_of(text_int8, "tokens")
     bank = embed(clips.training_words(BANK_WORDS) + clips.recordings(BANK_RECORDINGS) + clips.noises(BANK_NOISES))
     bank = bank.astype(np.float16).astype(np.float32)
-    noises = embed(Clips(corpus, clips.batches, seed=12).noises(100))
-    # A pool of one word has nothing that could be mistaken for it; a synthetic corpus has no recorded ones.
-    kinds = [synthetic for synthetic in (True, False) if len(corpus.select("val", synthetic)) > 1]
-    pools = [clips.pool(embed, embed_tokens, synthetic) for synthetic in kinds]
-    calibration = decision.fit(pools, noises, bank, TEXT_WEIGHT)
-    lines = decision.report(calibration, pools, noises, bank, TEXT_WEIGHT)
-    for line in lines:
-        report(line)
+    calibration = fit_decision(clips, embed, embed_tokens, bank, report)
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder)
@@ -108,8 +102,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
         (source / "README.md").write_text(_card(left_out), encoding="utf-8")
         return write_bundle(
             target, source,
-            golden_samples=_golden_clips(),
-            golden_texts=[("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None), ("water", "grapheme", None)],
+            golden_samples=golden_clips(), golden_texts=GOLDEN_TEXTS,
             name="speech", modality="speech", bundle_version=__version__, dim=config.dim,
             front_end=asdict(FRONT_END), windows=asdict(WINDOWS),
             encoder={"default": "int8", "variants": {
@@ -121,6 +114,20 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
             calibration=calibration,
             license="Apache-2.0", attribution=attribution(left_out),
         )  # fmt: skip
+
+
+def fit_decision(
+    clips: Clips, embed: decision.Embed, embed_tokens: decision.Embed, bank: np.ndarray, report: Callable[[str], None]
+) -> dict[str, float]:
+    """The `calibration` section of the manifest, fitted on the validation words of the corpus of `clips`."""
+    noises = embed(Clips(clips.corpus, clips.batches, seed=12).noises(100))
+    # A pool of one word has nothing that could be mistaken for it; a synthetic corpus has no recorded ones.
+    kinds = [synthetic for synthetic in (True, False) if len(clips.corpus.select("val", synthetic)) > 1]
+    pools = [clips.pool(embed, embed_tokens, synthetic) for synthetic in kinds]
+    calibration = decision.fit(pools, noises, bank, TEXT_WEIGHT)
+    for line in decision.report(calibration, pools, noises, bank, TEXT_WEIGHT):
+        report(line)
+    return calibration
 
 
 def _card(left_out: Collection[str]) -> str:
@@ -207,7 +214,7 @@ def _centers(checkpoint: graph.Checkpoint, clips: Clips) -> tuple[torch.Tensor, 
     return torch.cat(speech).mean(dim=0).clone(), torch.cat(text).mean(dim=0).clone()
 
 
-def _runner(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray], np.ndarray]:
+def runner_of(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray], np.ndarray]:
     session = graph.session_of(data)
 
     def run(inputs: list[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -217,7 +224,7 @@ def _runner(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray],
     return run
 
 
-def _golden_clips() -> list[np.ndarray]:
+def golden_clips() -> list[np.ndarray]:
     folder = Path(demo.CLIPS, "ask")
     names = ("water_rms_15dB.ogg", "moon_awb_25dB.ogg", "river_awb_12dB.ogg", "noise_2.ogg")
     return [soundfile.read(folder / name, dtype="float32")[0] for name in names]
