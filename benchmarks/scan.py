@@ -30,7 +30,7 @@ from benchmarks import continuous, episodes, held_out, rivals, rows
 from benchmarks.continuous import SAMPLE_RATE_HZ, Event, Recording
 from edgealign import Bundle, Recognizer, kernels, machine
 from edgealign.audio import AudioFile
-from edgealign.scan import Scanner, ScanOptions
+from edgealign.scan import Scanner, ScanOptions, Searched
 from edgealign.scan_runs import make_scanner
 from edgealign.sieve import FirstLook
 from edgealign.thresholds import rate_interval
@@ -334,15 +334,11 @@ class Compared(Scanner):
         look = super()._first_look(log_mels, stretch)
         start, stop = stretch[0][0], max(end for _, end in stretch)
         looks = self._sieve.embed(log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch])
-        alone = {
-            (first, end): embedding
-            for first, end, embedding in self._encode(log_mels, np.zeros(0, np.float32), stretch)
-        }
-        of_spans = [
-            (float(embedding @ alone[span]), self.matcher.classify(alone[span])[0].probability)
-            for span, embedding in zip(stretch, looks, strict=True)
-        ]
-        self._looks.append((look, of_spans))
+        window = Searched(0, log_mels, None, np.zeros(0), 0.0, {}, [], [])
+        alone = self._encode([(window, span) for span in stretch])
+        probabilities = [self.matcher.classify(embedding)[0].probability for embedding in alone]
+        cosines = (looks * alone).sum(axis=1).tolist()
+        self._looks.append((look, list(zip(cosines, probabilities, strict=True))))
         return look
 
 

@@ -25,7 +25,6 @@ from edgealign import kernels
 from edgealign.audio import AudioSource
 from edgealign.bundle import Bundle, FrontEnd
 from edgealign.errors import InputUnreadable, InvalidInput
-from edgealign.inputs import LogMelInput
 from edgealign.sieve import ROUNDS, FirstLook, Sieve
 from edgealign.words import at_least, samples_of, search_windows
 
@@ -38,12 +37,14 @@ MIN_SOUND_S = 0.2  # of a window of the grid must be sound, or most of a shorter
 EDGE_DB = 25.0  # below its loudest frame, a detection has not begun or is over
 MAX_SHARED = 0.3  # of the shorter of two detections may overlap
 BATCH = 16
+TOGETHER = 4  # search windows whose candidates are encoded together
 STANDS_OUT_DB = 8.0  # the loudest place of a candidate above the quiet ones around it
 AROUND_S = 1.0
 QUIET_QUANTILE = 0.1  # of the levels around
 LEVEL_STEP, LEVEL_FRAMES = 4, 9  # between the places at which levels are compared, and how many are averaged there
 FEW = 2  # candidates of a stretch are encoded without a first look
 SHORT_S = 0.24  # parts up to this length too: what surrounds them outweighs them in a first look
+LONGER = 0.15  # a candidate longer by a second must be so much nearer to be encoded as early: it costs more
 BETWEEN_STRETCHES_S = 0.5
 LENGTH_STEP = 4  # lengths of parts are rounded up to it, so that there are batches of equal length
 
@@ -146,6 +147,53 @@ class Found:
         return self.matches[0].label
 
 
+@dataclass(frozen=True)
+class Searched:
+    """A search window that begins at frame `offset`; spans are (first frame, one past the last) in it.
+
+    log_mels     float32 [n_mels, n_frames]
+    samples      float32 [n_samples], where the encoder takes samples
+    levels       dB of each frame; below quiet_db a detection has not begun or is over
+    candidates   span -> whether its ends follow the sound
+    at_once      what is encoded whatever a first look says
+    looks        at each stretch of the others
+    """
+
+    offset: int
+    log_mels: np.ndarray
+    samples: np.ndarray | None
+    levels: np.ndarray
+    quiet_db: float
+    candidates: dict[tuple[int, int], bool]
+    at_once: list[tuple[int, int]]
+    looks: list[FirstLook]
+
+    @cached_property
+    def _look_at(self) -> dict[tuple[int, int], FirstLook]:
+        return {span: look for look in self.looks for span in look.spans}
+
+    def choose(self, n_rivals: int | None) -> list[tuple[int, int]]:
+        """What is to be encoded next; None is for the beginning."""
+        return self.at_once if n_rivals is None else [span for look in self.looks for span in look.choose(n_rivals)]
+
+    def hear(self, span: tuple[int, int], probability: float) -> None:
+        if span in self._look_at:
+            self._look_at[span].hear(span, probability)
+
+    def values(self, first: int, end: int, least: int, front_end: FrontEnd) -> np.ndarray:
+        """What the encoder takes of a span, widened to `least` frames."""
+        if self.samples is not None:
+            return samples_of(self.samples, first, end, least, front_end)
+        if end - first >= least:
+            return self.log_mels[:, first:end]
+        return at_least(self.log_mels, first, end, least, front_end.energy_floor)
+
+    def found(self, span: tuple[int, int], matches: list[kernels.Match]) -> Found:
+        first, last = sound_edges(self.levels, *span, self.quiet_db)
+        at = self.offset
+        return Found(at + span[0], at + span[1], self.candidates[span], (at + first, at + last), matches)
+
+
 class Scanner:
     """Finds the labels of a matcher in recordings. One thread at a time may use one.
 
@@ -194,7 +242,6 @@ class Scanner:
         raises  AudioUnreadable where the recording cannot be decoded further; what was yielded until then holds
         """
         front_end = self.bundle.front_end
-        frames_per_s = front_end.sample_rate_hz / front_end.hop_samples
         waiting: list[Found] = []
         broken: list[InputUnreadable] = []
 
@@ -205,73 +252,82 @@ class Scanner:
             except InputUnreadable as error:
                 broken.append(error)
 
+        searched: list[Searched] = []
         for start_s, lowest_s, highest_s, samples in search_windows(blocks(), front_end):
-            waiting += self._search(round(start_s * frames_per_s), lowest_s, highest_s, samples)
+            if (window := self._looked_at(start_s, lowest_s, highest_s, samples)) is not None:
+                searched.append(window)
             if heard is not None:
                 heard((start_s + len(samples) / front_end.sample_rate_hz) * self.options.audio_speed)
-            # No candidate of a later window begins before this frame.
-            settled = math.inf
-            if highest_s < math.inf:
-                settled = round((start_s + highest_s) * frames_per_s) - self._longest // 2
-            done, waiting = self._settle(waiting, settled)
-            yield from done
+            is_last = highest_s == math.inf
+            if len(searched) == TOGETHER or is_last:
+                waiting += self._search(searched)
+                searched = []
+                # No candidate of a later window begins before this frame.
+                settled = (
+                    math.inf if is_last else round((start_s + highest_s) * self._frames_per_s) - self._longest // 2
+                )
+                done, waiting = self._settle(waiting, settled)
+                yield from done
         if broken:
             raise broken[0]
+
+    @property
+    def _frames_per_s(self) -> float:
+        return self.bundle.front_end.sample_rate_hz / self.bundle.front_end.hop_samples
 
     @property
     def _longest(self) -> int:
         """The longest candidate, in frames."""
         return max(self.bundle.windows.max_frames, self._window, self._max_part) + LENGTH_STEP
 
-    def _search(self, offset: int, lowest_s: float, highest_s: float, samples: np.ndarray) -> list[Found]:
-        """What is probable enough in one search window that begins at frame `offset`."""
-        front_end = self.bundle.front_end
+    def _search(self, searched: Sequence[Searched]) -> list[Found]:
+        """What is probable enough in some search windows."""
+        found: list[Found] = []
+        for n_rivals in (None, *ROUNDS):
+            spans = [(one, span) for one in searched for span in one.choose(n_rivals)]
+            # All are encoded before any is compared: the weights and then the bank stay in the processor's cache.
+            embeddings = self._encode(spans)
+            for (one, span), embedding in zip(spans, embeddings, strict=True):
+                matches = self.matcher.classify(embedding, max(2, self.options.top_k))
+                probability = matches[0].probability
+                one.hear(span, probability)
+                if probability >= self._least[matches[0].label]:
+                    found.append(one.found(span, matches))
+        return found
+
+    def _looked_at(self, start_s: float, lowest_s: float, highest_s: float, samples: np.ndarray) -> Searched | None:
+        """The candidates of a search window after a first look; None where there are none."""
+        front_end, policy = self.bundle.front_end, self._sounds
         log_mels = kernels.log_mel(
             samples, self.bundle.filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
         )
         heard = log_mels[self._bands]
-        policy = self._sounds
         spans = kernels.sound_spans(
             heard, policy.floor_quantile, policy.above_floor_db, policy.below_peak_db, policy.merge_frames,
             policy.min_span_frames, policy.pad_frames, policy.max_frames,
         )[:, :2].astype(np.int64)  # fmt: skip
         if not len(spans):
-            return []
+            return None
+        offset = round(start_s * self._frames_per_s)
         levels = 10 * np.log10(np.exp(heard).mean(axis=0))
-        rank = int(policy.floor_quantile * (len(levels) - 1))
-        quiet_db = float(np.partition(levels, rank)[rank]) + policy.above_floor_db
         candidates = self._candidates(levels, spans, offset)
-        middles = [front_end.seconds((first + end) / 2) for first, end in candidates]
-        mine = [span for span, middle_s in zip(candidates, middles, strict=True) if lowest_s <= middle_s < highest_s]
+        # Those whose middle is the window's own, not that of a neighbor.
+        lowest, highest = 2 * lowest_s * self._frames_per_s, 2 * highest_s * self._frames_per_s
+        at_once = [span for span in candidates if lowest <= span[0] + span[1] < highest]
         looks: list[FirstLook] = []
         if self.options.sieve and self.options.merge:
-            short = SHORT_S * front_end.sample_rate_hz / front_end.hop_samples
             sounds = set(map(tuple, spans.tolist()))
-            always = {span for span in mine if candidates[span] and (span in sounds or span[1] - span[0] <= short)}
-            mine, looks = self._first_looks(log_mels, mine, always, _stands_out(levels, front_end))
-        look_at = {span: look for look in looks for span in look.spans}
-        found = []
-        for n_rivals in (None, *ROUNDS):
-            if n_rivals is not None:
-                mine = [span for look in looks for span in look.choose(n_rivals)]
-            # All are encoded before any is compared: the weights and then the bank stay in the processor's cache.
-            for first, end, embedding in list(self._encode(log_mels, samples, mine)):
-                matches = self.matcher.classify(embedding, max(2, self.options.top_k))
-                probability = matches[0].probability
-                if (first, end) in look_at:
-                    look_at[first, end].hear((first, end), probability)
-                if probability >= self._least[matches[0].label]:
-                    edges = sound_edges(levels, first, end, quiet_db)
-                    found.append(
-                        Found(
-                            offset + first,
-                            offset + end,
-                            candidates[first, end],
-                            (offset + edges[0], offset + edges[1]),
-                            matches,
-                        )
-                    )
-        return found
+            always = {
+                (first, end)
+                for first, end in at_once
+                if candidates[first, end]
+                and end - first <= (self._window if (first, end) in sounds else SHORT_S * self._frames_per_s)
+            }
+            at_once, looks = self._first_looks(log_mels, at_once, always, _stands_out(levels, front_end))
+        rank = int(policy.floor_quantile * (len(levels) - 1))
+        quiet_db = float(np.partition(levels, rank)[rank]) + policy.above_floor_db
+        kept = samples if self.bundle.input.kind == "waveform" else None
+        return Searched(offset, log_mels, kept, levels, quiet_db, candidates, at_once, looks)
 
     def _candidates(self, levels: np.ndarray, spans: np.ndarray, offset: int) -> dict[tuple[int, int], bool]:
         """(first frame, one past the last) -> whether its ends follow the sound."""
@@ -314,7 +370,7 @@ class Scanner:
             for first, end in spans
             if until[min(len(stands_out), -(-end // LEVEL_STEP))] > until[first // LEVEL_STEP]
         )
-        gap = round(BETWEEN_STRETCHES_S * self.bundle.front_end.sample_rate_hz / self.bundle.front_end.hop_samples)
+        gap = round(BETWEEN_STRETCHES_S * self._frames_per_s)
         stretches: list[list[tuple[int, int]]] = []
         reached = -math.inf
         for first, end in spans:
@@ -338,26 +394,24 @@ class Scanner:
         embeddings = self._sieve.embed(
             log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch]
         )
-        return FirstLook(stretch, kernels.nearest(embeddings, self._prototypes)[0][:, 0])
+        distances = kernels.nearest(embeddings, self._prototypes)[0][:, 0]
+        lengths_s = np.array([end - first for first, end in stretch], np.float32) / self._frames_per_s
+        return FirstLook(stretch, distances + LONGER * lengths_s)
 
-    def _encode(
-        self, log_mels: np.ndarray, samples: np.ndarray, spans: Sequence[tuple[int, int]]
-    ) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Each span with its embedding; spans of one length go through the encoder together."""
-        by_length: dict[int, list[tuple[int, int, np.ndarray]]] = {}
+    def _encode(self, spans: Sequence[tuple[Searched, tuple[int, int]]]) -> np.ndarray:
+        """float32 [n, dim]; spans of one length go through the encoder together, whichever window they are from."""
         least, front_end = self.bundle.windows.min_frames, self.bundle.front_end
-        for first, end in spans:
-            if isinstance(self.bundle.input, LogMelInput):
-                values = at_least(log_mels, first, end, least, front_end.energy_floor)
-            else:
-                values = samples_of(samples, first, end, least, front_end)
-            by_length.setdefault(values.shape[-1], []).append((first, end, values))
+        by_length: dict[int, list[int]] = {}
+        for i, (_, (first, end)) in enumerate(spans):
+            by_length.setdefault(max(least, end - first), []).append(i)
+        embeddings = np.empty((len(spans), self.bundle.dim), np.float32)
         for members in by_length.values():
             for at in range(0, len(members), BATCH):
-                batch = members[at : at + BATCH]
-                embeddings = self.bundle.encode(np.stack([values for _, _, values in batch]))
-                for (first, end, _), embedding in zip(batch, embeddings, strict=True):
-                    yield first, end, embedding
+                rows = members[at : at + BATCH]
+                embeddings[rows] = self.bundle.encode(
+                    np.stack([one.values(*span, least, front_end) for one, span in (spans[i] for i in rows)])
+                )
+        return embeddings
 
     def _settle(self, waiting: list[Found], settled: float) -> tuple[list[Detection], list[Found]]:
         """Detections from groups of overlapping candidates that end before the frame `settled`, and the rest."""

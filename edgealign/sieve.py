@@ -33,9 +33,9 @@ MIN_VARIANCE = 1e-4  # of PositionalPooling
 BLOCK = 24  # candidates that are pooled together
 _POSITIONS = (np.arange(N_POSITIONS) + 0.5) / N_POSITIONS
 LEAST_COSINE = 0.98  # to the encoder's embedding, of a stretch that is one candidate
-FURTHEST = 0.7  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
-BEHIND = 0.2  # further than a rival that is encoded, nothing is encoded either
-ROUNDS = (2, 6)  # so many rivals are encoded before it is seen what they are, and so many in all
+FURTHEST = 0.75  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
+BEHIND = 0.15  # further than a rival that is encoded, nothing is encoded either
+ROUNDS = (2, 5)  # so many rivals are encoded before it is seen what they are, and so many in all
 OPEN, SETTLED = 0.05, 0.7  # probability of the likeliest rival, between which it is open what is there
 
 
@@ -49,7 +49,7 @@ class Sieve:
         inside = _Inside(model, trunk + constants)
         anything = np.zeros((1, n_mels, N_POSITIONS * STEP), np.float32)
         position, weight, self._offset, self._center = inside.run(constants, anything)
-        self._weight = kernels.pack(weight)
+        self._weight = kernels.pack(weight, "int8")
         self._position = position.reshape(-1, N_POSITIONS)
         self._trunk = partial(inside.run, trunk)
 
@@ -115,7 +115,7 @@ class FirstLook:
     def __init__(self, spans: Sequence[tuple[int, int]], distances: np.ndarray):
         """
         spans      (first frame, one past the last) of each candidate, in order
-        distances  float32 [n], of each to the nearest label at a first look
+        distances  float32 [n], of each to the nearest label at a first look, and more for what costs more to encode
         """
         self.spans = spans
         self._distances = distances

@@ -10,9 +10,10 @@ from toy_bundle import word_clip
 
 from edgealign import Bundle, Recognizer, kernels
 from edgealign.audio import AudioArray
-from edgealign.scan import ScanOptions, _stands_out
+from edgealign.scan import ScanOptions, Searched, _stands_out
 from edgealign.scan_runs import make_scanner
 from edgealign.sieve import BEHIND, FURTHEST, LEAST_COSINE, ROUNDS, FirstLook, Sieve
+from edgealign.words import at_least
 
 RATE_HZ = 16_000
 
@@ -103,7 +104,7 @@ def test_more_rivals_are_encoded_only_where_the_first_leave_it_open() -> None:
     distances = np.linspace(0.4, 0.5, 12, dtype=np.float32)[::-1].copy()
     open_, known, hopeless = (chosen_in_rounds(FirstLook(spans, distances), p) for p in (0.3, 0.95, 0.001))
     assert open_[0] == known[0] == hopeless[0] == [spans[11], spans[10]]  # the nearest of all
-    assert open_[1] == [spans[i] for i in (9, 8, 7, 6)]
+    assert open_[1] == [spans[i] for i in (9, 8, 7)]
     assert known[1] == hopeless[1] == []
 
 
@@ -119,6 +120,35 @@ def test_what_is_far_from_every_label_or_behind_a_rival_is_not_encoded() -> None
     spans = [(0, 60), (5, 60), (10, 60), (300, 360)]
     distances = np.array([0.2, 0.2 + BEHIND / 2, 0.25 + BEHIND, FURTHEST + 0.01], np.float32)
     assert chosen_in_rounds(FirstLook(spans, distances), 0.5) == [spans[:2], []]
+
+
+def test_of_candidates_that_lie_as_near_the_shorter_is_encoded_first(
+    shipped: Bundle, samples_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recognizer = Recognizer(shipped, tmp_path / "words.store")
+    recognizer.enroll([samples_folder])
+    scanner = make_scanner(recognizer, ScanOptions())
+    stretch = [(0, 100), (20, 80), (30, 60)]
+    monkeypatch.setattr(scanner._sieve, "embed", lambda _, spans: np.tile(scanner._prototypes[:1], (len(spans), 1)))
+    assert scanner._first_look(np.zeros((48, 100), np.float32), stretch).choose(3) == stretch[::-1]
+
+
+def test_candidates_of_several_search_windows_get_the_embeddings_that_each_gets_alone(
+    shipped: Bundle, samples_folder: Path, tmp_path: Path
+) -> None:
+    recognizer = Recognizer(shipped, tmp_path / "words.store")
+    recognizer.enroll([samples_folder])
+    scanner = make_scanner(recognizer, ScanOptions())
+    rng = np.random.default_rng(3)
+    windows = [
+        Searched(0, rng.normal(-6, 3, (48, 400)).astype(np.float32), None, np.zeros(400), 0.0, {}, [], [])
+        for _ in range(2)
+    ]
+    spans = [(windows[i % 2], (10 * i, 10 * i + (40, 60, 12)[i % 3])) for i in range(20)]
+    together = scanner._encode(spans)
+    for row, (window, (first, end)) in zip(together, spans, strict=True):
+        frames = at_least(window.log_mels, first, end, shipped.windows.min_frames, shipped.front_end.energy_floor)
+        assert np.allclose(row, shipped.encode(frames[None])[0], atol=1e-5)
 
 
 def test_steady_noise_does_not_stand_out_and_a_word_in_it_does(shipped: Bundle) -> None:
