@@ -346,6 +346,17 @@ def test_concepts_are_tested_in_one_fold_each_and_sounds_have_weak_pairs_only(fo
         packs.image_to_audio(Path(DATA), 3)
 
 
+def test_recorded_labels_are_spelled_in_the_order_they_were_listed_in():
+    """Whatever the seed of string hashes is: rows of the same data decide about its hash, and whether a run goes on."""
+    labels = ["dspspeech20 上海", "fsdd 7", "arabic_sc no", "fsdd 0", "dspspeech20 Print", "en tree /tri/"]
+    expected = {
+        "dspspeech20 上海": ("上海", "cmn"), "fsdd 7": ("seven", "en"), "fsdd 0": ("zero", "en"),
+        "dspspeech20 Print": ("Print", "en"),
+    }  # fmt: skip
+    for order in (labels, labels[::-1]):
+        assert list(packs._spelled(order).items()) == [(k, expected[k]) for k in order if k in expected]
+
+
 @needs_packs
 def test_tested_words_are_recorded_and_trained_ones_synthetic(monkeypatch):
     pytest.importorskip("babel")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgealign.errors import InvalidInput
@@ -193,7 +193,7 @@ def words(data: Path, _fold: int) -> Listing:
                 label = f"{pack} {row['label']}"
                 listing.roles[label] = row["role"]
                 listing.target(recording(data, row), label)
-    for label, (text, language) in _spelled(set(listing.roles)).items():
+    for label, (text, language) in _spelled(listing.roles).items():
         espeak.set_voice(language)
         for spelled in (text, espeak.phonemes(text)):
             listing.source(spelled, label)
@@ -206,14 +206,16 @@ def recording(data: Path, row: dict[str, str]) -> Path:
     return path if path.exists() else data / f"{row['pack']}_train" / row["file"]
 
 
-def _spelled(labels: set[str]) -> dict[str, tuple[str, str]]:
-    """Word and language of the recorded labels whose packs tell how they are spelled."""
-    found = {f"fsdd {digit}": (name, "en") for digit, name in enumerate(word_lists.DIGITS)}
+def _spelled(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Word and language of the recorded labels whose packs tell how they are spelled, in the order of the labels."""
+    found = {}
     for label in labels:
         pack, _, word = label.partition(" ")
-        if pack == "dspspeech20":
+        if pack == "fsdd":
+            found[label] = word_lists.DIGITS[int(word)], "en"
+        elif pack == "dspspeech20":
             found[label] = word, "en" if word.isascii() else "cmn"
-    return {label: spelled for label, spelled in found.items() if label in labels}
+    return found
 
 
 SPOKEN_LANGUAGES = {
