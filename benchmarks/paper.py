@@ -35,7 +35,7 @@ from edgealign.train.paired import Paired
 FOLDER = Path(__file__).parent
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4)
 NOISE_METHODS = ("scratch", "source-meta", "align-classify", "croma-weak-nce")  # whose phi is asked with wrong labels
-COMPARED = ("croma-weak-nce", "croma-strong-nce")  # minus every other method
+COMPARED = ("croma-weak-nce", "croma-strong-nce")  # minus every other method; with and without alignment steps first
 QUICK_METHODS = (
     "scratch",
     "source-meta",
@@ -63,6 +63,8 @@ class Plan(NamedTuple):
     seeds: Sequence[int]
     n_episodes: int
     n_phi_episodes: int
+    phi_methods: Sequence[str]
+    phi_noises: Sequence[float]
     quick: bool
     steps: int | None  # of every run; None for the defaults
 
@@ -148,14 +150,14 @@ def answer(plan: Plan, data: Paired, method: str, seed: int, fold: int, chosen: 
 
 def phi_questions(method: str, seed: int, plan: Plan) -> Iterable[tuple[int, float, str | None]]:
     """(k, noise, alignment steps) that the adapted classifier is asked: dear, so not all."""
-    if not plan.n_phi_episodes:
+    if not plan.n_phi_episodes or method not in plan.phi_methods:
         return
     for k in (0, 1, 5):
         yield k, 0.0, None
-    if METHODS[method].align and not plan.quick:
+    if method in COMPARED and not plan.quick:
         yield from ((k, 0.0, METHODS[method].align) for k in (1, 5))
     if method in NOISE_METHODS and seed == 0 and not plan.quick:
-        yield from ((5, noise, None) for noise in NOISES[1:])
+        yield from ((5, noise, None) for noise in plan.phi_noises)
 
 
 class Kept:
@@ -348,6 +350,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2, or 0 with --quick")
     parser.add_argument("--episodes", type=int, help="with the prototype head; default 600, or 200 with --quick")
     parser.add_argument("--phi-episodes", type=int, help="default 600, or 10 with --quick")
+    parser.add_argument("--phi-methods", nargs="+", choices=METHODS, help="adapted to the episodes; default: all")
+    parser.add_argument(
+        "--phi-noises", nargs="*", type=float, default=NOISES[1:], help="shares of wrong labels; default: %(default)s"
+    )
     parser.add_argument(
         "--steps", type=int, help=f"of every run; default as the command's, or {QUICK_STEPS} with --quick"
     )
@@ -365,7 +371,8 @@ def main() -> None:
         plan = Plan(
             task, arguments.data, arguments.cache, arguments.methods or (QUICK_METHODS if quick else tuple(METHODS)),
             arguments.seeds or ((0,) if quick else (0, 1, 2)), arguments.episodes or (200 if quick else 600),
-            (10 if quick else 600) if arguments.phi_episodes is None else arguments.phi_episodes, quick,
+            (10 if quick else 600) if arguments.phi_episodes is None else arguments.phi_episodes,
+            arguments.phi_methods or tuple(METHODS), arguments.phi_noises, quick,
             arguments.steps or (QUICK_STEPS if quick else None),
         )  # fmt: skip
         rows.replace(path, measure(plan), ("task",))

@@ -25,7 +25,9 @@ def plan(tmp_path, monkeypatch) -> paper.Plan:
         research, "defaults", lambda _task, method, seed, *_: tiny_loop(method=method, seed=seed, steps=2, n_shot=2)
     )
     task = research.TASKS["text-to-image"]
-    return paper.Plan(task, tmp_path, tmp_path, ("scratch", "croma-weak-nce"), (0, 1), 8, 2, True, 2)
+    return paper.Plan(
+        task, tmp_path, tmp_path, ("scratch", "croma-weak-nce"), (0, 1), 8, 2, ("croma-weak-nce",), (), True, 2
+    )
 
 
 def test_rows_hold_means_of_seeds_and_paired_differences(plan, tmp_path, monkeypatch):

@@ -123,6 +123,17 @@ def test_phi_with_random_slots_is_at_chance_without_shots(data, aligned):
     assert abs(mean - 1 / 3) < 1.5 * ci95
 
 
+def test_without_shots_phi_answers_as_the_model_does(data, aligned):
+    evaluation = Evaluation(data, "test", 3, 5, (1,))
+    (drawn,), (cell,) = evaluation.drawn, evaluation.phi_cells(aligned, tiny_loop(), (0,), 3)
+    for i, accuracy in enumerate(cell.accuracies):
+        slots = np.random.default_rng([i, 29]).permutation(4)[:3]
+        rows = drawn.rows[i, :, 1:].ravel()
+        with torch.inference_mode():
+            answers = aligned.slots(aligned.embed_target(as_input(data.target.x[rows], "image", None)))[:, slots]
+        assert accuracy == (answers.argmax(dim=1).numpy() == np.repeat(np.arange(3), 5)).mean()
+
+
 def test_phi_learns_from_the_support(data, aligned):
     config = tiny_loop(test_steps=30, inner_learning_rate=3e-3)
     (cell,) = Evaluation(data, "test", 12, 5, (5,)).phi_cells(aligned, config, (5,), 12)

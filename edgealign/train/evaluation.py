@@ -179,6 +179,7 @@ class Evaluation:
         """
         data = self.data
         device = next(model.parameters()).device
+        target = Embedded(data.target, model, model.embed_target)
         for drawn in self.drawn:
             if align is not None and not drawn.protocol.with_source:
                 continue
@@ -197,9 +198,13 @@ class Evaluation:
                             first = _alignment_at_hand(align, config, source_x, x, y)
                         copy = adapt(model, config, x, y, first) if k else model.eval()
                         asked = drawn.rows[i, :, drawn.n_support :]
-                        queries = as_input(data.target.x[asked.ravel()], data.target.kind, None, device)
                         with torch.inference_mode():
-                            logits = copy.slots(copy.embed_target(queries))[:, slots].cpu().numpy()
+                            if k:
+                                queries = as_input(data.target.x[asked.ravel()], data.target.kind, None, device)
+                                embedded = copy.embed_target(queries)
+                            else:
+                                embedded = target.at(asked.ravel()).to(device)
+                            logits = copy.slots(embedded)[:, slots].cpu().numpy()
                         truth = np.repeat(np.arange(drawn.n_way), asked.shape[1])
                         right.append(float((logits.argmax(axis=1) == truth).mean()))
                     head = "phi" if align is None else "phi, aligned"
