@@ -154,7 +154,7 @@ def phi_questions(method: str, seed: int, plan: Plan) -> Iterable[tuple[int, flo
         return
     for k in (0, 1, 5):
         yield k, 0.0, None
-    if method in COMPARED and not plan.quick:
+    if method in COMPARED and seed == 0 and not plan.quick:
         yield from ((k, 0.0, METHODS[method].align) for k in (1, 5))
     if method in NOISE_METHODS and seed == 0 and not plan.quick:
         yield from ((5, noise, None) for noise in plan.phi_noises)
