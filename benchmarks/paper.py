@@ -187,6 +187,8 @@ def _fields(cell: Cell) -> tuple:
 
 
 Question = tuple[str, str, int, float, int]  # protocol, head, k, noise, way
+# What a row answers: measured again, it takes the place of the earlier one, and the rows of other methods stay.
+ANSWERS = ("task", "what", "method", "minus", "protocol", "head", "k", "noise", "role", "of", "direction")
 
 
 def pooled(answered: Sequence[Answered]) -> dict[str, dict[Question, np.ndarray]]:
@@ -268,7 +270,9 @@ def markdown(found: list[dict]) -> str:
             (r["protocol"], r["way"], r["head"]) for r in here if r["what"] == "accuracy"
         ):
             asked = [r for r in here if (r.get("protocol"), r.get("way"), r.get("head")) == (protocol, way, head)]
-            title = f"{protocol}, {way}-way, {head}"
+            counts = sorted({r["episodes"] for r in asked})
+            n_episodes = f"{counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+            title = f"{protocol}, {way}-way, {head}, {n_episodes} episodes"
             clean = [r for r in asked if r["what"] == "accuracy" and r["noise"] == 0]
             parts.append(f"### {title}\n\n" + _grid(clean, "method", "k", "k="))
             noisy = [r for r in asked if r["what"] == "accuracy" and r["k"] == 5]
@@ -283,9 +287,10 @@ def markdown(found: list[dict]) -> str:
             parts.append("### retrieval (by chance)\n\n" + _retrieval(ranked))
         first = here[0]
         commits = sorted({str(r["commit"])[:12] for r in here})
+        commands = ", ".join(f"`{command}`" for command in dict.fromkeys(r["command"] for r in here))
         parts.append(
             f"Seeds {first['seeds']}, {first['steps']} steps; split {first['split_sha256'][0][:12]}; commit "
-            f"{', '.join(commits)}; {first['machine']['cpu']}; `{first['command']}`"
+            f"{', '.join(commits)}; {first['machine']['cpu']}; {commands}"
         )
     return "\n\n".join(parts) + "\n"
 
@@ -375,7 +380,7 @@ def main() -> None:
             arguments.phi_methods or tuple(METHODS), arguments.phi_noises, quick,
             arguments.steps or (QUICK_STEPS if quick else None),
         )  # fmt: skip
-        rows.replace(path, measure(plan), ("task",))
+        rows.replace(path, measure(plan), ANSWERS)
         found = rows.read(path)
         name = "PAPER_QUICK.md" if quick else "PAPER.md"
         (arguments.output / name).write_text(markdown(found), encoding="utf-8")

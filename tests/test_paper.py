@@ -57,6 +57,9 @@ def test_rows_hold_means_of_seeds_and_paired_differences(plan, tmp_path, monkeyp
     assert all({"machine", "commit", "command", "split_sha256", "seeds", "quick"} <= set(r) for r in made)
     assert any(r["what"] == "retrieval" for r in made)
     json.dumps(made)
+    assert {r["method"] for r in made if r.get("head") == "phi"} == {"croma-weak-nce"}  # as the plan says
+    # A later run of some methods takes the place of its own rows alone.
+    assert len({tuple(r.get(field) for field in paper.ANSWERS) for r in made}) == len(made)
 
     text = paper.markdown(made)
     assert "nothing about the methods" in text and "croma-weak-nce minus" in text and "R@10" in text
