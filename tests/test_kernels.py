@@ -713,7 +713,14 @@ def test_every_instruction_set_passes_the_table(instruction_set: str) -> None:
     if "does not have" in asked.stderr:
         pytest.skip(f"this processor or this build has no {instruction_set}")
     assert asked.stdout == f"{instruction_set}\n", asked.stderr
-    words = ("tests/test_kernels.py", "-q", "-k", "agrees_with_oracle and native and float32", "-p", "no:cacheprovider")
+    words = (
+        "tests/test_kernels.py",
+        "-q",
+        "-k",
+        "agrees_with_oracle and native and float32 or neighbors",
+        "-p",
+        "no:cacheprovider",
+    )
     done = python("-m", "pytest", *words, instruction_set=instruction_set)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout
 
@@ -1035,6 +1042,16 @@ def test_a_packed_distance_does_not_depend_on_its_neighbors() -> None:
             np.testing.assert_array_equal(
                 kernels.cosine(rows, kernels.pack(rows[i : i + 1], storage))[:, 0], whole[:, i]
             )
+
+
+@pytest.mark.parametrize(("storage", "n_prototypes"), [("float32", 34_000), ("int8", 135_000)])
+def test_a_packed_distance_does_not_depend_on_neighbors_beyond_the_caches(storage: str, n_prototypes: int) -> None:
+    """More than 16 MiB are read in another order."""
+    rows = rng("beyond the caches").normal(size=(n_prototypes, 127)).astype(np.float32)
+    far = kernels.sq_l2(rows[7:8], kernels.pack(rows, storage))[0]
+    for part in (slice(0, 40), slice(3200, 3300), slice(n_prototypes - 35, n_prototypes)):
+        near = kernels.sq_l2(rows[7:8], kernels.pack(rows[part], storage))[0]
+        np.testing.assert_array_equal(far[part], near)
 
 
 @pytest.mark.parametrize("op", ["sq_l2", "cosine", "inner_product"])

@@ -259,6 +259,18 @@ def test_an_episode_does_not_depend_on_its_batch() -> None:
     assert all(torch.equal(a[2:3], b) for a, b in zip(together, alone, strict=True))
 
 
+@pytest.mark.parametrize("n_way", [3, 7])
+@pytest.mark.parametrize("metric", ops.METRICS.values())
+def test_a_batch_beyond_the_caches_has_the_gradients_of_its_episodes(metric: int, n_way: int) -> None:
+    # 40 episodes have 4.2 MB of gradients or more, which are written past the caches; those of 20 are not.
+    given = episodes(40, n_way, 2, 200, 128, dtype=torch.float32)
+    support, queries, targets, scale = given
+    together = gradients(given, metric)[:3]
+    halves = [gradients((support[at], queries[at], targets[at], scale), metric) for at in (slice(20), slice(20, 40))]
+    for whole, *parts in zip(together, *halves, strict=False):
+        assert torch.equal(whole, torch.cat(parts))
+
+
 @pytest.mark.parametrize("n_episodes", [0, 1])
 def test_a_batch_may_be_empty(n_episodes: int) -> None:
     given = episodes(n_episodes, dtype=torch.float32)

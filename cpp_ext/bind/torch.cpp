@@ -159,6 +159,8 @@ Tensor prototypes(Tensor embeddings, Tensor labels, int64_t n_labels, std::optio
 
 // ---- the batched episodic step ----
 
+constexpr int64_t BEYOND_CACHES_BYTES = 4 << 20;  // of gradients: more than a core has for itself
+
 // Runs kernel(first, end) over the episodes in torch's threads; no exception may leave it.
 template <class Kernel>
 void over_episodes(int64_t n_episodes, const Kernel &kernel) {
@@ -180,7 +182,9 @@ void forward(const Episodes &episodes, const Outputs &made) {
 template <class Real>
 void backward(const Episodes &episodes, const Outputs &made, const Gradients &gradients) {
     const auto step = episodes.step<Real>(made, *data<Real>(episodes.scale));
-    const auto g = gradients.pointers<Real>();
+    auto g = gradients.pointers<Real>();
+    const int64_t n_rows = episodes.n_episodes * (episodes.n_way * episodes.n_shot + episodes.n_query);
+    g.beyond_caches = n_rows * episodes.dim * int64_t(sizeof(Real)) > BEYOND_CACHES_BYTES;
     over_episodes(episodes.n_episodes, [&](size_t a, size_t b) { return ea::episodic_step_backward(step, g, a, b); });
 }
 

@@ -40,6 +40,7 @@ struct EpisodicGradients {
     const Real *losses, *log_probabilities, *distances, *prototypes;
     // Of the inputs, to be filled. That of the scale has a part for each episode, to be summed.
     Real *support, *queries, *scale;
+    bool beyond_caches = false;  // of so many episodes that no cache keeps them until they are used: not written to any
 };
 
 // Episodes `first` up to, not including, `end`. EA_NOT_FINITE for NaN or infinity in an input, EA_INVALID_ARGUMENT for a
@@ -50,5 +51,17 @@ ea_status episodic_step(const EpisodicStep<Real> &step, size_t first, size_t end
 template <class Real>
 ea_status episodic_step_backward(const EpisodicStep<Real> &step, const EpisodicGradients<Real> &gradients, size_t first,
                                  size_t end);
+
+// ---- for src/episode.cpp alone: one episode, by the vectors of an instruction set (kernels/episode.hpp) ----
+
+// What an episode cannot be computed from in this precision.
+enum Trouble { NONE = 0, BEYOND_RANGE = 1, BAD_TARGET = 2 };
+
+struct EpisodeKernels {
+    const char *name;
+    int (*forward)(const EpisodicStep<float> &step, size_t episode, float *scratch);
+    int (*backward)(const EpisodicStep<float> &step, const EpisodicGradients<float> &gradients, size_t episode,
+                    float *scratch);
+};
 
 }  // namespace ea

@@ -36,6 +36,12 @@ struct LogMelTables {
     const float *weights;
 };
 
+struct ResamplerTables {
+    uint64_t from, to, n_phases;  // a phase is 1 / n_phases of a sample; `to` samples come out for `from` that go in
+    size_t stride;                // a multiple of 16
+    const float *taps;            // [n_phases + 1, stride]
+};
+
 struct Kernels {
     const char *name;
 
@@ -74,6 +80,9 @@ struct Kernels {
     // Frames first_frame to first_frame + n_valid <= 16 of a clip.
     void (*log_mel_frames)(const LogMelTables &tables, const float *samples, size_t n_samples, size_t first_frame,
                            size_t n_valid, size_t n_frames, float *scratch, float *log_mels);
+    // `count` samples, the first at `remainder` / to beyond where `samples` begin.
+    void (*resample)(const ResamplerTables &tables, const float *samples, uint64_t remainder, size_t count,
+                     float *output);
 };
 
 // The set in use; never changes once the library is loaded.

@@ -4,10 +4,12 @@
 #include <cmath>
 #include <numeric>
 
-#include "lanes.hpp"
+#include "kernels.hpp"
 
 namespace ea {
 namespace {
+
+constexpr size_t N_LANES = 16;  // of the kernels: rows of taps are filled up to as many
 
 constexpr double PI = 3.14159265358979323846;
 // Of the lower of the two Nyquist frequencies: flat up to 0.913 of it, silent from 1 on.
@@ -25,33 +27,7 @@ double bessel_i0(double x) {
     return total;
 }
 
-EA_INLINE float dot(const float *a, const float *b, size_t count) {
-    Lanes first = {}, second = {};
-    size_t i = 0;
-    for (; i + 2 * N_LANES <= count; i += 2 * N_LANES) {
-        first += load(a + i) * load(b + i);
-        second += load(a + i + N_LANES) * load(b + i + N_LANES);
-    }
-    for (; i < count; i += N_LANES) first += load(a + i) * load(b + i);
-    return sum(first + second);
-}
-
 }  // namespace
-
-// One sample for each position: [n] begins of taps in samples, [n] phases, [n] weights of the phase after it.
-EA_CLONES void interpolate(const float *samples, const float *taps, size_t stride, uint64_t from, uint64_t to,
-                           uint64_t n_phases, size_t next, uint64_t remainder, size_t count, float *output) {
-    for (size_t i = 0; i < count; i++) {
-        const uint64_t scaled = remainder * n_phases;
-        const float *row = taps + size_t(scaled / to) * stride;
-        const float share = float(double(scaled % to) / double(to));
-        float value = dot(samples + next, row, stride);
-        if (share > 0) value += share * (dot(samples + next, row + stride, stride) - value);
-        output[i] = value;
-        remainder += from;
-        next += size_t(remainder / to), remainder %= to;
-    }
-}
 
 Resampler::Resampler(uint32_t from_hz, uint32_t to_hz) {
     const uint32_t shared = std::gcd(from_hz, to_hz);
@@ -120,7 +96,8 @@ size_t Resampler::produce(const float *samples, size_t count, uint64_t most, flo
     const uint64_t room = n_held_ - 2 * half_ - next_;
     const uint64_t fitting = ((room + 1) * to_ - 1 - remainder_) / from_ + 1;
     const size_t n = size_t(std::min(fitting, most));
-    interpolate(held_.data(), taps_.data(), stride_, from_, to_, n_phases_, next_, remainder_, n, output);
+    const ResamplerTables tables = {from_, to_, n_phases_, stride_, taps_.data()};
+    kernels().resample(tables, held_.data() + next_, remainder_, n, output);
     remainder_ += uint64_t(n) * from_;
     next_ += size_t(remainder_ / to_), remainder_ %= to_;
     n_out_ += n;

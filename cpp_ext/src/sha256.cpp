@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "kernels.hpp"
-#include "lanes.hpp"
 
 #if EA_HAVE_CLONES
 #include <cpuid.h>
@@ -29,7 +28,10 @@ inline uint32_t rotate(uint32_t x, int by) { return x >> by | x << (32 - by); }
 
 // The schedule is kept as the 16 words that are still needed, and the eight variables change their names from round to
 // round instead of moving: both only save instructions.
-EA_CLONES void add_blocks(uint32_t *state, const uint8_t *bytes, size_t n_blocks) {
+#if EA_HAVE_CLONES  // the loader picks among them
+__attribute__((target_clones("arch=x86-64-v3", "default")))
+#endif
+void add_blocks(uint32_t *state, const uint8_t *bytes, size_t n_blocks) {
     for (; n_blocks; n_blocks--, bytes += 64) {
         uint32_t w[16];
         for (int i = 0; i < 16; i++)

@@ -13,27 +13,31 @@
 #endif
 
 #define EA_INLINE inline __attribute__((always_inline))
+#define EA_BODY __attribute__((always_inline))  // of a lambda
 #define EA_UNROLL _Pragma("GCC unroll 16")
 
 namespace ea::EA_SET {
 
-// Native vectors, and how many queries and vectors of prototypes have all their sums in registers.
+// Native vectors, and what has all its sums in registers: how many queries and vectors of packed prototypes, how many
+// queries and rows as they lie.
 #if defined(__AVX512F__)
-constexpr size_t WIDTH = 16, TILE = 6, TILE_VECTORS = 4;
+constexpr size_t WIDTH = 16, TILE = 6, TILE_VECTORS = 4, ROW_TILE = 4, ROW_TILE_ROWS = 4;
 #elif defined(__AVX2__)
-constexpr size_t WIDTH = 8, TILE = 6, TILE_VECTORS = 2;
+constexpr size_t WIDTH = 8, TILE = 6, TILE_VECTORS = 2, ROW_TILE = 3, ROW_TILE_ROWS = 2;
 #elif defined(__aarch64__)
-constexpr size_t WIDTH = 4, TILE = 6, TILE_VECTORS = 4;
+constexpr size_t WIDTH = 4, TILE = 6, TILE_VECTORS = 4, ROW_TILE = 3, ROW_TILE_ROWS = 2;
 #else
-constexpr size_t WIDTH = 4, TILE = 4, TILE_VECTORS = 2;
+constexpr size_t WIDTH = 4, TILE = 4, TILE_VECTORS = 2, ROW_TILE = 3, ROW_TILE_ROWS = 1;
 #endif
 using Vector = float __attribute__((vector_size(4 * WIDTH)));
 using IntVector = int32_t __attribute__((vector_size(4 * WIDTH)));
 
-// Sixteen float32 lanes, whatever the native width: where the order of additions must be the same for every set.
-constexpr size_t N_LANES = 16;
-using Lanes = float __attribute__((vector_size(4 * N_LANES)));
-using IntLanes = int32_t __attribute__((vector_size(4 * N_LANES)));
+// Sixteen float32 lanes, whatever the native width: where the order of additions must be the same for every set. They are
+// native vectors, for compilers keep wider ones in memory.
+constexpr size_t N_LANES = 16, N_PARTS = N_LANES / WIDTH;
+struct Lanes {
+    Vector part[N_PARTS];
+};
 
 template <class V = Lanes>
 EA_INLINE V load(const float *from) {
@@ -42,15 +46,16 @@ EA_INLINE V load(const float *from) {
     return lanes;
 }
 
-// The first `count` lanes; the others are zero.
-EA_INLINE Lanes load_some(const float *from, size_t count) {
+// The first `count` lanes; the others are `rest`.
+EA_INLINE Lanes load_some(const float *from, size_t count, float rest = 0) {
+    Lanes lanes;
 #if defined(__AVX512F__)
-    return (Lanes)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from);
+    lanes.part[0] = (Vector)_mm512_mask_loadu_ps((__m512)(Vector{} + rest), __mmask16((1u << count) - 1), from);
 #else
-    Lanes lanes = {};
+    EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) lanes.part[p] = Vector{} + rest;
     std::memcpy(&lanes, from, count * sizeof(float));
-    return lanes;
 #endif
+    return lanes;
 }
 
 template <class V>
@@ -77,21 +82,39 @@ EA_INLINE bool any(const I &comparison) {
     return all != 0;
 }
 
+using Four = float __attribute__((vector_size(16)));
+using Eight = float __attribute__((vector_size(32)));
+
+// The lanes of the upper half added to those of the lower one.
+template <class Half, class V>
+EA_INLINE Half folded(const V &lanes) {
+    Half halves[2];
+    std::memcpy(halves, &lanes, sizeof halves);
+    return halves[0] + halves[1];
+}
+
 // Pairwise, so that the order of additions is the same for every instruction set.
-EA_INLINE float sum(const Lanes &lanes) {
-    using Eight = float __attribute__((vector_size(32)));
-    using Four = float __attribute__((vector_size(16)));
-    Eight eight[2];
-    std::memcpy(eight, &lanes, sizeof eight);
-    eight[0] += eight[1];
-    Four four[2];
-    std::memcpy(four, &eight[0], sizeof four);
-    four[0] += four[1];
-    return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
+EA_INLINE Four fold(const Vector &lanes) {
+    if constexpr (WIDTH == 16) return folded<Four>(folded<Eight>(lanes));
+    if constexpr (WIDTH == 8) return folded<Four>(lanes);
+    Four four;
+    std::memcpy(&four, &lanes, sizeof four);
+    return four;
+}
+EA_INLINE Four fold(const Lanes &lanes) {
+    const Vector *part = lanes.part;
+    if constexpr (N_PARTS == 1) return fold(part[0]);
+    if constexpr (N_PARTS == 2) return fold(part[0] + part[1]);
+    return fold((part[0] + part[2 % N_PARTS]) + (part[1 % N_PARTS] + part[3 % N_PARTS]));
+}
+
+template <class L>
+EA_INLINE float sum(const L &lanes) {
+    const Four four = fold(lanes);
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 // Four values out of two vectors of four, counted through both.
-using Four = float __attribute__((vector_size(16)));
 #if defined(__clang__)
 #define EA_JOIN(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
 #else
@@ -100,20 +123,12 @@ using Places = int32_t __attribute__((vector_size(16)));
 #endif
 
 // The sums of four at once, each in the order of sum().
-EA_INLINE void store_sums(float *to, const Lanes *lanes) {
-    using Eight = float __attribute__((vector_size(32)));
-    Four folded[4];
-    EA_UNROLL for (size_t i = 0; i < 4; i++) {
-        Eight eight[2];
-        std::memcpy(eight, &lanes[i], sizeof eight);
-        eight[0] += eight[1];
-        Four four[2];
-        std::memcpy(four, &eight[0], sizeof four);
-        folded[i] = four[0] + four[1];
-    }
-    const Four low = EA_JOIN(folded[0], folded[1], 0, 4, 1, 5) + EA_JOIN(folded[0], folded[1], 2, 6, 3, 7);
-    const Four high = EA_JOIN(folded[2], folded[3], 0, 4, 1, 5) + EA_JOIN(folded[2], folded[3], 2, 6, 3, 7);
-    store(to, EA_JOIN(low, high, 0, 1, 4, 5) + EA_JOIN(low, high, 2, 3, 6, 7));
+template <class L>
+EA_INLINE Four sums(const L *four) {
+    const Four a = fold(four[0]), b = fold(four[1]), c = fold(four[2]), d = fold(four[3]);
+    const Four low = EA_JOIN(a, b, 0, 4, 1, 5) + EA_JOIN(a, b, 2, 6, 3, 7);
+    const Four high = EA_JOIN(c, d, 0, 4, 1, 5) + EA_JOIN(c, d, 2, 6, 3, 7);
+    return EA_JOIN(low, high, 0, 1, 4, 5) + EA_JOIN(low, high, 2, 3, 6, 7);
 }
 
 // Natural logarithm of positive normal values: Cephes' logf (S. Moshier), its error is below 2 units in the last place.

@@ -7,8 +7,8 @@
 
 namespace ea::EA_SET {
 
-EA_INLINE void multiply(Lanes &re, Lanes &im, float cosine, float sine) {
-    const Lanes turned = re * cosine - im * sine;
+EA_INLINE void multiply(Vector &re, Vector &im, float cosine, float sine) {
+    const Vector turned = re * cosine - im * sine;
     im = re * sine + im * cosine;
     re = turned;
 }
@@ -21,28 +21,29 @@ EA_INLINE void transform(const LogMelTables &tables, float *data) {
     bool odd = false;
     for (size_t n = n_complex; n > 1; n /= 2) odd = !odd;
     if (odd) {
-        for (size_t k = 0; k < n_complex; k += 2) {
-            float *a = data + k * pair, *b = a + pair;
-            const Lanes a_re = load(a), a_im = load(a + N_LANES), b_re = load(b), b_im = load(b + N_LANES);
-            store(a, a_re + b_re), store(a + N_LANES, a_im + b_im);
-            store(b, a_re - b_re), store(b + N_LANES, a_im - b_im);
-        }
+        for (float *a = data; a < data + n_complex * pair; a += 2 * pair)
+            EA_UNROLL for (size_t at = 0; at < pair; at += WIDTH) {
+                const Vector of_a = load<Vector>(a + at), of_b = load<Vector>(a + pair + at);
+                store(a + at, of_a + of_b), store(a + pair + at, of_a - of_b);
+            }
         half = 2;
     }
-    const auto butterfly = [=](float *a, size_t half, const float *turns) __attribute__((always_inline)) {
-        float *b = a + half * pair, *c = b + half * pair, *d = c + half * pair;
-        const Lanes a_re = load(a), a_im = load(a + N_LANES);
-        Lanes b_re = load(b), b_im = load(b + N_LANES), c_re = load(c), c_im = load(c + N_LANES);
-        Lanes d_re = load(d), d_im = load(d + N_LANES);
-        if (turns) multiply(b_re, b_im, turns[0], turns[1]), multiply(d_re, d_im, turns[0], turns[1]);
-        const Lanes ab_re = a_re + b_re, ab_im = a_im + b_im, amb_re = a_re - b_re, amb_im = a_im - b_im;
-        Lanes cd_re = c_re + d_re, cd_im = c_im + d_im, cmd_re = c_re - d_re, cmd_im = c_im - d_im;
-        if (turns) multiply(cd_re, cd_im, turns[2], turns[3]), multiply(cmd_re, cmd_im, turns[2], turns[3]);
-        store(a, ab_re + cd_re), store(a + N_LANES, ab_im + cd_im);
-        store(c, ab_re - cd_re), store(c + N_LANES, ab_im - cd_im);
-        // The second pair is a quarter turn further on: times -i.
-        store(b, amb_re + cmd_im), store(b + N_LANES, amb_im - cmd_re);
-        store(d, amb_re - cmd_im), store(d + N_LANES, amb_im + cmd_re);
+    const auto butterfly = [=](float *a, size_t half, const float *turns) EA_BODY {
+        for (const float *end = a + N_LANES; a < end; a += WIDTH) {
+            float *b = a + half * pair, *c = b + half * pair, *d = c + half * pair;
+            const Vector a_re = load<Vector>(a), a_im = load<Vector>(a + N_LANES);
+            Vector b_re = load<Vector>(b), b_im = load<Vector>(b + N_LANES), c_re = load<Vector>(c);
+            Vector c_im = load<Vector>(c + N_LANES), d_re = load<Vector>(d), d_im = load<Vector>(d + N_LANES);
+            if (turns) multiply(b_re, b_im, turns[0], turns[1]), multiply(d_re, d_im, turns[0], turns[1]);
+            const Vector ab_re = a_re + b_re, ab_im = a_im + b_im, amb_re = a_re - b_re, amb_im = a_im - b_im;
+            Vector cd_re = c_re + d_re, cd_im = c_im + d_im, cmd_re = c_re - d_re, cmd_im = c_im - d_im;
+            if (turns) multiply(cd_re, cd_im, turns[2], turns[3]), multiply(cmd_re, cmd_im, turns[2], turns[3]);
+            store(a, ab_re + cd_re), store(a + N_LANES, ab_im + cd_im);
+            store(c, ab_re - cd_re), store(c + N_LANES, ab_im - cd_im);
+            // The second pair is a quarter turn further on: times -i.
+            store(b, amb_re + cmd_im), store(b + N_LANES, amb_im - cmd_re);
+            store(d, amb_re - cmd_im), store(d + N_LANES, amb_im + cmd_re);
+        }
     };
     for (; half < n_complex; half *= 4) {
         const size_t stride = tables.n_fft / (4 * half);  // in the table of exp(-2 pi i k / n_fft)
@@ -60,7 +61,7 @@ EA_INLINE void transform(const LogMelTables &tables, float *data) {
 // first frame. `count` samples of a frame are there, the others are zero.
 EA_INLINE void load_frames(const LogMelTables &tables, const float *first, size_t n_valid, size_t count, float *data) {
     // Even samples are the real parts, odd ones the imaginary parts.
-    const auto place = [&](size_t i) __attribute__((always_inline)) {
+    const auto place = [&](size_t i) EA_BODY {
         return data + (2 * tables.reversed[i / 2] + i % 2) * N_LANES;
     };
     const size_t whole = count / 4 * 4;
@@ -98,23 +99,29 @@ static void log_mel_frames(const LogMelTables &tables, const float *samples, siz
     for (size_t k = 0; k <= n_complex / 2; k++) {
         const float *z = data + 2 * k * N_LANES;
         const float *mirror = data + 2 * (k ? n_complex - k : 0) * N_LANES;
-        const Lanes z_re = load(z), z_im = load(z + N_LANES), m_re = load(mirror), m_im = load(mirror + N_LANES);
-        const Lanes even_re = z_re + m_re, even_im = z_im - m_im;
-        Lanes odd_re = z_im + m_im, odd_im = m_re - z_re;
-        multiply(odd_re, odd_im, tables.cosines[k], tables.sines[k]);
-        const Lanes re = even_re + odd_re, im = even_im + odd_im;
-        const Lanes other_re = even_re - odd_re, other_im = even_im - odd_im;
-        store(power + (n_complex - k) * N_LANES, (other_re * other_re + other_im * other_im) * 0.25f);
-        store(power + k * N_LANES, (re * re + im * im) * 0.25f);
+        float *low = power + k * N_LANES, *high = power + (n_complex - k) * N_LANES;
+        for (size_t at = 0; at < N_LANES; at += WIDTH) {
+            const Vector z_re = load<Vector>(z + at), z_im = load<Vector>(z + N_LANES + at);
+            const Vector m_re = load<Vector>(mirror + at), m_im = load<Vector>(mirror + N_LANES + at);
+            const Vector even_re = z_re + m_re, even_im = z_im - m_im;
+            Vector odd_re = z_im + m_im, odd_im = m_re - z_re;
+            multiply(odd_re, odd_im, tables.cosines[k], tables.sines[k]);
+            const Vector re = even_re + odd_re, im = even_im + odd_im;
+            const Vector other_re = even_re - odd_re, other_im = even_im - odd_im;
+            store(high + at, (other_re * other_re + other_im * other_im) * 0.25f);
+            store(low + at, (re * re + im * im) * 0.25f);
+        }
     }
     for (size_t m = 0; m < tables.n_mels; m++) {
         const LogMelTables::Band &band = tables.bands[m];
-        const float *weights = tables.weights + band.first_weight;
+        const float *weights = tables.weights + band.first_weight, *powers = power + band.first_bin * N_LANES;
         Lanes energy = {};
-        for (size_t b = 0; b < band.n_bins; b++) energy += weights[b] * load(power + (band.first_bin + b) * N_LANES);
-        const Lanes lowest = Lanes{} + tables.energy_floor;
-        const Lanes value = log(larger(energy, lowest));
-        std::memcpy(log_mels + m * n_frames + first_frame, &value, n_valid * sizeof(float));
+        for (size_t b = 0; b < band.n_bins; b++)
+            EA_UNROLL for (size_t p = 0; p < N_PARTS; p++)
+                energy.part[p] += weights[b] * load<Vector>(powers + b * N_LANES + p * WIDTH);
+        EA_UNROLL for (size_t p = 0; p < N_PARTS; p++)
+            energy.part[p] = log(larger(energy.part[p], Vector{} + tables.energy_floor));
+        std::memcpy(log_mels + m * n_frames + first_frame, &energy, n_valid * sizeof(float));
     }
 }
 

@@ -14,7 +14,11 @@ namespace ea::EA_SET {
 // Squared distances below this share of |q|^2 + |p|^2 have lost too many digits and are computed from differences.
 constexpr float NEAR = 1.0f / 32;
 constexpr float TRUSTED_MIN = 1e-20f, TRUSTED_MAX = 1e30f;  // of sums of squares
-constexpr size_t CACHE_BYTES = 384 << 10;  // of panels that stay in the second cache while all queries pass
+// A lone query meets more than this in no cache; it then goes through one panel after the other, for memory is fastest
+// read from front to back.
+constexpr size_t FAR_PANEL_BYTES = 16 << 20;
+// Of panels that stay in the second cache while all queries pass; processors with AVX-512 have 1 MiB of it.
+constexpr size_t CACHE_BYTES = (WIDTH == 16 ? 512 : 384) << 10;
 
 // A query as the formulas see it, its values already compared with what float32 can be trusted with.
 struct Query {
@@ -62,6 +66,8 @@ struct Reader {
     }
 };
 
+EA_INLINE bool is_far(const Panels &panels) { return panels.n_panels * panels.panel_bytes > FAR_PANEL_BYTES; }
+
 // Rows of Q queries, each with its pointer: loops then have one index for all of them.
 template <size_t Q, class T>
 struct Rows {
@@ -88,19 +94,19 @@ EA_INLINE void add_products(const Rows<Q, float> &queries, Reader<V> prototypes,
     }
 }
 
-// out [Q][V] = dot products.
-template <size_t Q, size_t V>
+// out [Q][V] = dot products. SIDE_BY_SIDE: both parts of a sum at once, so that enough of them are in flight.
+template <size_t Q, size_t V, bool SIDE_BY_SIDE = Q == 1>
 __attribute__((noinline)) static void tile(const float *queries, size_t stride, const Panels &panels, size_t first,
                                            size_t dim, Vector *out) {
     const size_t half = dim / 2;
     Vector sums[Q][V];
     EA_UNROLL for (size_t i = 0; i < Q; i++) EA_UNROLL for (size_t v = 0; v < V; v++) sums[i][v] = Vector{};
-    if constexpr (Q == 1) {  // both parts at once, so that enough sums are in flight
+    if constexpr (SIDE_BY_SIDE) {
         Vector others[V];
         EA_UNROLL for (size_t v = 0; v < V; v++) others[v] = Vector{};
         Reader<V> a(panels, first, 0), b(panels, first, half);
         const float *query = queries;
-        const auto step = [&]() __attribute__((always_inline)) {
+        const auto step = [&]() EA_BODY {
             const float of_a = query[0], of_b = query[half];
             EA_UNROLL for (size_t v = 0; v < V; v++) sums[0][v] += of_a * a.template load<Vector>(v);
             EA_UNROLL for (size_t v = 0; v < V; v++) others[v] += of_b * b.template load<Vector>(v);
@@ -195,6 +201,13 @@ EA_INLINE void fetch_output(float *out, size_t out_stride, size_t n_vectors) {
             for (size_t v = 0; v < n_vectors; v++) __builtin_prefetch(out + i * out_stride + v * WIDTH, 1);
 }
 
+// The queries that come after these are fetched while these meet so many panels that it pays.
+template <size_t Q>
+EA_INLINE void fetch_next(const float *queries, size_t dim, size_t n_panels) {
+    if (Q > 1 && n_panels > 4 * TILE_VECTORS)
+        for (size_t k = Q * dim; k < 2 * Q * dim; k += 16) __builtin_prefetch(queries + k, 0, 2);
+}
+
 template <size_t Q>
 static bool some_queries(const Panels &panels, const float *queries, size_t first, size_t end, int32_t metric,
                          float *out, size_t out_stride) {
@@ -207,14 +220,19 @@ static bool some_queries(const Panels &panels, const float *queries, size_t firs
         known[i] = query_of(square);
         ordinary &= known[i].square == known[i].square;
     }
+    fetch_next<Q>(queries, dim, end - first);
     const auto finished = finish_for<false, Vector>(metric, ordinary);
     constexpr size_t MOST = Q == 1 ? 4 : TILE_VECTORS;
     Vector sums[Q * MOST];
+    const bool far = is_far(panels);
     bool sure = true;
     while (first < end) {
         const size_t n = end - first < MOST ? end - first : MOST;
         fetch_output<Q>(out, out_stride, n);
-        switch (n) {
+        switch (Q == 1 && far ? 0 : n) {
+            case 0:
+                for (size_t v = 0; v < n; v++) tile<Q, 1, false>(queries, dim, panels, first + v, dim, sums + v);
+                break;
             case 1: tile<Q, 1>(queries, dim, panels, first, dim, sums); break;
             case 2: tile<Q, 2>(queries, dim, panels, first, dim, sums); break;
             case 3: tile<Q, MOST < 3 ? 1 : 3>(queries, dim, panels, first, dim, sums); break;

@@ -117,14 +117,20 @@ static bool some_queries_int8(const Panels &panels, const float *queries, size_t
         query.inverse_length = square_sum ? 1 / __builtin_sqrtf(float(square_sum)) : __builtin_nanf("");
         ordinary &= query.square > TRUSTED_MIN && query.square < TRUSTED_MAX;
     }
+    fetch_next<Q>(queries, dim, end - first);
     const auto finished = finish_for<true, IntVector>(metric, ordinary);
     constexpr size_t MOST = Q == 1 ? 4 : INT8_VECTORS;
     IntVector sums[Q * MOST];
+    const bool far = is_far(panels);
     bool sure = true;
     while (first < end) {
         const size_t n = end - first < MOST ? end - first : MOST;
         fetch_output<Q>(out, out_stride, n);
-        switch (n) {
+        switch (Q == 1 && far ? 0 : n) {
+            case 0:
+                for (size_t v = 0; v < n; v++)
+                    int8_tile<Q, 1>(rounded, stride, query_sums, panels, first + v, sums + v);
+                break;
             case 1: int8_tile<Q, 1>(rounded, stride, query_sums, panels, first, sums); break;
             case 2: int8_tile<Q, 2>(rounded, stride, query_sums, panels, first, sums); break;
             case 3: int8_tile<Q, MOST < 3 ? 1 : 3>(rounded, stride, query_sums, panels, first, sums); break;
@@ -167,7 +173,7 @@ static bool packed_distances(const Panels &panels, const float *queries, size_t 
 // infinity in the row make the step NaN.
 static void round_to_int8(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares) {
     using Bytes = int8_t __attribute__((vector_size(WIDTH)));
-    const auto values_at = [&](size_t k) __attribute__((always_inline)) {
+    const auto values_at = [&](size_t k) EA_BODY {
         if (dim - k >= WIDTH) return load<Vector>(row + k);
         Vector values = {};
         std::memcpy(&values, row + k, (dim - k) * sizeof(float));

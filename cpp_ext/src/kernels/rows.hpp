@@ -6,54 +6,69 @@
 namespace ea::EA_SET {
 
 struct Product {
-    static EA_INLINE void add(Lanes &total, const Lanes &a, const Lanes &b) { total += a * b; }
+    static EA_INLINE void add(Vector &total, const Vector &a, const Vector &b) { total += a * b; }
 };
 struct Square {  // of the row alone
-    static EA_INLINE void add(Lanes &total, const Lanes &, const Lanes &b) { total += b * b; }
+    static EA_INLINE void add(Vector &total, const Vector &, const Vector &b) { total += b * b; }
 };
 struct SquaredDifference {
-    static EA_INLINE void add(Lanes &total, const Lanes &a, const Lanes &b) {
-        const Lanes difference = a - b;
+    static EA_INLINE void add(Vector &total, const Vector &a, const Vector &b) {
+        const Vector difference = a - b;
         total += difference * difference;
     }
 };
 
-// A lone query waits for memory alone. Rows from beyond the caches are fetched so many ahead, which the processor does
-// not do by itself: to it, four rows are four short streams.
-constexpr size_t AHEAD = 8, FAR_BYTES = 2 << 20;
+// What a lone query meets in rows beyond this is not in the caches near the core: then they are read one after the other,
+// as memory likes it best. In a cache, four at once keep the processor busier.
+constexpr size_t FAR_BYTES = 2 << 20;
 
-// out[i][j] = sum over k of Term(queries[i][k], rows[j][k]) for a tile small enough to stay in registers.
+// sums [N_QUERIES][N_ROWS] = sum over k of Term(queries[i][k], rows[j][k]), few enough to stay in registers.
+template <class Term, size_t N_QUERIES, size_t N_ROWS>
+EA_INLINE void add_terms(const float *queries, const float *rows, size_t dim, Lanes *sums) {
+    const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
+    EA_UNROLL for (size_t s = 0; s < N_QUERIES * N_ROWS; s++) sums[s] = Lanes{};
+    for (size_t k = 0; k < whole; k += N_LANES)
+        EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) {
+            const size_t at = k + p * WIDTH;
+            Vector of_rows[N_ROWS];
+            EA_UNROLL for (size_t j = 0; j < N_ROWS; j++) of_rows[j] = load<Vector>(rows + j * dim + at);
+            EA_UNROLL for (size_t i = 0; i < N_QUERIES; i++) {
+                const Vector query = load<Vector>(queries + i * dim + at);
+                EA_UNROLL for (size_t j = 0; j < N_ROWS; j++)
+                    Term::add(sums[i * N_ROWS + j].part[p], query, of_rows[j]);
+            }
+        }
+    if (rest) {
+        Lanes of_rows[N_ROWS];
+        EA_UNROLL for (size_t j = 0; j < N_ROWS; j++) of_rows[j] = load_some(rows + j * dim + whole, rest);
+        EA_UNROLL for (size_t i = 0; i < N_QUERIES; i++) {
+            const Lanes query = load_some(queries + i * dim + whole, rest);
+            EA_UNROLL for (size_t j = 0; j < N_ROWS; j++)
+                EA_UNROLL for (size_t p = 0; p < N_PARTS; p++)
+                    Term::add(sums[i * N_ROWS + j].part[p], query.part[p], of_rows[j].part[p]);
+        }
+    }
+}
+
+// out[i][j] = sum over k of Term(queries[i][k], rows[j][k]).
 template <class Term, size_t N_QUERIES, size_t N_ROWS, bool FAR = false>
 EA_INLINE void tile(const float *queries, const float *rows, size_t dim, float *out, size_t out_stride) {
-    const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
-    Lanes sums[N_QUERIES][N_ROWS], of_rows[N_ROWS];
     if constexpr (N_QUERIES > 1)  // so that what is stored does not wait for memory
         for (size_t i = 0; i < N_QUERIES; i++) __builtin_prefetch(out + i * out_stride, 1);
-    for (size_t i = 0; i < N_QUERIES; i++)
-        for (size_t j = 0; j < N_ROWS; j++) sums[i][j] = Lanes{};
-    for (size_t k = 0; k < whole; k += N_LANES) {
-        for (size_t j = 0; j < N_ROWS; j++) {
-            if constexpr (FAR) __builtin_prefetch(rows + (j + AHEAD) * dim + k);
-            of_rows[j] = load(rows + j * dim + k);
-        }
-        for (size_t i = 0; i < N_QUERIES; i++) {
-            const Lanes query = load(queries + i * dim + k);
-            for (size_t j = 0; j < N_ROWS; j++) Term::add(sums[i][j], query, of_rows[j]);
-        }
+    Lanes found[N_QUERIES * N_ROWS];
+    if constexpr (FAR) {
+        EA_UNROLL for (size_t j = 0; j < N_ROWS; j++) add_terms<Term, 1, 1>(queries, rows + j * dim, dim, found + j);
+    } else {
+        add_terms<Term, N_QUERIES, N_ROWS>(queries, rows, dim, found);
     }
-    if (rest) {
-        for (size_t j = 0; j < N_ROWS; j++) of_rows[j] = load_some(rows + j * dim + whole, rest);
-        for (size_t i = 0; i < N_QUERIES; i++) {
-            const Lanes query = load_some(queries + i * dim + whole, rest);
-            for (size_t j = 0; j < N_ROWS; j++) Term::add(sums[i][j], query, of_rows[j]);
-        }
-    }
-    for (size_t i = 0; i < N_QUERIES; i++)
+    EA_UNROLL for (size_t i = 0; i < N_QUERIES; i++) {
+        const Lanes *of_query = found + i * N_ROWS;
         if constexpr (N_ROWS == 4) {
-            store_sums(out + i * out_stride, sums[i]);
+            store(out + i * out_stride, sums(of_query));
         } else {
-            for (size_t j = 0; j < N_ROWS; j++) out[i * out_stride + j] = sum(sums[i][j]);
+            EA_UNROLL for (size_t j = 0; j < N_ROWS; j++) out[i * out_stride + j] = sum(of_query[j]);
         }
+    }
 }
 
 // The same for whole matrices. A pair is summed in the same order whatever tile it falls into, so its distance does not
@@ -61,16 +76,16 @@ EA_INLINE void tile(const float *queries, const float *rows, size_t dim, float *
 template <class Term>
 EA_INLINE void matrix(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim, float *out,
                       size_t out_stride) {
-    constexpr size_t N_ROWS = WIDTH == N_LANES ? 4 : 2;  // whose sums fit the registers
-    const size_t in_fours = n_queries / 4 * 4, in_tiles = n_rows / N_ROWS * N_ROWS;
-    for (size_t i = 0; i < in_fours; i += 4)
-        for (size_t j = 0; j < in_tiles; j += N_ROWS)
-            tile<Term, 4, N_ROWS>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j, out_stride);
+    const size_t in_tiles = n_queries / ROW_TILE * ROW_TILE, in_tile_rows = n_rows / ROW_TILE_ROWS * ROW_TILE_ROWS;
+    for (size_t i = 0; i < in_tiles; i += ROW_TILE)
+        for (size_t j = 0; j < in_tile_rows; j += ROW_TILE_ROWS)
+            tile<Term, ROW_TILE, ROW_TILE_ROWS>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j,
+                                                   out_stride);
     const bool far = n_rows * dim * sizeof(float) > FAR_BYTES;
     for (size_t i = 0; i < n_queries; i++) {
         const float *query = queries + i * dim;
         float *of_query = out + i * out_stride;
-        size_t j = i < in_fours ? in_tiles : 0;
+        size_t j = i < in_tiles ? in_tile_rows : 0;
         if (far)
             for (; j + 4 <= n_rows; j += 4) tile<Term, 1, 4, true>(query, rows + j * dim, dim, of_query + j, 0);
         for (; j + 4 <= n_rows; j += 4) tile<Term, 1, 4>(query, rows + j * dim, dim, of_query + j, 0);
@@ -84,37 +99,41 @@ static void dots(const float *queries, size_t n_queries, const float *rows, size
 }
 
 static void squares(const float *rows, size_t n_rows, size_t dim, float *out) {
-    size_t j = 0;
-    for (; j + 4 <= n_rows; j += 4) tile<Square, 1, 4>(rows, rows + j * dim, dim, out + j, 0);
-    for (; j < n_rows; j++) tile<Square, 1, 1>(rows, rows + j * dim, dim, out + j, 0);
+    for (size_t j = 0; j < n_rows; j++) tile<Square, 1, 1>(rows, rows + j * dim, dim, out + j, 0);
 }
 
-// dots() of one query and squares() in one pass over the rows.
+EA_INLINE void add_product_and_square(const float *query, const float *row, size_t dim, Lanes &products, Lanes &own) {
+    const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
+    products = own = Lanes{};
+    for (size_t k = 0; k < whole; k += N_LANES)
+        EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) {
+            const Vector of_row = load<Vector>(row + k + p * WIDTH);
+            products.part[p] += load<Vector>(query + k + p * WIDTH) * of_row;
+            own.part[p] += of_row * of_row;
+        }
+    if (rest) {
+        const Lanes of_query = load_some(query + whole, rest), of_row = load_some(row + whole, rest);
+        EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) {
+            products.part[p] += of_query.part[p] * of_row.part[p];
+            own.part[p] += of_row.part[p] * of_row.part[p];
+        }
+    }
+}
+
+// dots() of one query and squares() in one pass over the rows, one after the other: see FAR_BYTES.
 static void dots_and_squares(const float *query, const float *rows, size_t n_rows, size_t dim, float *dots_out,
                              float *squares_out) {
-    const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
+    Lanes a[4], b[4];
     size_t j = 0;
     for (; j + 4 <= n_rows; j += 4, rows += 4 * dim) {
-        Lanes products[4] = {}, own[4] = {};
-        const auto add = [&](size_t r, const Lanes &of_query, const Lanes &of_row) __attribute__((always_inline)) {
-            Product::add(products[r], of_query, of_row);
-            Square::add(own[r], of_query, of_row);
-        };
-        for (size_t k = 0; k < whole; k += N_LANES) {
-            const Lanes of_query = load(query + k);
-            for (size_t r = 0; r < 4; r++) {
-                __builtin_prefetch(rows + (r + AHEAD) * dim + k);
-                add(r, of_query, load(rows + r * dim + k));
-            }
-        }
-        if (rest)
-            for (size_t r = 0; r < 4; r++)
-                add(r, load_some(query + whole, rest), load_some(rows + r * dim + whole, rest));
-        store_sums(dots_out + j, products);
-        store_sums(squares_out + j, own);
+        EA_UNROLL for (size_t r = 0; r < 4; r++) add_product_and_square(query, rows + r * dim, dim, a[r], b[r]);
+        store(dots_out + j, sums(a));
+        store(squares_out + j, sums(b));
     }
-    dots(query, 1, rows, n_rows - j, dim, dots_out + j, n_rows - j);
-    squares(rows, n_rows - j, dim, squares_out + j);
+    for (; j < n_rows; j++, rows += dim) {
+        add_product_and_square(query, rows, dim, *a, *b);
+        dots_out[j] = sum(*a), squares_out[j] = sum(*b);
+    }
 }
 
 static void sq_differences(const float *queries, size_t n_queries, const float *rows, size_t n_rows, size_t dim,
@@ -159,10 +178,10 @@ static void log_softmax(float *values, size_t count, float factor) {
     }
     double total = 0;
     for (size_t i = 0; i < count; i += N_LANES) {
-        const size_t n = count - i < N_LANES ? count - i : N_LANES;
-        Lanes lanes = Lanes{} + __builtin_inff();
-        std::memcpy(&lanes, values + i, n * sizeof(float));
-        total += sum(exp((smallest - lanes) * factor));
+        const size_t n = count - i;
+        Lanes lanes = n < N_LANES ? load_some(values + i, n, __builtin_inff()) : load(values + i);
+        EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) lanes.part[p] = exp((smallest - lanes.part[p]) * factor);
+        total += sum(lanes);
     }
     const float shift = smallest * factor - float(__builtin_log(total));
     for (size_t i = 0; i < count; i++) values[i] = shift - values[i] * factor;

@@ -1,6 +1,7 @@
 // Compiled once for each instruction set, with EA_SET as its name (see CMakeLists.txt).
 #include "log_mel.hpp"
 #include "panels_int8.hpp"
+#include "resample.hpp"
 
 #define EA_TEXT(name) #name
 #define EA_NAME(name) EA_TEXT(name)
@@ -13,7 +14,7 @@ const Kernels table = {
     dots, sq_differences, squares, dots_and_squares, all_within, cosine_from_dots, add_scaled,
     WIDTH, packed_distances, panel_sq_differences, round_to_int8,
     log_softmax, any_below,
-    log_mel_frames,
+    log_mel_frames, resample,
 };
 
 }  // namespace ea::EA_SET
