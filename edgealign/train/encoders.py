@@ -67,6 +67,10 @@ class PositionalPooling(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """float32 [batch, channels, 1, n] -> [batch, dim], not normalized."""
+        return self.out(self.statistics(x, mask))
+
+    def statistics(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """float32 [batch, channels, 1, n] -> [batch, 2 * heads * head_channels]: means, then deviations."""
         ones = (x[:, :1] * 0 + 1 if mask is None else mask).squeeze(2)
         position = (torch.cumsum(ones, dim=2) - 0.5) / ones.sum(dim=2, keepdim=True)
         bias = self.sharpness[:, None].abs() * (position - self.center[:, None]) ** 2
@@ -77,7 +81,7 @@ class PositionalPooling(nn.Module):
         values = self.values(x).squeeze(2).unflatten(1, (self.heads, -1))  # [batch, heads, head_channels, n]
         mean = values @ weights
         deviation = torch.sqrt(torch.clamp((values * values) @ weights - mean * mean, min=1e-4))
-        return self.out(torch.cat([mean.flatten(1), deviation.flatten(1)], dim=1))
+        return torch.cat([mean.flatten(1), deviation.flatten(1)], dim=1)
 
 
 class SpeechEncoder(nn.Module):
@@ -125,12 +129,16 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """int64 [batch, n_tokens], mask [batch, 1, n_tokens] -> [batch, dim]."""
+        return self.pooling(*self.letters(tokens, mask))
+
+    def letters(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The sequence before pooling [batch, channels, 1, n_tokens] and its mask."""
         mask = None if mask is None else mask.unsqueeze(1)
         x = self.embedding(tokens).transpose(1, 2).unsqueeze(2)
         x = _masked(x, mask).contiguous(memory_format=torch.channels_last)
         for block in self.body:
             x = block(x, mask)
-        return self.pooling(x, mask)
+        return x, mask
 
 
 class AlignedEncoders(nn.Module):
