@@ -33,6 +33,9 @@ Windows of a sequence of frames, one every hop_frames while they fit
     window_stats    mean and standard deviation (population) of every channel over the frames of a window. The weight of
                 a frame is weights[frame, group] * profile[group, place in the window]; channels come in groups of
                 neighbors. Both are 0 where no frame weighs anything
+    span_stats  the same over spans of any length, each seen at n_places evenly spaced places: place k is the frame
+                first + (2 k + 1) length / (2 n_places), rounded down, and weighs weights[frame, group] *
+                profile[group, k]
 
 Decision, for a query with cosine distances d[l] to the prototypes; the candidate is the closest label
     z           (cohort mean of prototype l - d[l]) / cohort deviation of prototype l     0 without a bank
@@ -99,6 +102,7 @@ __all__ = [
     "prototypes",
     "several_prototypes",
     "sound_spans",
+    "span_stats",
     "sq_l2",
     "window_stats",
 ]
@@ -497,6 +501,35 @@ def window_stats(
     return stats
 
 
+def span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation over spans: float32 [n_spans, 2 d], the d means first.
+
+    frames    float32 [n_frames, d]
+    weights   float32 [n_frames, n_groups] >= 0; d is a multiple of n_groups, and group g has the channels from
+              g d / n_groups on
+    profile   float32 [n_groups, n_places] >= 0
+    spans     int32 [n_spans, 2]: first frame and one past the last, 0 <= first < last <= n_frames
+    """
+    frames, weights = _float32(frames, 2, "frames"), _float32(weights, 2, "weights")
+    profile, spans = _float32(profile, 2, "profile"), np.ascontiguousarray(spans, np.int32)
+    if len(weights) != len(frames) or frames.shape[1] % weights.shape[1] or len(profile) != weights.shape[1]:
+        raise ValueError(f"weights {weights.shape} and profile {profile.shape} do not fit frames {frames.shape}")
+    if spans.ndim != 2 or spans.shape[1] != 2:
+        raise ValueError(f"spans have the shape {spans.shape}, expected [n_spans, 2]")
+    if len(spans) and not (spans[:, 0].min() >= 0 and (spans[:, 0] < spans[:, 1]).all() and spans.max() <= len(frames)):
+        raise ValueError(f"a span does not lie within the {len(frames)} frames, or has none")
+    for name, given in (("weights", weights), ("profile", profile)):
+        if not np.isfinite(given).all():
+            raise ValueError(f"NaN or infinity in {name}")
+        if (given < 0).any():
+            raise ValueError(f"{name} must be numbers, none of them negative")
+    if _core is None:
+        return reference.span_stats(frames, weights, profile, spans)
+    stats = np.empty((len(spans), 2 * frames.shape[1]), np.float32)
+    _core.span_stats(frames, weights, profile, spans, stats)
+    return stats
+
+
 class LogMel:
     """A front end made ready for `log_mel`: made once, never changes, and any thread may use it.
 
@@ -673,10 +706,20 @@ class Matcher:
         embedding = _float32(embedding, 1, "embedding")
         if embedding.shape != (self.dim,):
             raise ValueError(f"embedding has {len(embedding)} elements, the matcher {self.dim}")
+        return self._classify(embedding[None], top_k)[0]
+
+    def classify_many(self, embeddings: np.ndarray, top_k: int = 1) -> list[list[Match]]:
+        """The same for each of embeddings [n, d], which share passes over the bank."""
+        embeddings = _float32(embeddings, 2, "embeddings")
+        if embeddings.shape[1] != self.dim:
+            raise ValueError(f"embeddings have {embeddings.shape[1]} elements a row, the matcher {self.dim}")
+        return self._classify(embeddings, top_k)
+
+    def _classify(self, embeddings: np.ndarray, top_k: int) -> list[list[Match]]:
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}, expected at least 1")
         if self._native is None:
-            found = self._reference.classify(embedding, top_k)
+            found = [self._reference.classify(embedding, top_k) for embedding in embeddings]
         else:
-            found = _core.classify(self._native, embedding, min(top_k, self.n_labels))
-        return [Match(*values) for values in found]
+            found = _core.classify(self._native, embeddings, min(top_k, self.n_labels))
+        return [[Match(*values) for values in matches] for matches in found]

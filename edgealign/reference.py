@@ -213,6 +213,19 @@ def window_stats(
     return stats
 
 
+def span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    per_group, n_places = frames.shape[1] // weights.shape[1], profile.shape[1]
+    stats = np.zeros((len(spans), 2 * frames.shape[1]), np.float32)
+    for i, (first, end) in enumerate(spans.tolist()):
+        places = [first + (2 * k + 1) * (end - first) // (2 * n_places) for k in range(n_places)]
+        factor = np.repeat(weights[places].astype(np.float64) * profile.T, per_group, axis=1)
+        total = factor.sum(axis=0)
+        share = np.divide(factor, total, out=np.zeros_like(factor), where=total > 0)
+        mean = (share * frames[places]).sum(axis=0)
+        stats[i] = np.concatenate([mean, np.sqrt((share * (frames[places] - mean) ** 2).sum(axis=0))])
+    return stats
+
+
 class Matcher:
     """See `edgealign.kernels.Matcher`, which checks the arguments. Calibrations are fitted on `features`."""
 

@@ -25,7 +25,7 @@ from edgealign import kernels
 from edgealign.audio import AudioSource
 from edgealign.bundle import Bundle, FrontEnd
 from edgealign.errors import InputUnreadable, InvalidInput
-from edgealign.sieve import ROUNDS, FirstLook, Sieve
+from edgealign.sieve import ROUNDS, FirstLook, Sieve, sieve_of
 from edgealign.words import at_least, samples_of, search_windows
 
 WINDOW_S = 1.0
@@ -42,6 +42,7 @@ STANDS_OUT_DB = 8.0  # the loudest place of a candidate above the quiet ones aro
 AROUND_S = 1.0
 QUIET_QUANTILE = 0.1  # of the levels around
 LEVEL_STEP, LEVEL_FRAMES = 4, 9  # between the places at which levels are compared, and how many are averaged there
+LEAST_PLACES = 4  # of a candidate must stand out, 0.16 s in all: clicks and crackle do not
 FEW = 2  # candidates of a stretch are encoded without a first look
 SHORT_S = 0.24  # parts up to this length too: what surrounds them outweighs them in a first look
 LONGER = 0.15  # a candidate longer by a second must be so much nearer to be encoded as early: it costs more
@@ -226,7 +227,7 @@ class Scanner:
 
     @cached_property
     def _sieve(self) -> Sieve | None:
-        return Sieve.of(self.bundle)
+        return sieve_of(self.bundle)
 
     @property
     def band_hz(self) -> tuple[float, float]:
@@ -286,9 +287,8 @@ class Scanner:
         for n_rivals in (None, *ROUNDS):
             spans = [(one, span) for one in searched for span in one.choose(n_rivals)]
             # All are encoded before any is compared: the weights and then the bank stay in the processor's cache.
-            embeddings = self._encode(spans)
-            for (one, span), embedding in zip(spans, embeddings, strict=True):
-                matches = self.matcher.classify(embedding, max(2, self.options.top_k))
+            decisions = self.matcher.classify_many(self._encode(spans), max(2, self.options.top_k))
+            for (one, span), matches in zip(spans, decisions, strict=True):
                 probability = matches[0].probability
                 one.hear(span, probability)
                 if probability >= self._least[matches[0].label]:
@@ -362,13 +362,14 @@ class Scanner:
     ) -> tuple[list[tuple[int, int]], list[FirstLook]]:
         """Of the spans that stand out, those to encode at once, and a first look at each stretch of the others.
 
-        always   those that need no first look, only to stand out
+        always   those that need no first look, only to stand out somewhere
         """
         until = np.cumsum(np.concatenate([[0], stands_out]))
         spans = sorted(
             (first, end)
             for first, end in spans
-            if until[min(len(stands_out), -(-end // LEVEL_STEP))] > until[first // LEVEL_STEP]
+            if until[min(len(stands_out), -(-end // LEVEL_STEP))] - until[first // LEVEL_STEP]
+            >= (1 if (first, end) in always else LEAST_PLACES)
         )
         gap = round(BETWEEN_STRETCHES_S * self._frames_per_s)
         stretches: list[list[tuple[int, int]]] = []

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -29,9 +30,7 @@ WEIGHT, OFFSET, CENTER = "encoder.pooling.out.weight", "encoder.pooling.out.bias
 ROUNDED = "_DequantizeLinear_Output"
 STEP = 4  # frames of log-mel per frame of the convolutions
 N_POSITIONS = 16  # at which a candidate's frames are looked at
-MIN_VARIANCE = 1e-4  # of PositionalPooling
-BLOCK = 24  # candidates that are pooled together
-_POSITIONS = (np.arange(N_POSITIONS) + 0.5) / N_POSITIONS
+MIN_DEVIATION = 0.01  # of PositionalPooling
 LEAST_COSINE = 0.98  # to the encoder's embedding, of a stretch that is one candidate
 FURTHEST = 0.75  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
 BEHIND = 0.15  # further than a rival that is encoded, nothing is encoded either
@@ -40,7 +39,7 @@ OPEN, SETTLED = 0.05, 0.7  # probability of the likeliest rival, between which i
 
 
 class Sieve:
-    """Approximate embeddings of many candidates. One thread at a time may use one."""
+    """Approximate embeddings of many candidates. Any thread may use one."""
 
     def __init__(self, model: bytes, n_mels: int):
         """Of an encoder that `Sieve.of` has found fit."""
@@ -50,7 +49,7 @@ class Sieve:
         anything = np.zeros((1, n_mels, N_POSITIONS * STEP), np.float32)
         position, weight, self._offset, self._center = inside.run(constants, anything)
         self._weight = kernels.pack(weight, "int8")
-        self._position = position.reshape(-1, N_POSITIONS)
+        self._profile = np.exp(-position.reshape(-1, N_POSITIONS))
         self._trunk = partial(inside.run, trunk)
 
     @classmethod
@@ -75,38 +74,28 @@ class Sieve:
         spans     (first frame, one past the last) of each part
         returns   float32 [n_spans, dim], unit rows
         """
-        values, content = self._trunk(np.ascontiguousarray(log_mels[None]))
-        values, content = values[0, :, 0], content[0, :, 0]  # [heads * channels, n], [heads, n]
-        heads, n_frames = content.shape
-        per_head = values.reshape(heads, -1, n_frames).transpose(0, 2, 1)
-        moments = np.concatenate([per_head, per_head * per_head], axis=2)  # [heads, n, 2 * channels]
+        values, content = (x[0, :, 0].T for x in self._trunk(np.ascontiguousarray(log_mels[None])))
+        n_frames = len(content)
         ends = np.array(spans, dtype=np.int64)
         first = np.minimum(ends[:, 0] // STEP, n_frames - 1)
         length = np.minimum(np.maximum(1, -(-(ends[:, 1] - ends[:, 0]) // STEP)), n_frames - first)
-        features = np.empty((len(spans), values.shape[0] * 2), np.float32)
-        order = np.argsort(first, kind="stable")
-        for at in range(0, len(order), BLOCK):
-            rows = order[at : at + BLOCK]
-            features[rows] = self._pool(moments, content, first[rows], length[rows])
-        projected = kernels.inner_product(features, self._weight) + self._offset
+        stats = kernels.span_stats(
+            values, np.exp(content - content.max(axis=0)), self._profile, np.stack([first, first + length], axis=1)
+        )
+        deviations = stats[:, values.shape[1] :]
+        np.maximum(deviations, MIN_DEVIATION, out=deviations)
+        projected = kernels.inner_product(stats, self._weight) + self._offset
         return _unit(_unit(projected) - self._center)
 
-    def _pool(self, moments: np.ndarray, content: np.ndarray, first: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """Means and deviations of each candidate under its attention: float32 [n, 2 * heads * channels]."""
-        heads, n_spans = len(moments), len(first)
-        start, stop = int(first.min()), int((first + length).max())
-        # [n_spans, N_POSITIONS]: the frames at evenly spaced positions; short candidates have some of them twice.
-        sampled = first[:, None] + (_POSITIONS * length[:, None]).astype(np.int64)
-        logits = content[:, sampled] - self._position[:, None]
-        attention = np.exp(logits - logits.max(axis=2, keepdims=True))
-        attention /= attention.sum(axis=2, keepdims=True)
-        rows = np.arange(heads * n_spans)[:, None] * (stop - start)
-        cells = rows + np.tile(sampled - start, (heads, 1))
-        by_frame = np.bincount(cells.ravel(), attention.ravel(), len(rows) * (stop - start)).astype(np.float32)
-        pooled = by_frame.reshape(heads, n_spans, -1) @ moments[:, start:stop]  # products too small for BLAS threads
-        means, squares = np.split(pooled, 2, axis=2)
-        deviations = np.sqrt(np.maximum(squares - means * means, MIN_VARIANCE))
-        return np.stack([means, deviations]).transpose(2, 0, 1, 3).reshape(n_spans, -1)
+
+_made: WeakKeyDictionary[Bundle, Sieve | None] = WeakKeyDictionary()
+
+
+def sieve_of(bundle: Bundle) -> Sieve | None:
+    """`Sieve.of` a bundle, made once for each that is open."""
+    if bundle not in _made:
+        _made[bundle] = Sieve.of(bundle)
+    return _made[bundle]
 
 
 class FirstLook:

@@ -129,6 +129,16 @@ def oracle_window_stats(
     return np.array(out).reshape(-1, 2 * frames.shape[1])
 
 
+def oracle_span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """A sequence that is made of what a span has at its places is one window of as many frames."""
+    n_places = profile.shape[1]
+    rows = [np.zeros((0, 2 * frames.shape[1]))]
+    for first, end in spans:
+        at = np.floor(first + (np.arange(n_places) + 0.5) * (end - first) / n_places).astype(int)
+        rows.append(oracle_window_stats(frames[at], n_places, 1, weights[at], profile))
+    return np.concatenate(rows)
+
+
 def oracle_nearest(queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str) -> np.ndarray:
     """The distances alone; the rows are checked against them."""
     return np.sort((oracle_cosine if metric == "cosine" else oracle_sq_l2)(queries, prototypes), axis=1)[:, :k]
@@ -446,6 +456,23 @@ def window_cases() -> Iterator[Case]:
     yield Case("denormals", (frames * 1e-40, 10, 3, None, None), DTYPES[1:])
 
 
+def part_cases() -> Iterator[Case]:
+    generator = rng("spans of frames")
+    frames, weights = generator.normal(size=(41, 12)), generator.random(size=(41, 3))
+    profile = generator.random(size=(3, 16))
+    spans = np.array([(0, 41), (3, 4), (40, 41), (5, 13), (5, 37), (0, 16), (7, 30)], np.int32)
+    yield Case("spans of all lengths", (frames, weights, profile, spans))
+    yield Case("one group", (frames, weights[:, :1], profile[:1], spans))
+    yield Case("one channel a group", (frames[:, :3], weights, profile, spans))
+    yield Case("one place", (frames, weights, profile[:, :1], spans))
+    yield Case("three places", (frames, weights, profile[:, :3], spans))
+    yield Case("no span", (frames, weights, profile, spans[:0]))
+    yield Case("frames that weigh nothing", (frames, weights * (np.arange(41) > 20)[:, None], profile, spans))
+    yield Case("places that weigh nothing", (frames, weights, profile * (np.arange(3) > 0)[:, None], spans))
+    yield Case("constant", (np.full((41, 3), 3.0), weights, profile, spans))
+    yield Case("far from zero", (frames + 1e3, weights, profile, spans), DTYPES[1:])
+
+
 def nearest_cases() -> Iterator[Case]:
     for case in pairs():
         for metric in kernels.METRICS:
@@ -588,6 +615,7 @@ TABLE = {
     "packed_label_distances": Op(label_cases, oracle_packed_label_distances, close_packed_label_distances),
     "packed_log_softmax": Op(softmax_cases, oracle_packed_log_softmax, close_packed_log_softmax),
     "window_stats": Op(window_cases, oracle_window_stats, close_window_stats),
+    "span_stats": Op(part_cases, oracle_span_stats, close_window_stats),
     "nearest": Op(nearest_cases, oracle_nearest, close_nearest),
     "prototypes": Op(labeled, oracle_prototypes, close_rows),
     "leave_one_out": Op(labeled, oracle_leave_one_out, close_leave_one_out),
@@ -595,6 +623,7 @@ TABLE = {
     "log_mel": Op(sounds, oracle_log_mel, close_log_mel),
     "sound_spans": Op(spans, None, close_spans),
     "classify": Op(decisions, oracle_classify, close_classify),
+    "classify_many": Op(decisions, oracle_classify, close_classify),
 }
 
 
@@ -619,6 +648,15 @@ def compute(op: str, backend: str, arguments: tuple) -> object:
     if op == "classify":
         *made_of, query = arguments
         return kernels.Matcher(*made_of).classify(query, top_k=100)
+    if op == "classify_many":
+        *made_of, query = arguments
+        rows = np.concatenate(
+            [made_of[0][:5], query[None], made_of[0][:2]]
+        )  # the query's turn comes in a second pass over the bank
+        matcher = kernels.Matcher(*made_of)
+        together = matcher.classify_many(rows, top_k=100)
+        assert together == [matcher.classify(row, top_k=100) for row in rows]
+        return together[-3]
     if op == "packed_distances":
         queries, prototypes, metric, storage, threads = arguments
         return getattr(kernels, metric)(queries, kernels.pack(prototypes, storage), threads=threads)
@@ -771,6 +809,9 @@ POISONED = {
     "window_stats": lambda rows: kernels.window_stats(rows, 3, 2),
     "window_stats weights": lambda rows: kernels.window_stats(np.ones((9, 40)), 3, 2, rows),
     "window_stats profile": lambda rows: kernels.window_stats(np.ones((50, 18)), 20, 2, None, rows),
+    "span_stats": lambda rows: kernels.span_stats(rows, np.ones((9, 4)), np.ones((4, 3)), [[0, 9], [2, 3]]),
+    "span_stats weights": lambda rows: kernels.span_stats(np.ones((9, 40)), rows, np.ones((20, 3)), [[0, 9]]),
+    "span_stats profile": lambda rows: kernels.span_stats(np.ones((9, 18)), np.ones((9, 9)), rows, [[0, 9]]),
     "nearest": lambda rows: kernels.nearest(rows, np.ones((2, 20))),
     "nearest sq_l2": lambda rows: kernels.nearest(np.ones((2, 20)), rows, metric="sq_l2"),
     "prototypes": lambda rows: kernels.prototypes(rows, np.zeros(9, int), 1),
@@ -790,6 +831,9 @@ POISONED = {
     "classify": lambda rows: kernels.Matcher(
         np.ones((2, 20)), np.zeros(2, int), np.full(2, RECORDING), 1, np.ones((2, 20)), CALIBRATION
     ).classify(rows[4]),
+    "classify_many": lambda rows: kernels.Matcher(
+        np.ones((2, 20)), np.zeros(2, int), np.full(2, RECORDING), 1, np.ones((2, 20)), CALIBRATION
+    ).classify_many(rows),
 }
 
 
@@ -834,6 +878,32 @@ WRONG = {
     "window of 0": (lambda: kernels.window_stats(np.ones((5, 3)), 0, 1), "at least 1"),
     "groups": (lambda: kernels.window_stats(np.ones((5, 3)), 2, 1, np.ones((5, 2))), "does not fit"),
     "weight of a frame below 0": (lambda: kernels.window_stats(np.ones((5, 3)), 2, 1, -np.ones((5, 1))), "negative"),
+    "span beyond": (
+        lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), np.ones((1, 2)), [[2, 6]]),
+        "does not lie within the 5 frames",
+    ),
+    "span of no frame": (
+        lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), np.ones((1, 2)), [[2, 2]]),
+        "does not lie within the 5 frames",
+    ),
+    "span of three": (
+        lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), np.ones((1, 2)), [[1, 2, 3]]),
+        r"expected \[n_spans, 2\]",
+    ),
+    "groups of spans": (
+        lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 2)), np.ones((2, 2)), [[1, 2]]),
+        "do not fit frames",
+    ),
+    "place below 0": (
+        lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), -np.ones((1, 2)), [[1, 2]]),
+        "negative",
+    ),
+    "embeddings of another width": (
+        lambda: kernels.Matcher(
+            np.ones((2, 20)), np.zeros(2, int), np.full(2, RECORDING), 1, np.ones((2, 20)), CALIBRATION
+        ).classify_many(np.ones((3, 19))),
+        "19 elements a row, the matcher 20",
+    ),
     "metric": (lambda: kernels.nearest(np.ones((1, 3)), np.ones((2, 3)), 1, "l2"), "unknown metric 'l2'"),
     "label beyond": (lambda: kernels.prototypes(np.ones((1, 3)), [2], 2), "outside 0 to 1"),
     "label below": (lambda: kernels.leave_one_out(np.ones((1, 3)), [-1], 2), "outside 0 to 1"),

@@ -151,6 +151,19 @@ def test_candidates_of_several_search_windows_get_the_embeddings_that_each_gets_
         assert np.allclose(row, shipped.encode(frames[None])[0], atol=1e-5)
 
 
+def test_a_candidate_in_which_only_a_click_stands_out_is_dropped(
+    shipped: Bundle, samples_folder: Path, tmp_path: Path
+) -> None:
+    recognizer = Recognizer(shipped, tmp_path / "words.store")
+    recognizer.enroll([samples_folder])
+    scanner = make_scanner(recognizer, ScanOptions())
+    spans, stands_out = [(0, 100), (120, 220), (400, 430)], np.zeros(200, bool)
+    stands_out[[10, 11, 12, 35, 36, 37, 38, 104]] = True  # of every fourth frame: a click, a word, a click
+    frames = np.zeros((48, 800), np.float32)
+    assert scanner._first_looks(frames, spans, set(), stands_out) == ([(120, 220)], [])
+    assert scanner._first_looks(frames, spans, {(400, 430)}, stands_out) == ([(120, 220), (400, 430)], [])
+
+
 def test_steady_noise_does_not_stand_out_and_a_word_in_it_does(shipped: Bundle) -> None:
     noise = 0.01 * np.random.default_rng(0).normal(size=10 * RATE_HZ)
     spoken = noise.copy()

@@ -398,6 +398,27 @@ PyObject *window_stats(PyObject *const *items, Py_ssize_t count) {
     return none();
 }
 
+// weights [n_frames, n_groups], profile [n_groups, n_places], spans [n_spans, 2]
+PyObject *span_stats(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 5);
+    const Py_ssize_t *f, *w, *p, *s;
+    const float *frames = arguments.in<float>(0, 2, &f), *weights = arguments.in<float>(1, 2, &w);
+    const float *profile = arguments.in<float>(2, 2, &p);
+    const int32_t *spans = arguments.in<int32_t>(3, 2, &s);
+    arguments.expect(w[0] == f[0], 1);
+    arguments.expect(p[0] == w[1], 2);
+    arguments.expect(s[1] == 2, 3);
+    float *stats = arguments.out<float>(4, s[0], 2 * f[1]);
+    const auto scratch = scratch_of<float>(p[1]);
+    ea_status status;
+    {
+        Unlocked unlocked;
+        status = ea_span_stats(frames, f[0], f[1], weights, w[1], profile, p[1], spans, s[0], scratch.get(), stats);
+    }
+    check(status);
+    return none();
+}
+
 PyObject *prototypes(PyObject *const *items, Py_ssize_t count) {
     Arguments arguments(items, count, 4);
     const Py_ssize_t *e, *l;
@@ -541,31 +562,36 @@ PyObject *matcher(PyObject *const *items, Py_ssize_t count) {
     });
 }
 
-// top_k must not be larger than the number of labels, and the embedding as wide as the matcher: the caller knows both.
+PyObject *match_tuple(const ea_match &m) {
+    PyObject *accepted = PyBool_FromLong(m.accepted);
+    return Py_BuildValue("(iNdddd)", int(m.label), accepted, double(m.distance), m.threshold, m.probability, m.logit);
+}
+
+// A list of tuples per embedding. top_k must not be larger than the number of labels, and the embeddings as wide as the
+// matcher: the caller knows both.
 PyObject *classify(PyObject *const *items, Py_ssize_t count) {
     Arguments arguments(items, count, 3);
     const Py_ssize_t *shape;
     const auto *matcher = arguments.handle<ea_matcher>(0, MATCHER);
-    const float *embedding = arguments.in<float>(1, 1, &shape);
-    const size_t top_k = arguments.size(2);
-    const auto scratch = scratch_of<float>(ea_matcher_scratch_floats(matcher));
-    const auto matches = scratch_of<ea_match>(top_k);
+    const float *embeddings = arguments.in<float>(1, 2, &shape);
+    const size_t n_embeddings = shape[0], top_k = arguments.size(2);
+    const auto scratch = scratch_of<float>((n_embeddings > 1 ? 4 : 1) * ea_matcher_scratch_floats(matcher));
+    const auto matches = scratch_of<ea_match>(n_embeddings * top_k);
     size_t n_matches = 0;
     ea_status status;
     {
         Unlocked unlocked;
-        status = ea_classify(matcher, embedding, top_k, scratch.get(), matches.get(), &n_matches);
+        status = ea_classify_many(matcher, embeddings, n_embeddings, top_k, scratch.get(), matches.get(), &n_matches);
     }
     check(status);
-    PyObject *list = PyList_New(Py_ssize_t(n_matches));
-    for (size_t i = 0; list && i < n_matches; i++) {
-        const ea_match &m = matches[i];
-        PyObject *accepted = PyBool_FromLong(m.accepted);
-        PyList_SetItem(list, Py_ssize_t(i),
-                       Py_BuildValue("(iNdddd)", int(m.label), accepted, double(m.distance), m.threshold,
-                                     m.probability, m.logit));
+    PyObject *all = PyList_New(Py_ssize_t(n_embeddings));
+    for (size_t i = 0; all && i < n_embeddings; i++) {
+        PyObject *list = PyList_New(Py_ssize_t(n_matches));
+        for (size_t j = 0; list && j < n_matches; j++)
+            PyList_SetItem(list, Py_ssize_t(j), match_tuple(matches[i * n_matches + j]));
+        PyList_SetItem(all, Py_ssize_t(i), list);
     }
-    return list;
+    return all;
 }
 
 // ---- the store ----
@@ -745,6 +771,7 @@ PyMethodDef functions[] = {
     FUNCTION("packed_log_softmax", packed_log_softmax),
     FUNCTION("n_windows", n_windows),
     FUNCTION("window_stats", window_stats),
+    FUNCTION("span_stats", span_stats),
     FUNCTION("prototypes", prototypes),
     FUNCTION("leave_one_out", leave_one_out),
     FUNCTION("cohort_stats", cohort_stats),

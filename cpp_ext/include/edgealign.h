@@ -200,6 +200,14 @@ EA_KERNEL ea_status ea_window_stats(const float *frames, size_t n_frames, size_t
                                     size_t n_groups, const float *profile, size_t window_frames, size_t hop_frames,
                                     double *scratch, float *stats);
 
+/* The same over spans [n_spans, 2] of first frame and one past the last, each seen at n_places evenly spaced places:
+   place k is the frame first + (2 k + 1) length / (2 n_places), rounded down. The weight of a place is
+   weights [n_frames, n_groups] of its frame times profile [n_groups, n_places], both finite and >= 0.
+   stats [n_spans, 2 * dim]. Float32 inside. scratch float [n_places]. */
+EA_KERNEL ea_status ea_span_stats(const float *frames, size_t n_frames, size_t dim, const float *weights,
+                                  size_t n_groups, const float *profile, size_t n_places, const int32_t *spans,
+                                  size_t n_spans, float *scratch, float *stats);
+
 typedef struct ea_log_mel_options {
     size_t struct_size;
     size_t n_fft; /* a power of two, 4 to 65536; the filterbank has n_fft / 2 + 1 columns */
@@ -283,6 +291,11 @@ EA_API size_t ea_matcher_scratch_floats(const ea_matcher *matcher);
    matches [min(top_k, n_labels)]; scratch float [ea_matcher_scratch_floats(matcher)]. */
 EA_KERNEL ea_status ea_classify(const ea_matcher *matcher, const float *embedding, size_t top_k, float *scratch,
                                 ea_match *matches, size_t *n_matches);
+
+/* The same for embeddings [n_embeddings, dim], which share passes over the bank: matches [n_embeddings,
+   min(top_k, n_labels)], and *n_matches of each; scratch float [4 * ea_matcher_scratch_floats(matcher)]. */
+EA_KERNEL ea_status ea_classify_many(const ea_matcher *matcher, const float *embeddings, size_t n_embeddings,
+                                     size_t top_k, float *scratch, ea_match *matches, size_t *n_matches);
 
 /* ---- Level 1: the store (docs/formats.md) ------------------------------------------------------------------------ */
 

@@ -23,6 +23,7 @@ namespace {
 
 // Keeps scores finite where a whole cohort lies at one distance.
 constexpr double SMALLEST_SD = 1e-4;
+constexpr size_t AT_ONCE = 4;  // rows that share a pass over the bank
 
 // Mean and standard deviation of the `top` smallest distances, which are moved to the front.
 void cohort(float *distances, size_t count, size_t top, double *mean, double *sd) {
@@ -53,12 +54,43 @@ ea_status check(const ea_calibration *c, size_t n_bank, char *message) {
     return EA_OK;
 }
 
+// The k closest labels of an embedding whose distances to the prototypes and to the bank are given; reorders the latter.
+void decide(const ea_matcher &m, const float *distances, float *bank_distances, size_t k, ea_match *matches) {
+    double cohort_mean = 0, cohort_sd = 1;
+    if (m.n_bank) cohort(bank_distances, m.n_bank, m.top, &cohort_mean, &cohort_sd);
+    size_t held = 0;
+    float closest = INFINITY, second = INFINITY;  // `second` may equal `closest`
+    for (size_t l = 0; l < m.n_labels; l++) {
+        const float distance = distances[l];
+        if (distance < closest) {
+            second = closest, closest = distance;
+        } else if (distance < second) {
+            second = distance;
+        }
+        if (held == k && !(distance < matches[k - 1].distance)) continue;
+        size_t at = held < k ? held++ : k - 1;
+        for (; at > 0 && distance < matches[at - 1].distance; at--) matches[at] = matches[at - 1];
+        matches[at].label = int32_t(l), matches[at].distance = distance;
+    }
+    for (size_t i = 0; i < k; i++) {
+        ea_match &match = matches[i];
+        const ea_matcher::Label &label = m.labels[match.label];
+        const double distance = match.distance, other = i == 0 ? second : closest;
+        const double margin = m.n_labels == 1 ? m.lone_margin : other - distance;
+        match.logit = label.constant + m.w_z * (label.cohort_mean - distance) / label.cohort_sd
+                      + m.w_t * (cohort_mean - distance) / cohort_sd + m.w_distance * distance + m.w_margin * margin;
+        const double slope = m.w_distance - m.w_margin - m.w_z / label.cohort_sd - m.w_t / cohort_sd;
+        match.threshold = distance + (m.accept_logit - match.logit) / slope;
+        match.probability = 1 / (1 + std::exp(-match.logit));
+        match.accepted = match.logit >= m.accept_logit;
+    }
+}
+
 }  // namespace
 
 ea_status ea_cohort_stats(const float *rows, size_t n_rows, const float *bank, size_t n_bank, size_t dim, size_t top,
                           float *scratch, float *stats) {
     if (dim == 0 || n_bank == 0 || top == 0) return EA_INVALID_ARGUMENT;
-    constexpr size_t AT_ONCE = 4;  // rows that share a pass over the bank
     float *norms = scratch, *distances = scratch + n_bank;
     if (!row_norms(bank, n_bank, dim, norms)) return EA_NOT_FINITE;
     for (size_t first = 0; first < n_rows; first += AT_ONCE) {
@@ -151,45 +183,26 @@ size_t ea_matcher_scratch_floats(const ea_matcher *matcher) { return matcher->n_
 
 ea_status ea_classify(const ea_matcher *matcher, const float *embedding, size_t top_k, float *scratch,
                       ea_match *matches, size_t *n_matches) {
+    return ea_classify_many(matcher, embedding, 1, top_k, scratch, matches, n_matches);
+}
+
+ea_status ea_classify_many(const ea_matcher *matcher, const float *embeddings, size_t n_embeddings, size_t top_k,
+                           float *scratch, ea_match *matches, size_t *n_matches) {
     const ea_matcher &m = *matcher;
     if (top_k == 0) return EA_INVALID_ARGUMENT;
-    float norm;
-    if (!row_norms(embedding, 1, m.dim, &norm)) return EA_NOT_FINITE;
-    float *distances = scratch, *bank_distances = scratch + m.n_labels;
-    cosine_distances(embedding, &norm, 1, m.prototypes.data(), m.prototype_norms.data(), m.n_labels, m.dim, distances,
-                     m.n_labels);
-    double cohort_mean = 0, cohort_sd = 1;
-    if (m.n_bank) {
-        cosine_distances(embedding, &norm, 1, m.bank.data(), m.bank_norms.data(), m.n_bank, m.dim, bank_distances,
-                         m.n_bank);
-        cohort(bank_distances, m.n_bank, m.top, &cohort_mean, &cohort_sd);
-    }
     const size_t k = std::min(top_k, m.n_labels);
-    size_t held = 0;
-    float closest = INFINITY, second = INFINITY;  // `second` may equal `closest`
-    for (size_t l = 0; l < m.n_labels; l++) {
-        const float distance = distances[l];
-        if (distance < closest) {
-            second = closest, closest = distance;
-        } else if (distance < second) {
-            second = distance;
-        }
-        if (held == k && !(distance < matches[k - 1].distance)) continue;
-        size_t at = held < k ? held++ : k - 1;
-        for (; at > 0 && distance < matches[at - 1].distance; at--) matches[at] = matches[at - 1];
-        matches[at].label = int32_t(l), matches[at].distance = distance;
-    }
-    for (size_t i = 0; i < k; i++) {
-        ea_match &match = matches[i];
-        const ea_matcher::Label &label = m.labels[match.label];
-        const double distance = match.distance, other = i == 0 ? second : closest;
-        const double margin = m.n_labels == 1 ? m.lone_margin : other - distance;
-        match.logit = label.constant + m.w_z * (label.cohort_mean - distance) / label.cohort_sd
-                      + m.w_t * (cohort_mean - distance) / cohort_sd + m.w_distance * distance + m.w_margin * margin;
-        const double slope = m.w_distance - m.w_margin - m.w_z / label.cohort_sd - m.w_t / cohort_sd;
-        match.threshold = distance + (m.accept_logit - match.logit) / slope;
-        match.probability = 1 / (1 + std::exp(-match.logit));
-        match.accepted = match.logit >= m.accept_logit;
+    for (size_t first = 0; first < n_embeddings; first += AT_ONCE) {
+        const size_t count = std::min(AT_ONCE, n_embeddings - first);
+        const float *rows = embeddings + first * m.dim;
+        float norms[AT_ONCE], *distances = scratch, *bank_distances = scratch + count * m.n_labels;
+        if (!row_norms(rows, count, m.dim, norms)) return EA_NOT_FINITE;
+        cosine_distances(rows, norms, count, m.prototypes.data(), m.prototype_norms.data(), m.n_labels, m.dim,
+                         distances, m.n_labels);
+        if (m.n_bank)
+            cosine_distances(rows, norms, count, m.bank.data(), m.bank_norms.data(), m.n_bank, m.dim, bank_distances,
+                             m.n_bank);
+        for (size_t i = 0; i < count; i++)
+            decide(m, distances + i * m.n_labels, bank_distances + i * m.n_bank, k, matches + (first + i) * k);
     }
     *n_matches = k;
     return EA_OK;
