@@ -128,8 +128,12 @@ def enroll(
     ] = None,
     language: Annotated[
         str | None,
-        typer.Option("--language", help="Language of --text or --ipa as a BCP 47 tag, such as sw."),
+        typer.Option("--language", help="Language of --text, --ipa or the labels as a BCP 47 tag, such as sw."),
     ] = None,
+    labels_are_words: Annotated[
+        bool,
+        typer.Option("--labels-are-words", help="Folders are named after the words in them: labels are texts as well."),
+    ] = False,
     tables: Annotated[
         list[Path] | None,
         typer.Option(
@@ -162,6 +166,7 @@ def enroll(
         ipa=ipa,
         image=image,
         language=language,
+        labels_are_words=labels_are_words,
         channel=parse_channel(channel),
         tables=tables or (),
         tier=tier,

@@ -254,6 +254,7 @@ class Recognizer:
         ipa: str | None = None,
         image: str | os.PathLike | np.ndarray | None = None,
         language: str | None = None,
+        labels_are_words: bool = False,
         sample_rate_hz: float | None = None,
         channel: int | None = None,
         tables: Iterable[str | os.PathLike] = (),
@@ -268,6 +269,8 @@ class Recognizer:
         text, ipa   the word as it is written, or as it is pronounced
         image     a picture of what the label stands for, where the bundle aligns pictures with its samples
         language  BCP 47 tag of text or ipa, such as "sw"; optional
+        labels_are_words   each label is a text as well, as it is written: where the folders of words are named after
+                  them. One that the bundle cannot read is told in the warnings, its recordings are learned
         raises    InputUnreadable where no source can be read, EnrollmentRefused where none is good enough, and both
                   leave the store as it was; what fails beside others that succeed is listed in the report
         """
@@ -280,7 +283,9 @@ class Recognizer:
         typed = text if text is not None else ipa
         if typed is not None and not typed.strip():
             raise InvalidInput("the text is empty: type the word, as it is written or in IPA")
-        if language is not None and typed is None:
+        if labels_are_words and typed is not None:
+            raise InvalidInput("labels are words and a text was given: one label needs no more than the text")
+        if language is not None and typed is None and not labels_are_words:
             raise InvalidInput("a language was given without a text: it says how a text is read")
         label = label if label is not None else typed
         label = None if label is None else checked_label(label)
@@ -298,6 +303,8 @@ class Recognizer:
         if typed is not None and label is not None:
             kind = "grapheme" if text is not None else "ipa"
             samples.append(self._learn_text(typed, kind, language, label, warnings))
+        if labels_are_words:
+            samples += self._learn_labels(dict.fromkeys(sample.label for sample in samples), language, warnings)
         if image is not None and label is not None:
             samples.append(self._learn_image(image, label))
         if not samples:
@@ -406,6 +413,13 @@ class Recognizer:
         embedding = self.bundle.encode_text(tokens)
         digest = hashlib.sha256(tokens.ids.astype("<i8").tobytes()).digest()
         return _Sample(label, TEXT, embedding, digest, text)
+
+    def _learn_labels(self, labels: Iterable[str], language: str | None, warnings: list[str]) -> Iterable[_Sample]:
+        for label in labels:
+            try:
+                yield self._learn_text(label, "grapheme", language, label, warnings)
+            except EnrollmentRefused as error:
+                warnings.append(str(error))
 
     def _learn_image(self, image: str | os.PathLike | np.ndarray, label: str) -> _Sample:
         source = self.bundle.source("image")

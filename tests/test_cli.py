@@ -64,6 +64,8 @@ def test_enroll_prints_what_it_learned(edgealign, samples_folder: Path, tmp_path
     assert "71% of its threshold rests on these recordings" in lines[2]
     again = edgealign("enroll", samples_folder / "maji", "--text", "maji", "--language", "sw").out.splitlines()
     assert again[2].split()[:6] == ["maji", "1", "(5", "known)", "5", "23%"]  # 1.5 / (1.5 + 5)
+    words = edgealign("enroll", samples_folder, "--labels-are-words", "--language", "sw").out.splitlines()
+    assert [line.split()[5] for line in words[2:5]] == ["23%"] * 3
     alone = edgealign("enroll", "--ipa", "ˈmoto")
     assert "ˈmoto" in alone.out and "text alone" in alone.out
     one = edgealign("enroll", "--label", "one", samples_folder / "maji" / "voice0.wav")

@@ -125,6 +125,25 @@ def test_text_and_ipa_are_different_samples_and_typing_twice_is_one(recognizer: 
     assert recognizer.enroll(text="maji", language="sw").labels[0].n_texts == 3
 
 
+def test_labels_that_are_words_are_texts_as_well(recognizer: Recognizer, samples_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "samples"
+    shutil.copytree(samples_folder, folder)
+    unread = next(path for path in folder.iterdir() if path.name != "maji")
+    unread.rename(folder / "水")
+    report = recognizer.enroll(folder, labels_are_words=True, language="sw")
+    n_texts = {label.label: label.n_texts for label in report.labels}
+    assert n_texts["maji"] == 1 and n_texts["水"] == 0
+    assert sum(n_texts.values()) == len(n_texts) - 1
+    assert all(label.n_recordings == 5 for label in report.labels)
+    assert any("'水'" in warning for warning in report.warnings)
+    typed = Recognizer(recognizer.bundle, tmp_path / "typed.store")
+    typed.enroll(samples_folder / "maji", text="maji", language="sw")
+    of_label = recognizer.store.rows()["label"] == recognizer.store.labels().index("maji")
+    assert np.array_equal(recognizer.store.embeddings()[of_label], typed.store.embeddings())
+    with pytest.raises(InvalidInput, match="one label needs no more than the text"):
+        recognizer.enroll(folder / "maji", text="maji", labels_are_words=True)
+
+
 def test_text_that_the_bundle_cannot_read(recognizer: Recognizer) -> None:
     with pytest.raises(EnrollmentRefused, match="--ipa"):
         recognizer.enroll(text="水")
