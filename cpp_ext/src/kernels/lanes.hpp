@@ -51,6 +51,12 @@ EA_INLINE Lanes load_some(const float *from, size_t count, float rest = 0) {
     Lanes lanes;
 #if defined(__AVX512F__)
     lanes.part[0] = (Vector)_mm512_mask_loadu_ps((__m512)(Vector{} + rest), __mmask16((1u << count) - 1), from);
+#elif defined(__AVX2__)
+    EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) {
+        const IntVector there = IntVector{0, 1, 2, 3, 4, 5, 6, 7} + int(p * WIDTH) < int(count);
+        const Vector loaded = (Vector)_mm256_maskload_ps(from + p * WIDTH, (__m256i)there);
+        lanes.part[p] = there ? loaded : Vector{} + rest;
+    }
 #else
     EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) lanes.part[p] = Vector{} + rest;
     std::memcpy(&lanes, from, count * sizeof(float));

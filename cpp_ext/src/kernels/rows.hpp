@@ -27,7 +27,7 @@ template <class Term, size_t N_QUERIES, size_t N_ROWS>
 EA_INLINE void add_terms(const float *queries, const float *rows, size_t dim, Lanes *sums) {
     const size_t whole = dim / N_LANES * N_LANES, rest = dim - whole;
     EA_UNROLL for (size_t s = 0; s < N_QUERIES * N_ROWS; s++) sums[s] = Lanes{};
-    for (size_t k = 0; k < whole; k += N_LANES)
+    _Pragma("GCC unroll 2") for (size_t k = 0; k < whole; k += N_LANES)
         EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) {
             const size_t at = k + p * WIDTH;
             Vector of_rows[N_ROWS];
