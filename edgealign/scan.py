@@ -45,7 +45,7 @@ LEVEL_STEP, LEVEL_FRAMES = 4, 9  # between the places at which levels are compar
 LEAST_PLACES = 4  # of a candidate must stand out, 0.16 s in all: clicks and crackle do not
 FEW = 2  # candidates of a stretch are encoded without a first look
 SHORT_S = 0.24  # parts up to this length too: what surrounds them outweighs them in a first look
-LONGER = 0.15  # a candidate longer by a second must be so much nearer to be encoded as early: it costs more
+LONGER = 0.1  # a candidate longer by a second must be so much nearer to be encoded as early: it costs more
 BETWEEN_STRETCHES_S = 0.5
 LENGTH_STEP = 4  # lengths of parts are rounded up to it, so that there are batches of equal length
 

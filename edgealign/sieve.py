@@ -32,9 +32,9 @@ STEP = 4  # frames of log-mel per frame of the convolutions
 N_POSITIONS = 16  # at which a candidate's frames are looked at
 MIN_DEVIATION = 0.01  # of PositionalPooling
 LEAST_COSINE = 0.98  # to the encoder's embedding, of a stretch that is one candidate
-FURTHEST = 0.75  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
-BEHIND = 0.15  # further than a rival that is encoded, nothing is encoded either
-ROUNDS = (2, 5)  # so many rivals are encoded before it is seen what they are, and so many in all
+FURTHEST = 0.8  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
+BEHIND = 0.2  # further than a rival that is encoded, nothing is encoded either
+ROUNDS = (2, 3)  # so many rivals are encoded before it is seen what they are, and so many in all
 OPEN, SETTLED = 0.05, 0.7  # probability of the likeliest rival, between which it is open what is there
 
 
