@@ -15,8 +15,8 @@ namespace ea::EA_SET {
 constexpr float NEAR = 1.0f / 32;
 constexpr float TRUSTED_MIN = 1e-20f, TRUSTED_MAX = 1e30f;  // of sums of squares
 // A lone query meets more than this in no cache; it then goes through one panel after the other, for memory is fastest
-// read from front to back.
-constexpr size_t FAR_PANEL_BYTES = 16 << 20;
+// read from front to back, and fetches so far ahead.
+constexpr size_t FAR_PANEL_BYTES = 16 << 20, AHEAD_BYTES = 4096;
 // Of panels that stay in the second cache while all queries pass; processors with AVX-512 have 1 MiB of it.
 constexpr size_t CACHE_BYTES = (WIDTH == 16 ? 512 : 384) << 10;
 
@@ -84,6 +84,7 @@ template <size_t Q, size_t V>
 EA_INLINE void add_products(const Rows<Q, float> &queries, Reader<V> prototypes, size_t first, size_t end,
                             Vector (&sums)[Q][V]) {
     for (size_t k = first; k < end; k++) {
+        if constexpr (Q == 1) __builtin_prefetch(prototypes.at[0] + AHEAD_BYTES, 0, 2);
         Vector values[V];
         EA_UNROLL for (size_t v = 0; v < V; v++) values[v] = prototypes.template load<Vector>(v);
         EA_UNROLL for (size_t i = 0; i < Q; i++) {
