@@ -108,6 +108,7 @@ __all__ = [
 ]
 
 MAX_SAMPLE = 1e6  # louder than that is not audio; EA_MAX_SAMPLE in edgealign.h
+MAX_PLACES = 64  # of a span; EA_MAX_PLACES in edgealign.h
 METRICS = ("cosine", "sq_l2")  # in the order of ea_metric
 STORAGES = ("float32", "int8")  # in the order of ea_storage
 RECORDING, TEXT, PICTURE = KINDS = (1, 2, 3)  # ea_kind: what an embedding was made from
@@ -507,13 +508,15 @@ def span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spa
     frames    float32 [n_frames, d]
     weights   float32 [n_frames, n_groups] >= 0; d is a multiple of n_groups, and group g has the channels from
               g d / n_groups on
-    profile   float32 [n_groups, n_places] >= 0
+    profile   float32 [n_groups, n_places] >= 0, n_places at most MAX_PLACES
     spans     int32 [n_spans, 2]: first frame and one past the last, 0 <= first < last <= n_frames
     """
     frames, weights = _float32(frames, 2, "frames"), _float32(weights, 2, "weights")
     profile, spans = _float32(profile, 2, "profile"), np.ascontiguousarray(spans, np.int32)
     if len(weights) != len(frames) or frames.shape[1] % weights.shape[1] or len(profile) != weights.shape[1]:
         raise ValueError(f"weights {weights.shape} and profile {profile.shape} do not fit frames {frames.shape}")
+    if profile.shape[1] > MAX_PLACES:
+        raise ValueError(f"a profile of {profile.shape[1]} places: at most {MAX_PLACES} are taken")
     if spans.ndim != 2 or spans.shape[1] != 2:
         raise ValueError(f"spans have the shape {spans.shape}, expected [n_spans, 2]")
     if len(spans) and not (spans[:, 0].min() >= 0 and (spans[:, 0] < spans[:, 1]).all() and spans.max() <= len(frames)):

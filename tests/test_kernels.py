@@ -466,6 +466,7 @@ def part_cases() -> Iterator[Case]:
     yield Case("one channel a group", (frames[:, :3], weights, profile, spans))
     yield Case("one place", (frames, weights, profile[:, :1], spans))
     yield Case("three places", (frames, weights, profile[:, :3], spans))
+    yield Case("as many places as there may be", (frames, weights, generator.random(size=(3, 64)), spans))
     yield Case("no span", (frames, weights, profile, spans[:0]))
     yield Case("frames that weigh nothing", (frames, weights * (np.arange(41) > 20)[:, None], profile, spans))
     yield Case("places that weigh nothing", (frames, weights, profile * (np.arange(3) > 0)[:, None], spans))
@@ -893,6 +894,10 @@ WRONG = {
     "groups of spans": (
         lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 2)), np.ones((2, 2)), [[1, 2]]),
         "do not fit frames",
+    ),
+    "too many places": (
+        lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), np.ones((1, 65)), [[1, 2]]),
+        "a profile of 65 places: at most 64",
     ),
     "place below 0": (
         lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), -np.ones((1, 2)), [[1, 2]]),

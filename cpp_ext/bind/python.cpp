@@ -409,11 +409,10 @@ PyObject *span_stats(PyObject *const *items, Py_ssize_t count) {
     arguments.expect(p[0] == w[1], 2);
     arguments.expect(s[1] == 2, 3);
     float *stats = arguments.out<float>(4, s[0], 2 * f[1]);
-    const auto scratch = scratch_of<float>(p[1]);
     ea_status status;
     {
         Unlocked unlocked;
-        status = ea_span_stats(frames, f[0], f[1], weights, w[1], profile, p[1], spans, s[0], scratch.get(), stats);
+        status = ea_span_stats(frames, f[0], f[1], weights, w[1], profile, p[1], spans, s[0], stats);
     }
     check(status);
     return none();

@@ -200,13 +200,15 @@ EA_KERNEL ea_status ea_window_stats(const float *frames, size_t n_frames, size_t
                                     size_t n_groups, const float *profile, size_t window_frames, size_t hop_frames,
                                     double *scratch, float *stats);
 
-/* The same over spans [n_spans, 2] of first frame and one past the last, each seen at n_places evenly spaced places:
-   place k is the frame first + (2 k + 1) length / (2 n_places), rounded down. The weight of a place is
+enum { EA_MAX_PLACES = 64 };
+
+/* The same over spans [n_spans, 2] of first frame and one past the last, each seen at n_places evenly spaced places, at
+   most EA_MAX_PLACES: place k is the frame first + (2 k + 1) length / (2 n_places), rounded down. The weight of a place is
    weights [n_frames, n_groups] of its frame times profile [n_groups, n_places], both finite and >= 0.
-   stats [n_spans, 2 * dim]. Float32 inside. scratch float [n_places]. */
+   stats [n_spans, 2 * dim]. Float32 inside. */
 EA_KERNEL ea_status ea_span_stats(const float *frames, size_t n_frames, size_t dim, const float *weights,
                                   size_t n_groups, const float *profile, size_t n_places, const int32_t *spans,
-                                  size_t n_spans, float *scratch, float *stats);
+                                  size_t n_spans, float *stats);
 
 typedef struct ea_log_mel_options {
     size_t struct_size;

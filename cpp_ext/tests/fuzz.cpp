@@ -151,7 +151,8 @@ void windows() {
     std::vector<float> stats(ea_n_windows(n_frames, window, hop) * 2 * dim);
     ea_window_stats(frames.data(), n_frames, dim, weights.data(), n_groups, has_profile ? profile.data() : nullptr, window,
                     hop, scratch.data(), stats.data());
-    auto places = numbers(n_groups * (1 + up_to(20)));
+    const size_t n_places = up_to(EA_MAX_PLACES + 1);
+    auto places = numbers(n_groups * n_places);
     if (up_to(3))
         for (float &value : places) value = std::fabs(value);
     std::vector<int32_t> spans(2 * up_to(12));
@@ -160,9 +161,9 @@ void windows() {
         spans[i + 1] = spans[i] + int32_t(up_to(n_frames + 1));  // now and then one without frames, or beyond the last
         if (up_to(9)) spans[i + 1] = std::min(spans[i + 1], int32_t(n_frames));
     }
-    std::vector<float> shares(places.size() / n_groups), of_spans(spans.size() * dim);
-    ea_span_stats(frames.data(), n_frames, dim, weights.data(), n_groups, places.data(), shares.size(), spans.data(),
-                  spans.size() / 2, shares.data(), of_spans.data());
+    std::vector<float> of_spans(spans.size() * dim);
+    ea_span_stats(frames.data(), n_frames, dim, weights.data(), n_groups, places.data(), n_places, spans.data(),
+                  spans.size() / 2, of_spans.data());
 }
 
 std::string read_file(const std::string &path) {
