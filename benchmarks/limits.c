@@ -6,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -109,6 +112,48 @@ static double read_gb_s(size_t bytes, int repeats)
     return best;
 }
 
+/* One query against prototypes in half precision, sixteen side by side: no more than reading, widening and multiplying. */
+static double half_us(size_t n_prototypes, size_t dim)
+{
+    double best = 0;
+#if defined(__AVX512F__)
+    const size_t bytes = (n_prototypes + 15) / 16 * 16 * dim * 2;
+    char *memory = aligned_alloc(1 << 21, (bytes + (1 << 21) - 1) >> 21 << 21);
+    float *query = calloc(dim, sizeof(float));
+    const int calls = (int)(2e7 / (double)bytes) + 1;
+#if defined(__linux__)
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+    memset(memory, 0, bytes);
+    best = 1e9;
+    for (int repeat = 0; repeat < N_REPEATS; repeat++) {
+        const double start = now();
+        for (int call = 0; call < calls; call++) {
+            const char *at = memory;
+            while (at < memory + bytes) {
+                __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
+                for (size_t k = 0; k + 4 <= dim; k += 4, at += 128) {
+                    const __m256i *from = (const __m256i *)(const void *)at;
+                    a = _mm512_fmadd_ps(_mm512_set1_ps(query[k]), _mm512_cvtph_ps(_mm256_loadu_si256(from)), a);
+                    b = _mm512_fmadd_ps(_mm512_set1_ps(query[k + 1]), _mm512_cvtph_ps(_mm256_loadu_si256(from + 1)), b);
+                    c = _mm512_fmadd_ps(_mm512_set1_ps(query[k + 2]), _mm512_cvtph_ps(_mm256_loadu_si256(from + 2)), c);
+                    d = _mm512_fmadd_ps(_mm512_set1_ps(query[k + 3]), _mm512_cvtph_ps(_mm256_loadu_si256(from + 3)), d);
+                }
+                a = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+                KEEP(a);
+            }
+        }
+        const double us = (now() - start) / calls * 1e6;
+        if (us < best) best = us;
+    }
+    free(query);
+    free(memory);
+#else
+    (void)n_prototypes, (void)dim;
+#endif
+    return best;
+}
+
 static double call_us(size_t n_queries, size_t n_prototypes, size_t dim, int32_t storage, int32_t metric)
 {
     float *rows = malloc((n_prototypes + n_queries) * dim * sizeof(float));
@@ -139,6 +184,8 @@ int main(void)
     printf("{\"fma_gflops\": %.1f, \"int8_gops\": %.1f", fma_gflops(), int8_gops());
     printf(", \"read_gb_s\": %.2f, \"read_int8_gb_s\": %.2f", read_gb_s(102400000, 100), read_gb_s(25600000, 200));
     printf(", \"read_1024kb_gb_s\": %.2f, \"read_256kb_gb_s\": %.2f", read_gb_s(1024000, 2000), read_gb_s(256000, 4000));
+    printf(", \"float16 loop 1x1000x256 us\": %.3f, \"float16 loop 1x100000x256 us\": %.3f", half_us(1000, 256),
+           half_us(100000, 256));
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int32_t storage = EA_FLOAT32; storage <= EA_INT8; storage++)
             printf(", \"%s %zux%zux%zu us\": %.3f", storage ? "int8" : "fp32", shapes[s][0], shapes[s][1], shapes[s][2],

@@ -21,7 +21,7 @@ namespace ea::EA_SET {
 // Native vectors, and what has all its sums in registers: how many queries and vectors of packed prototypes, how many
 // queries and rows as they lie.
 #if defined(__AVX512F__)
-constexpr size_t WIDTH = 16, TILE = 6, TILE_VECTORS = 4, ROW_TILE = 4, ROW_TILE_ROWS = 4;
+constexpr size_t WIDTH = 16, TILE = 8, TILE_VECTORS = 3, ROW_TILE = 4, ROW_TILE_ROWS = 4;
 #elif defined(__AVX2__)
 constexpr size_t WIDTH = 8, TILE = 6, TILE_VECTORS = 2, ROW_TILE = 3, ROW_TILE_ROWS = 2;
 #elif defined(__aarch64__)
