@@ -173,9 +173,10 @@ class Searched:
     def _look_at(self) -> dict[tuple[int, int], FirstLook]:
         return {span: look for look in self.looks for span in look.spans}
 
-    def choose(self, n_rivals: int | None) -> list[tuple[int, int]]:
-        """What is to be encoded next; None is for the beginning."""
-        return self.at_once if n_rivals is None else [span for look in self.looks for span in look.choose(n_rivals)]
+    def choose(self, n_rivals: int) -> list[tuple[int, int]]:
+        """What is to be encoded next, see `FirstLook.choose`; at_once comes first."""
+        chosen = [span for look in self.looks for span in look.choose(n_rivals)]
+        return self.at_once + chosen if n_rivals == ROUNDS[0] else chosen
 
     def hear(self, span: tuple[int, int], probability: float) -> None:
         if span in self._look_at:
@@ -284,7 +285,7 @@ class Scanner:
     def _search(self, searched: Sequence[Searched]) -> list[Found]:
         """What is probable enough in some search windows."""
         found: list[Found] = []
-        for n_rivals in (None, *ROUNDS):
+        for n_rivals in ROUNDS:
             spans = [(one, span) for one in searched for span in one.choose(n_rivals)]
             # All are encoded before any is compared: the weights and then the bank stay in the processor's cache.
             decisions = self.matcher.classify_many(self._encode(spans), max(2, self.options.top_k))
@@ -321,7 +322,7 @@ class Scanner:
                 (first, end)
                 for first, end in at_once
                 if candidates[first, end]
-                and end - first <= (self._window if (first, end) in sounds else SHORT_S * self._frames_per_s)
+                and end - first <= (self._max_part if (first, end) in sounds else SHORT_S * self._frames_per_s)
             }
             at_once, looks = self._first_looks(log_mels, at_once, always, _stands_out(levels, front_end))
         rank = int(policy.floor_quantile * (len(levels) - 1))

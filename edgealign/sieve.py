@@ -34,7 +34,7 @@ MIN_DEVIATION = 0.01  # of PositionalPooling
 LEAST_COSINE = 0.98  # to the encoder's embedding, of a stretch that is one candidate
 FURTHEST = 0.8  # cosine distance of a first look to the nearest label, beyond which nothing is encoded
 BEHIND = 0.2  # further than a rival that is encoded, nothing is encoded either
-ROUNDS = (2, 3)  # so many rivals are encoded before it is seen what they are, and so many in all
+ROUNDS = (2, 4)  # so many rivals are encoded before it is seen what they are, and so many in all
 OPEN, SETTLED = 0.05, 0.7  # probability of the likeliest rival, between which it is open what is there
 
 

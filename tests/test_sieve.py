@@ -104,7 +104,7 @@ def test_more_rivals_are_encoded_only_where_the_first_leave_it_open() -> None:
     distances = np.linspace(0.4, 0.5, 12, dtype=np.float32)[::-1].copy()
     open_, known, hopeless = (chosen_in_rounds(FirstLook(spans, distances), p) for p in (0.3, 0.95, 0.001))
     assert open_[0] == known[0] == hopeless[0] == [spans[11], spans[10]]  # the nearest of all
-    assert open_[1] == [spans[9]]
+    assert open_[1] == [spans[9], spans[8]]
     assert known[1] == hopeless[1] == []
 
 
