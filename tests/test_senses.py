@@ -1,5 +1,6 @@
 """Encoders of sounds and pictures: what they are trained on, training and export on tiny packs, the shipped bundles."""
 
+import copy
 import json
 import os
 import struct
@@ -21,7 +22,7 @@ from edgealign.export import main as export_main
 from edgealign.export import quantize
 from edgealign.text import Tokenizer
 from edgealign.train import main as train_main
-from edgealign.train import packs, pictures, sense_commands, sounds, starts
+from edgealign.train import packs, pictures, sense_commands, sense_encoders, sounds, starts
 from edgealign.train.made_sounds import made_sound
 from edgealign.train.sense_encoders import SenseConfig, SenseEncoder
 from edgealign.train.senses import Sense, accuracy, load_state
@@ -80,6 +81,24 @@ def test_varied_sounds_and_pictures_are_finite_and_differ():
     assert varied.shape == (5, 3, 32, 32) and varied.min() >= 0 and varied.max() <= 1
 
 
+def test_two_classes_heard_at_once_are_a_class_of_a_batch_without_a_label(tmp_path):
+    listed = [sounds.Sound((recipe, take), f"{kind}{recipe}", "train") for kind in ("", "made ") for recipe, take in
+              np.ndindex(3, 3)]  # fmt: skip
+    batches = sounds.SoundBatches(listed, sounds.LogMels.of(listed, tmp_path, print), seed=0)
+    x, labels, groups, instances = batches.draw(0)
+    mixed = labels == sounds.NO_LABEL
+    n_mixed = batches.mixtures_per_batch * batches.takes_per_mixture
+    assert len(x) == len(labels) == len(groups) == len(instances) and mixed.sum() == 2 * n_mixed
+    assert (groups[~mixed] == labels[~mixed]).all() and (labels[~mixed] < batches.n_labels).all()
+    assert torch.bincount(groups[mixed])[batches.n_labels :].tolist() == [4] * batches.mixtures_per_batch
+    assert (torch.bincount(instances) == 2).all() and x.isfinite().all()
+    again = batches.draw(0)
+    assert all(torch.equal(a, b) for a, b in zip((x, labels, groups, instances), again, strict=True))
+    quiet = batches._view([(0, [0], 0.0), (3, [0], -40.0)], 96, np.random.default_rng(1))
+    alone = batches._view([(0, [0], 0.0)], 96, np.random.default_rng(1))
+    assert np.abs(quiet - alone).max() < 1e-2  # 170 dB below: not heard
+
+
 # ---- encoders ----
 
 
@@ -90,6 +109,21 @@ def test_the_level_of_a_sound_does_not_change_its_embedding():
     with torch.no_grad():
         assert torch.allclose(encoder.embed(x), encoder.embed(x - 5), atol=1e-5)
         assert encoder.embed(torch.full((1, 64, 9), -20.0)).isfinite().all()  # digital silence
+
+
+def test_training_in_bfloat16_moves_the_weights_as_in_float32_and_embedding_is_in_float32(monkeypatch):
+    torch.manual_seed(0)
+    encoder = SenseEncoder(SenseConfig(widths=(8, 8, 16, 16), n_rows=64, dropout=0.0))
+    x = torch.from_numpy(np.stack([sounds.log_mel(made_sound(i, 0))[:, :96] for i in range(6)]))
+    gradients, embedded = [], []
+    for is_fast in (False, True):
+        monkeypatch.setattr(sense_encoders, "computes_bfloat16", lambda is_fast=is_fast: is_fast)
+        own = copy.deepcopy(encoder)
+        embedded.append(own.eval()(x))
+        own.train()(x).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in own.parameters()]))
+    assert torch.equal(*embedded)
+    assert not torch.equal(*gradients) and torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 def test_padding_does_not_change_what_a_word_stands_for():

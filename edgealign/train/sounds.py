@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ N_RECIPES, N_TAKES = 240, 5
 SPOKEN_LABELS, SPOKEN_CLIPS = 20, 8
 FEWEST = 3  # clips that make a class of a pack beside esc50
 LONGEST_FRAMES = 300
+MIXED = 1.4  # nepers (6 dB) by which a sound of a mixture is louder than the other, at most
+NO_LABEL = -100  # what torch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -156,14 +158,19 @@ class LogMels:
         return np.ascontiguousarray(self.frames[self.starts[row, 0] : self.ends[row, 0]].T, np.float32)
 
 
+Layer = tuple[int, list[int], float]  # row, speeds to choose from, level in nepers of energy
+
+
 class SoundBatches:
     """Two variations each of some sounds of some classes. Draws from the seed and the step alone.
 
-    A sound that is played much faster or slower counts as one of another class.
+    A sound that is played much faster or slower counts as one of another class, and two classes that are heard at once
+    are one more, which has no label: it is told from the rest of its batch.
     """
 
     classes_per_batch, clips_per_class = 13, 3  # recorded
     made_per_batch, takes_per_recipe = 5, 2
+    mixtures_per_batch, takes_per_mixture = 8, 2
 
     def __init__(self, sounds: list[Sound], mels: LogMels, seed: int) -> None:
         self.mels, self.seed = mels, seed
@@ -181,26 +188,46 @@ class SoundBatches:
         self.share /= self.share.sum()
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log_mel [n, n_mels, n_frames], labels, the same again, instances, each [n]; row i + n/2 is another view of
-        row i."""
+        """log_mel [n, n_mels, n_frames], labels (NO_LABEL: none), groups, instances, each [n]; row i + n/2 is another
+        view of row i."""
         rng = np.random.default_rng([self.seed, step])
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        n_frames = int(rng.integers(100, 190))
-        chosen = list(rng.choice(self.recorded, min(self.classes_per_batch, len(self.recorded)), False, self.share))
-        made = list(rng.choice(self.made, min(self.made_per_batch, len(self.made)), replace=False))
+        n_frames = 16 * int(rng.integers(6, 12))  # few lengths: convolutions are set up anew for each
         drawn, labels = [], []
-        for name, n in [(name, self.clips_per_class) for name in chosen] + [
-            (name, self.takes_per_recipe) for name in made
-        ]:
-            speed_kind = int(rng.choice(3, p=[0.7, 0.15, 0.15])) if name in chosen else 0
-            speeds = [i for i, speed in enumerate(SPEEDS) if OTHER_PITCH.get(speed, 0) == speed_kind]
-            for row in rng.choice(self.rows[name], n, replace=len(self.rows[name]) < n):
-                drawn.append((int(row), speeds))
-                labels.append(self.label_of[name] + len(self.label_of) * speed_kind)
-        views = [self._cut(row, int(rng.choice(speeds)), n_frames, rng) for _ in range(2) for row, speeds in drawn]
+        for name in self._some(self.recorded, self.classes_per_batch, rng, self.share):
+            kind, speeds = _speeds(rng)
+            drawn += [[(row, speeds, 0.0)] for row in self._rows(name, self.clips_per_class, rng)]
+            labels += [self.label_of[name] + len(self.label_of) * kind] * self.clips_per_class
+        for name in self._some(self.made, self.made_per_batch, rng):
+            drawn += [[(row, [SPEEDS.index(1.0)], 0.0)] for row in self._rows(name, self.takes_per_recipe, rng)]
+            labels += [self.label_of[name]] * self.takes_per_recipe
+        groups = list(labels)
+        for i in range(self.mixtures_per_batch):
+            layers = []
+            level = rng.uniform(-MIXED, MIXED)
+            for layer, name in enumerate(self._some(self.recorded, 2, rng, self.share)):
+                _, speeds = _speeds(rng)
+                layers.append([
+                    (row, speeds, layer * (level + rng.uniform(-MIXED, MIXED) / 3))
+                    for row in self._rows(name, self.takes_per_mixture, rng)
+                ])  # fmt: skip
+            drawn += zip(*layers, strict=True)
+            labels += [NO_LABEL] * self.takes_per_mixture
+            groups += [self.n_labels + i] * self.takes_per_mixture
+        views = [self._view(layers, n_frames, rng) for _ in range(2) for layers in drawn]
         x = vary(torch.from_numpy(np.stack(views)), torch_rng)
-        repeated = torch.tensor(labels).repeat(2)
-        return x, repeated, repeated, torch.arange(len(drawn)).repeat(2)
+        return x, torch.tensor(labels).repeat(2), torch.tensor(groups).repeat(2), torch.arange(len(drawn)).repeat(2)
+
+    def _some(self, names: list[str], n: int, rng: np.random.Generator, share: np.ndarray | None = None) -> list[str]:
+        return list(rng.choice(names, min(n, len(names)), replace=False, p=share))
+
+    def _rows(self, name: str, n: int, rng: np.random.Generator) -> list[int]:
+        return rng.choice(self.rows[name], n, replace=len(self.rows[name]) < n).tolist()
+
+    def _view(self, layers: Sequence[Layer], n_frames: int, rng: np.random.Generator) -> np.ndarray:
+        """Sounds that are heard at once, float32 [n_mels, n_frames]."""
+        cuts = [self._cut(row, int(rng.choice(speeds)), n_frames, rng) + level for row, speeds, level in layers]
+        return np.logaddexp.reduce(cuts).astype(np.float32)
 
     def _cut(self, row: int, speed: int, n_frames: int, rng: np.random.Generator) -> np.ndarray:
         """A stretch with a loud moment in it, float32 [n_mels, n_frames], the loudest point 0; quiet where the clip
@@ -218,6 +245,12 @@ class SoundBatches:
         begin, end = max(first, 0), min(first + n_frames, len(frames))
         cut[begin - first : end - first] = frames[begin:end]
         return cut.T
+
+
+def _speeds(rng: np.random.Generator) -> tuple[int, list[int]]:
+    """What kind of class a sound is played as, and the speeds of it: as recorded mostly, else of another pitch."""
+    kind = int(rng.choice(3, p=[0.7, 0.15, 0.15]))
+    return kind, [i for i, speed in enumerate(SPEEDS) if OTHER_PITCH.get(speed, 0) == kind]
 
 
 def vary(log_mel: Tensor, rng: torch.Generator) -> Tensor:
