@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -199,6 +200,22 @@ def test_a_run_is_logged_and_its_checkpoint_is_what_was_exported(made):
     (made / "none.pt").write_bytes(b"no checkpoint")
     with pytest.raises(InvalidInput, match="is not a checkpoint"):
         Sense.load(made / "none.pt")
+
+
+def test_the_sources_of_an_encoder_are_kept_beside_it_and_are_of_no_other(made, tmp_path):
+    shutil.copy(made / "audio.pt", tmp_path)
+    with pytest.raises(InvalidInput, match=r"has words, but there is no '.*audio-words\.pt'"):
+        Sense.load(tmp_path / "audio.pt")
+    for source in ("words", "pictures"):
+        shutil.copy(made / f"audio-{source}.pt", tmp_path)
+    kept, sense = Sense.load(tmp_path / "audio.pt"), Sense.load(made / "audio" / "sense.pt")
+    for part in ("encoder", "words", "pictures", "picture_map"):
+        expected = getattr(sense, part).state_dict()
+        assert all(torch.equal(t, expected[name]) for name, t in getattr(kept, part).state_dict().items())
+    assert kept.vocabulary == sense.vocabulary
+    shutil.copy(made / "image-words.pt", tmp_path / "audio-words.pt")
+    with pytest.raises(InvalidInput, match="belongs to another encoder"):
+        Sense.load(tmp_path / "audio.pt")
 
 
 @pytest.mark.parametrize("name", ["audio", "image"])

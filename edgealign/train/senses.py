@@ -8,6 +8,7 @@ of a group are positives (Khosla et al. 2020), and one in which only the other v
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
@@ -28,7 +29,7 @@ from edgealign.train.source_networks import N_SPECIAL, PictureMap, Words
 from edgealign.writing import replace_file
 
 FORMAT = "edgealign sense run 1"
-SENSE_FORMAT = "edgealign sense 1"
+SENSE_FORMAT = "edgealign sense 2"
 CLASSIFIER_SCALE = 16.0
 
 
@@ -242,17 +243,22 @@ class Sense:
         return self.encoder.config.modality
 
     def save(self, path: Path) -> None:
-        """In half precision."""
-        parts = {
-            name: {key: t.half() if t.is_floating_point() else t for key, t in getattr(self, name).state_dict().items()}
-            for name in ("encoder", "words", "pictures", "picture_map")
-            if getattr(self, name) is not None
-        }
-        pictures = {"pictures_config": _plain(self.pictures.config)} if self.pictures is not None else {}
+        """In half precision: the encoder at `path`, and what it can start from in files of their own beside it."""
+        encoder = _half(self.encoder)
+        sources = {}
+        if self.words is not None:
+            sources["words"] = {"words": _half(self.words), "vocabulary": self.vocabulary}
+        if self.pictures is not None:
+            sources["pictures"] = {
+                "pictures": _half(self.pictures), "pictures_config": _plain(self.pictures.config),
+                "picture_map": _half(self.picture_map),
+            }  # fmt: skip
+        for name, parts in sources.items():
+            with replace_file(_beside(path, name)) as file:
+                torch.save({"format": SENSE_FORMAT, "encoder_sha256": _sha256(encoder), **parts}, file)
         with replace_file(path) as file:
             torch.save(
-                {"format": SENSE_FORMAT, "config": self.config, "vocabulary": self.vocabulary, **parts, **pictures},
-                file,
+                {"format": SENSE_FORMAT, "config": self.config, "encoder": encoder, "sources": list(sources)}, file
             )
 
     @classmethod
@@ -260,18 +266,18 @@ class Sense:
         """InvalidInput for anything but what `save` wrote, and for another modality than the one asked for."""
         state = load_state(path, SENSE_FORMAT)
         try:
-            sense = cls(
-                state["config"], _encoder(state["config"]["encoder"], state["encoder"]), None, state["vocabulary"]
-            )
+            sense = cls(state["config"], _encoder(state["config"]["encoder"], state["encoder"]))
             dim = sense.encoder.config.dim
-            if "words" in state:
-                words = Words(len(state["vocabulary"]["tokens"]) + N_SPECIAL, dim)
-                words.load_state_dict(_full(state["words"]))
-                sense = replace(sense, words=words.eval())
-            if "pictures" in state:
-                pictures = _encoder(state["pictures_config"], state["pictures"])
+            parts = {name: _part(path, name, _sha256(state["encoder"])) for name in state["sources"]}
+            if "words" in parts:
+                vocabulary = parts["words"]["vocabulary"]
+                words = Words(len(vocabulary["tokens"]) + N_SPECIAL, dim)
+                words.load_state_dict(_full(parts["words"]["words"]))
+                sense = replace(sense, words=words.eval(), vocabulary=vocabulary)
+            if "pictures" in parts:
+                pictures = _encoder(parts["pictures"]["pictures_config"], parts["pictures"]["pictures"])
                 mapped = PictureMap(pictures.config.dim, dim)
-                mapped.load_state_dict(_full(state["picture_map"]))
+                mapped.load_state_dict(_full(parts["pictures"]["picture_map"]))
                 sense = replace(sense, pictures=pictures, picture_map=mapped.eval())
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InvalidInput(f"'{path}' was saved by another version of `edgealign train`: train again") from error
@@ -282,6 +288,32 @@ class Sense:
 
 def _plain(config: object) -> dict:
     return json.loads(json.dumps(asdict(config)))
+
+
+def _beside(path: Path, source: str) -> Path:
+    return path.with_name(f"{path.stem}-{source}{path.suffix}")
+
+
+def _part(path: Path, source: str, encoder_sha256: str) -> dict:
+    """What `Sense.save` wrote beside the encoder at `path`; InvalidInput where it is missing, or another encoder's."""
+    beside = _beside(path, source)
+    if not beside.exists():
+        raise InvalidInput(f"'{path}' has {source}, but there is no '{beside}': copy it from where the former is from")
+    state = load_state(beside, SENSE_FORMAT)
+    if state.get("encoder_sha256") != encoder_sha256:
+        raise InvalidInput(f"'{beside}' belongs to another encoder than '{path}': copy both from one run")
+    return state
+
+
+def _sha256(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, t in sorted(state.items()):
+        digest.update(name.encode() + t.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _half(module: nn.Module) -> dict[str, Tensor]:
+    return {name: t.half() if t.is_floating_point() else t for name, t in module.state_dict().items()}
 
 
 def _full(state: dict[str, Tensor]) -> dict[str, Tensor]:
