@@ -127,6 +127,27 @@ def test_training_in_bfloat16_moves_the_weights_as_in_float32_and_embedding_is_i
     assert not torch.equal(*gradients) and torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
+def test_half_of_a_described_embedding_is_what_was_learned_and_half_is_white():
+    torch.manual_seed(0)
+    encoder = SenseEncoder(SenseConfig("image", dim=16, widths=(8, 8, 8, 8))).eval()
+    with torch.no_grad():
+        encoder.embedding.weight[8:] = 0  # what was learned fills half of the dimensions
+        encoder.embedding.bias[8:] = 0
+    batches = [torch.rand(20, 3, 16, 16) ** torch.rand(20, 3, 1, 1).mul(4) for _ in range(3)]
+    made = sense_encoders.described(encoder, batches)
+    assert made.config.is_described and not encoder.config.is_described
+    x = torch.cat(batches)
+    with torch.no_grad():
+        learned, given = encoder.embed(x), made(x)
+        description = made.embedding(made.features(x))[:, 8:]
+    assert torch.allclose(given[:, :8] @ given[:, :8].T, learned @ learned.T, atol=1e-5)
+    assert torch.allclose(given[:, 8:].norm(dim=1), torch.full((60,), sense_encoders.DESCRIPTION_WEIGHT), atol=1e-5)
+    assert np.abs(np.cov(description.numpy().T, ddof=0) - np.eye(8)).max() < 1e-2
+    assert description.mean(dim=0).abs().max() < 1e-2
+    with pytest.raises(InvalidInput, match="there are 5 samples to train on: expected more than 8"):
+        sense_encoders.described(encoder, [x[:5]])
+
+
 def test_padding_does_not_change_what_a_word_stands_for():
     vocab = starts.vocabulary(["dog", "chien", "ሰላም"])
     tokenizer = Tokenizer.from_dict(vocab)
@@ -157,7 +178,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sounds, "N_RECIPES", 8)
         patch.setattr(sounds, "FREE", ("CC0",))
-        patch.setattr(quantize, "MIN_SNR_DB", 10.0)  # three steps make no encoder that quantizes well
+        patch.setattr(quantize, "MIN_SNR_DB", 5.0)  # three steps make no encoder that quantizes well
         patch.setattr(
             sense_commands,
             "encoder_config",

@@ -66,7 +66,7 @@ def _train(
     trainer = SenseTrainer(data.batches(modality, seed, config.steps), data.validation(modality), config, run)
     trainer.run(_report, minutes)
     if trainer.step >= config.steps:
-        sense = Sense.of_run(run)
+        sense = data.described(Sense.of_run(run))
         if modality == "image":
             sense = data.with_words(sense, seed, _report, word_steps)
         elif shown_by is not None:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from edgealign.train import packs, pictures, sounds, starts
+from edgealign.train.sense_encoders import described
 from edgealign.train.senses import Sense
 
+MOST_DESCRIBED = 1500
 SMALL_SHARE = 0.6  # of the steps see pictures of pictures.SMALL_CUT_PX
 
 
@@ -80,6 +82,14 @@ class SenseData:
             if row["pack"] in ("openmoji_cldr", "caltech101") and row["match"] != "loose":
                 found[row["esc50_class"]] += rows_of[row["label_or_hexcode"]]
         return found
+
+    def described(self, sense: Sense) -> Sense:
+        """A trained encoder whose embedding describes samples, too: by what recordings and pictures of training differ
+        in, `MOST_DESCRIBED` of them at most."""
+        listed = self.sounds if sense.modality == "audio" else self.pictures
+        rows = [i for i, one in enumerate(listed) if one.role == "train" and isinstance(one.file, Path)]
+        rows = np.random.default_rng(0).permutation(rows)[:MOST_DESCRIBED].tolist()
+        return replace(sense, encoder=described(sense.encoder, self.inputs(sense.modality, rows)))
 
     def with_words(self, sense: Sense, seed: int, report: Callable[[str], None], n_steps: int) -> Sense:
         """An image encoder with its text source."""

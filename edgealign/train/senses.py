@@ -258,8 +258,12 @@ class Sense:
                 torch.save({"format": SENSE_FORMAT, "encoder_sha256": _sha256(encoder), **parts}, file)
         with replace_file(path) as file:
             torch.save(
-                {"format": SENSE_FORMAT, "config": self.config, "encoder": encoder, "sources": list(sources)}, file
-            )
+                {
+                    "format": SENSE_FORMAT, "config": self.config | {"encoder": _plain(self.encoder.config)},
+                    "encoder": encoder, "sources": list(sources),
+                },
+                file,
+            )  # fmt: skip
 
     @classmethod
     def load(cls, path: Path, modality: str | None = None) -> Sense:
