@@ -426,22 +426,22 @@ EA_INLINE int backward(const EpisodicStep<Real> &s, const EpisodicGradients<Real
         }
         pairs = of_pairs + first * n_way;
         in_tiles<PROTOTYPES_AT_ONCE>(n_way, [&](size_t n, auto n_rows) EA_BODY {
-            backward_tile<PAST_CACHES, Q, n_rows>(queries + first * dim, of_query, prototypes + n * dim, pairs + n, n_way,
-                                                  dim, n == 0, n + n_rows == n_way, totals, of_prototypes + n * dim,
-                                                  of_queries + first * dim);
+            backward_tile<PAST_CACHES, Q, n_rows>(queries + first * dim, of_query, prototypes + n * dim, pairs + n,
+                                                  n_way, dim, n == 0, n + n_rows == n_way, totals,
+                                                  of_prototypes + n * dim, of_queries + first * dim);
         });
     });
     for (size_t n = 0; n < n_way; n++) {
         const size_t first = (e * n_way + n) * n_shot * dim;
-        of_support<PAST_CACHES>(s.support + first, n_shot, dim, prototypes + n * dim, of_prototypes + n * dim, inverse, along,
-                                g.support + first, trouble);
+        of_support<PAST_CACHES>(s.support + first, n_shot, dim, prototypes + n * dim, of_prototypes + n * dim, inverse,
+                                along, g.support + first, trouble);
     }
     return trouble;
 }
 
 template <class Real>
 static int backward(const EpisodicStep<Real> &s, const EpisodicGradients<Real> &g, size_t e, Real *scratch) {
-    const bool on_lines = s.dim * sizeof(Real) % 64 == 0 && uintptr_t(g.support) % 64 == 0 && uintptr_t(g.queries) % 64 == 0;
+    const bool on_lines = (s.dim * sizeof(Real) | uintptr_t(g.support) | uintptr_t(g.queries)) % 64 == 0;
     if (!g.beyond_caches || !on_lines) return backward<false>(s, g, e, scratch);
     const int trouble = backward<true>(s, g, e, scratch);
     end_of_writes_past_caches();
