@@ -64,6 +64,7 @@ class Plan(NamedTuple):
     n_episodes: int
     n_phi_episodes: int
     phi_methods: Sequence[str]
+    phi_seeds: Sequence[int]
     phi_noises: Sequence[float]
     quick: bool
     steps: int | None  # of every run; None for the defaults
@@ -150,7 +151,7 @@ def answer(plan: Plan, data: Paired, method: str, seed: int, fold: int, chosen: 
 
 def phi_questions(method: str, seed: int, plan: Plan) -> Iterable[tuple[int, float, str | None]]:
     """(k, noise, alignment steps) that the adapted classifier is asked: dear, so not all."""
-    if not plan.n_phi_episodes or method not in plan.phi_methods:
+    if not plan.n_phi_episodes or method not in plan.phi_methods or seed not in plan.phi_seeds:
         return
     for k in (0, 1, 5):
         yield k, 0.0, None
@@ -227,6 +228,7 @@ def to_rows(plan: Plan, answered: Sequence[Answered]) -> list[dict]:
         }  # fmt: skip
         for question, values in of_method.items():
             asked = dict(zip(("protocol", "head", "k", "noise", "way"), question, strict=True))
+            asked["seeds"] = [one.seed for one in runs if any(_fields(cell)[:-1] == question for cell in one.cells)]
             made.append({"what": "accuracy", **about, **asked, **_mean(values)})
             for other in accuracies if method in COMPARED and asked["noise"] == 0 else ():
                 theirs = accuracies[other].get(question)
@@ -270,9 +272,8 @@ def markdown(found: list[dict]) -> str:
             (r["protocol"], r["way"], r["head"]) for r in here if r["what"] == "accuracy"
         ):
             asked = [r for r in here if (r.get("protocol"), r.get("way"), r.get("head")) == (protocol, way, head)]
-            counts = sorted({r["episodes"] for r in asked})
-            n_episodes = f"{counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
-            title = f"{protocol}, {way}-way, {head}, {n_episodes} episodes"
+            counts = _range(r["episodes"] for r in asked), _range(len(r["seeds"]) for r in asked)
+            title = f"{protocol}, {way}-way, {head} (episodes: {counts[0]}, seeds: {counts[1]})"
             clean = [r for r in asked if r["what"] == "accuracy" and r["noise"] == 0]
             parts.append(f"### {title}\n\n" + _grid(clean, "method", "k", "k="))
             noisy = [r for r in asked if r["what"] == "accuracy" and r["k"] == 5]
@@ -293,6 +294,11 @@ def markdown(found: list[dict]) -> str:
             f"{', '.join(commits)}; {first['machine']['cpu']}; {commands}"
         )
     return "\n\n".join(parts) + "\n"
+
+
+def _range(values: Iterable[int]) -> str:
+    ordered = sorted(set(values))
+    return "–".join(map(str, dict.fromkeys((ordered[0], ordered[-1]))))
 
 
 def _grid(found: list[dict], line: str, column: str, prefix: str, sign: bool = False) -> str:
@@ -356,6 +362,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, help="with the prototype head; default 600, or 200 with --quick")
     parser.add_argument("--phi-episodes", type=int, help="default 600, or 10 with --quick")
     parser.add_argument("--phi-methods", nargs="+", choices=METHODS, help="adapted to the episodes; default: all")
+    parser.add_argument("--phi-seeds", nargs="+", type=int, help="of those of --seeds; default: all")
     parser.add_argument(
         "--phi-noises", nargs="*", type=float, default=NOISES[1:], help="shares of wrong labels; default: %(default)s"
     )
@@ -372,12 +379,13 @@ def main() -> None:
     quick = arguments.quick
     tasks = list(research.TASKS.values()) if arguments.task == "all" else [research.TASKS[arguments.task]]
     path = arguments.output / "rows" / ("paper_quick.jsonl" if quick else "paper.jsonl")
+    seeds = arguments.seeds or ((0,) if quick else (0, 1, 2))
     for task in tasks:
         plan = Plan(
             task, arguments.data, arguments.cache, arguments.methods or (QUICK_METHODS if quick else tuple(METHODS)),
-            arguments.seeds or ((0,) if quick else (0, 1, 2)), arguments.episodes or (200 if quick else 600),
+            seeds, arguments.episodes or (200 if quick else 600),
             (10 if quick else 600) if arguments.phi_episodes is None else arguments.phi_episodes,
-            arguments.phi_methods or tuple(METHODS), arguments.phi_noises, quick,
+            arguments.phi_methods or tuple(METHODS), arguments.phi_seeds or seeds, arguments.phi_noises, quick,
             arguments.steps or (QUICK_STEPS if quick else None),
         )  # fmt: skip
         rows.replace(path, measure(plan), ANSWERS)

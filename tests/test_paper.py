@@ -25,9 +25,8 @@ def plan(tmp_path, monkeypatch) -> paper.Plan:
         research, "defaults", lambda _task, method, seed, *_: tiny_loop(method=method, seed=seed, steps=2, n_shot=2)
     )
     task = research.TASKS["text-to-image"]
-    return paper.Plan(
-        task, tmp_path, tmp_path, ("scratch", "croma-weak-nce"), (0, 1), 8, 2, ("croma-weak-nce",), (), True, 2
-    )
+    methods = ("scratch", "croma-weak-nce")
+    return paper.Plan(task, tmp_path, tmp_path, methods, (0, 1), 8, 2, methods[1:], (1,), (), True, 2)
 
 
 def test_rows_hold_means_of_seeds_and_paired_differences(plan, tmp_path, monkeypatch):
@@ -58,10 +57,12 @@ def test_rows_hold_means_of_seeds_and_paired_differences(plan, tmp_path, monkeyp
     assert any(r["what"] == "retrieval" for r in made)
     json.dumps(made)
     assert {r["method"] for r in made if r.get("head") == "phi"} == {"croma-weak-nce"}  # as the plan says
+    assert all(r["seeds"] == ([1] if r.get("head") == "phi" else [0, 1]) for r in made)
     # A later run of some methods takes the place of its own rows alone.
     assert len({tuple(r.get(field) for field in paper.ANSWERS) for r in made}) == len(made)
 
     text = paper.markdown(made)
+    assert "labels, 3-way, prototype (episodes: 8, seeds: 2)" in text and "phi (episodes: 2, seeds: 1)" in text
     assert "nothing about the methods" in text and "croma-weak-nce minus" in text and "R@10" in text
     paper.plot(made, "text-to-image", tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
