@@ -306,7 +306,7 @@ def _grid(found: list[dict], line: str, column: str, prefix: str, sign: bool = F
     cells: dict[str, dict] = {}
     for row in found:
         cells.setdefault(row[line], {})[row[column]] = interval(row["mean"], row["ci95"], sign)
-    body = [[name, *(of.get(value, "–") for value in columns)] for name, of in cells.items()]
+    body = [[name, *(of.get(value, "–") for value in columns)] for name in METHODS if (of := cells.get(name))]
     return table([line, *(f"{prefix}{value}" for value in columns)], body)
 
 
@@ -317,7 +317,7 @@ def _retrieval(found: list[dict]) -> str:
             *(f"{r[f'r{k}']:.1f} ({r[f'r{k}_by_chance']:.1f})" for k in (1, 5, 10)),
             f"{r['median_rank']:.0f} ({r['median_rank_by_chance']})",
         ]
-        for r in found
+        for method in METHODS for r in found if r["method"] == method
     ]  # fmt: skip
     return table(["method", "of", "gallery", "R@1", "R@5", "R@10", "median rank"], body)
 
@@ -334,7 +334,7 @@ def plot(found: list[dict], task: str, path: Path) -> None:
     protocols = list(dict.fromkeys(r["protocol"] for r in own))
     figure, axes = plt.subplots(len(protocols), 2, figsize=(10, 3.6 * len(protocols)), squeeze=False)
     for (by_shots, by_noise), protocol in zip(axes, protocols, strict=True):
-        for method in dict.fromkeys(r["method"] for r in own):
+        for method in (name for name in METHODS if any(r["method"] == name for r in own)):
             mine = [r for r in own if (r["protocol"], r["method"]) == (protocol, method)]
             for axis, column, chosen in (
                 (by_shots, "k", [r for r in mine if r["noise"] == 0]),
