@@ -318,12 +318,8 @@ class Scanner:
         looks: list[FirstLook] = []
         if self.options.sieve and self.options.merge:
             sounds = set(map(tuple, spans.tolist()))
-            always = {
-                (first, end)
-                for first, end in at_once
-                if candidates[first, end]
-                and end - first <= (self._max_part if (first, end) in sounds else SHORT_S * self._frames_per_s)
-            }
+            short = SHORT_S * self._frames_per_s
+            always = {span for span in at_once if candidates[span] and (span in sounds or span[1] - span[0] <= short)}
             at_once, looks = self._first_looks(log_mels, at_once, always, _stands_out(levels, front_end))
         rank = int(policy.floor_quantile * (len(levels) - 1))
         quiet_db = float(np.partition(levels, rank)[rank]) + policy.above_floor_db
