@@ -4,10 +4,13 @@ Training ends in a linear map that tells the words of training apart, and drops 
 said by people, the statistics that its heads pooled do better than its embeddings. What ships is both:
 
     s(x)   statistics of a clip, pooled by the heads
-    e(s)   the embedding of training, W s + b, centered
-    z(s)   the statistics, centered and whitened within words (Hatch and Stolcke 2006), the covariance shrunk toward a
-           multiple of the identity, all in units of their deviation
-    map    the DIM principal components of [e / |e|, sqrt(WHITENED_SHARE) z / |z|], |.| being means over the clips
+    e(s)   the embedding of training, W s + b
+    map    the DIM principal components of [white(e) / |white(e)|, sqrt(STATISTICS_SHARE) white(s / deviation) / |.|],
+           all centered, |.| being means over the clips
+
+white is whitening within words (Hatch and Stolcke 2006), the covariance shrunk toward a multiple of the identity. The
+larger the share of the statistics, the better for words that training did not hear, and the worse for words that it
+heard by other speakers.
 
 A text has no such statistics. Its map is the mean of two: its embedding of training through the same components, and a
 ridge regression from the statistics of texts to the mean embeddings of their words. All of it is linear, so nothing is
@@ -24,8 +27,8 @@ import torch
 
 from edgealign.train.encoders import AlignedEncoders
 
-WHITENED_SHARE = 2.0
-SHRINKAGE = 0.8
+STATISTICS_SHARE = 0.5
+EMBEDDING_SHRINKAGE, STATISTICS_SHRINKAGE = 0.9, 0.8
 SYNTHETIC_SHARE = 0.3  # of the covariance within words; the rest is of recorded ones, where there are any
 RIDGE = 30.0
 
@@ -50,16 +53,19 @@ def refitted(encoders: AlignedEncoders, synthetic: Pooled, recorded: Pooled | No
     dim = encoders.config.dim
     clips = synthetic.statistics if recorded is None else np.concatenate([synthetic.statistics, recorded.statistics])
     with torch.no_grad():
-        trained = _Affine((alignment.weight @ out.weight).double().numpy(), np.zeros(dim)).centered(clips)
-        whitened = _whitening(clips, synthetic, recorded).centered(clips)
+        embedding, scaled = (alignment.weight @ out.weight).double().numpy(), np.diag(1 / (clips.std(axis=0) + 1e-6))
+        white = _whitening(embedding, EMBEDDING_SHRINKAGE, synthetic, recorded)
+        trained = _centered(white @ embedding, clips)
+        whole = _centered(_whitening(scaled, STATISTICS_SHRINKAGE, synthetic, recorded) @ scaled, clips)
+        share = np.sqrt(STATISTICS_SHARE)
         both = _Affine(
-            np.concatenate([trained.weight, np.sqrt(WHITENED_SHARE) * whitened.weight]),
-            np.concatenate([trained.offset, np.sqrt(WHITENED_SHARE) * whitened.offset]),
+            np.concatenate([trained.weight, share * whole.weight]),
+            np.concatenate([trained.offset, share * whole.offset]),
         )
         _, _, components = np.linalg.svd(both(clips), full_matrices=False)
         speech = both.then(components[:dim])
 
-        direct = _Affine(text_out.weight.double().numpy(), np.zeros(dim)).centered(texts.statistics)
+        direct = _centered(white @ text_out.weight.double().numpy(), texts.statistics)
         direct = direct.then(components[:dim, :dim]).of_unit_size(texts.statistics)
         regressed = _regression(texts, synthetic, speech).of_unit_size(texts.statistics)
         text = _Affine(direct.weight + regressed.weight, direct.offset + regressed.offset)
@@ -84,29 +90,29 @@ class _Affine:
     def then(self, weight: np.ndarray) -> _Affine:
         return _Affine(weight @ self.weight, weight @ self.offset)
 
-    def centered(self, x: np.ndarray) -> _Affine:
-        """The same with mean zero and of unit size over the rows of x."""
-        return _Affine(self.weight, self.offset - self(x).mean(axis=0)).of_unit_size(x)
-
     def of_unit_size(self, x: np.ndarray) -> _Affine:
         size = np.linalg.norm(self(x), axis=1).mean()
         return _Affine(self.weight / size, self.offset / size)
 
 
-def _whitening(clips: np.ndarray, synthetic: Pooled, recorded: Pooled | None) -> _Affine:
-    scale = 1 / (clips.std(axis=0) + 1e-6)
-    covariance = _within_words(synthetic, scale)
+def _centered(weight: np.ndarray, x: np.ndarray) -> _Affine:
+    """weight x, less its mean and of unit size over the rows of x."""
+    return _Affine(weight, -(x @ weight.T).mean(axis=0)).of_unit_size(x)
+
+
+def _whitening(weight: np.ndarray, shrinkage: float, synthetic: Pooled, recorded: Pooled | None) -> np.ndarray:
+    """What makes the covariance of `weight s` around the mean of its word the identity."""
+    covariance = _within_words(synthetic, weight)
     if recorded is not None:
-        covariance = SYNTHETIC_SHARE * covariance + (1 - SYNTHETIC_SHARE) * _within_words(recorded, scale)
+        covariance = SYNTHETIC_SHARE * covariance + (1 - SYNTHETIC_SHARE) * _within_words(recorded, weight)
     n = len(covariance)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.trace(covariance) / n * np.eye(n)
+    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / n * np.eye(n)
     values, vectors = np.linalg.eigh(covariance)
-    return _Affine((vectors / np.sqrt(np.maximum(values, 1e-12))).T * scale, np.zeros(n))
+    return (vectors / np.sqrt(np.maximum(values, 1e-12))).T
 
 
-def _within_words(pooled: Pooled, scale: np.ndarray) -> np.ndarray:
-    """Covariance of scaled statistics around the mean of their word."""
-    x = pooled.statistics * scale
+def _within_words(pooled: Pooled, weight: np.ndarray) -> np.ndarray:
+    x = pooled.statistics @ weight.T
     rest = x - _means(x, pooled.word)[np.unique(pooled.word, return_inverse=True)[1]]
     return rest.T @ rest / len(rest)
 
