@@ -35,7 +35,7 @@ RIDGE = 30.0
 
 @dataclass(frozen=True)
 class Pooled:
-    """Statistics float32 [n, n_statistics] of clips or texts, and the word of each, int [n]."""
+    """Statistics float64 [n, n_statistics] of clips or texts, and the word of each, int [n]."""
 
     statistics: np.ndarray
     word: np.ndarray
