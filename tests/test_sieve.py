@@ -10,7 +10,7 @@ from toy_bundle import word_clip
 
 from edgealign import Bundle, Recognizer, kernels
 from edgealign.audio import AudioArray
-from edgealign.scan import ScanOptions, Searched, _stands_out
+from edgealign.scan import Scanner, ScanOptions, Searched, _stands_out
 from edgealign.scan_runs import make_scanner
 from edgealign.sieve import BEHIND, FURTHEST, LEAST_COSINE, ROUNDS, FirstLook, Sieve
 from edgealign.words import at_least
@@ -21,6 +21,13 @@ RATE_HZ = 16_000
 @pytest.fixture(scope="module")
 def shipped() -> Bundle:
     return Bundle.open()
+
+
+@pytest.fixture
+def scanner(shipped: Bundle, samples_folder: Path, tmp_path: Path) -> Scanner:
+    recognizer = Recognizer(shipped, tmp_path / "words.store")
+    recognizer.enroll([samples_folder])
+    return make_scanner(recognizer, ScanOptions())
 
 
 def log_mels(bundle: Bundle, samples: np.ndarray) -> np.ndarray:
@@ -123,22 +130,16 @@ def test_what_is_far_from_every_label_or_behind_a_rival_is_not_encoded() -> None
 
 
 def test_of_candidates_that_lie_as_near_the_shorter_is_encoded_first(
-    shipped: Bundle, samples_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scanner: Scanner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recognizer = Recognizer(shipped, tmp_path / "words.store")
-    recognizer.enroll([samples_folder])
-    scanner = make_scanner(recognizer, ScanOptions())
     stretch = [(0, 100), (20, 80), (30, 60)]
     monkeypatch.setattr(scanner._sieve, "embed", lambda _, spans: np.tile(scanner._prototypes[:1], (len(spans), 1)))
     assert scanner._first_look(np.zeros((48, 100), np.float32), stretch).choose(3) == stretch[::-1]
 
 
 def test_candidates_of_several_search_windows_get_the_embeddings_that_each_gets_alone(
-    shipped: Bundle, samples_folder: Path, tmp_path: Path
+    shipped: Bundle, scanner: Scanner
 ) -> None:
-    recognizer = Recognizer(shipped, tmp_path / "words.store")
-    recognizer.enroll([samples_folder])
-    scanner = make_scanner(recognizer, ScanOptions())
     rng = np.random.default_rng(3)
     windows = [
         Searched(0, rng.normal(-6, 3, (48, 400)).astype(np.float32), None, np.zeros(400), 0.0, {}, [], [])
@@ -151,12 +152,7 @@ def test_candidates_of_several_search_windows_get_the_embeddings_that_each_gets_
         assert np.allclose(row, shipped.encode(frames[None])[0], atol=1e-5)
 
 
-def test_a_candidate_in_which_only_a_click_stands_out_is_dropped(
-    shipped: Bundle, samples_folder: Path, tmp_path: Path
-) -> None:
-    recognizer = Recognizer(shipped, tmp_path / "words.store")
-    recognizer.enroll([samples_folder])
-    scanner = make_scanner(recognizer, ScanOptions())
+def test_a_candidate_in_which_only_a_click_stands_out_is_dropped(scanner: Scanner) -> None:
     spans, stands_out = [(0, 100), (120, 220), (400, 430)], np.zeros(200, bool)
     stands_out[[10, 11, 12, 35, 36, 37, 38, 104]] = True  # of every fourth frame: a click, a word, a click
     frames = np.zeros((48, 800), np.float32)
