@@ -303,10 +303,10 @@ class Recognizer:
         if typed is not None and label is not None:
             kind = "grapheme" if text is not None else "ipa"
             samples.append(self._learn_text(typed, kind, language, label, warnings))
-        if labels_are_words:
-            samples += self._learn_labels(dict.fromkeys(sample.label for sample in samples), language, warnings)
         if image is not None and label is not None:
             samples.append(self._learn_image(image, label))
+        if labels_are_words:
+            samples += self._learn_labels(dict.fromkeys(sample.label for sample in samples), language, warnings)
         if not samples:
             raise _nothing_learned(failures)
         with self._enrolling:

@@ -152,8 +152,11 @@ def test_a_picture_starts_a_sound_and_a_text_starts_a_picture(bundles: dict[str,
     )
     with pytest.raises(InvalidInput, match="has no label"):
         sounds.enroll(image=toy_kinds.picture(7))
-    with pytest.raises(InvalidInput, match="no text encoder: enroll recordings"):
-        sounds.enroll(text="frog")
+    before = sounds.store.sha256
+    for asked in ({"text": "frog"}, {"image": toy_kinds.picture(8), "label": "frog", "labels_are_words": True}):
+        with pytest.raises(InvalidInput, match="no text encoder: enroll recordings"):
+            sounds.enroll(**asked)
+    assert Recognizer(bundles["audio_waveform"], sounds.store_path).store.sha256 == before
     pictures = Recognizer(bundles["image"], tmp_path / "image.store")
     pictures.enroll(text="frog")
     assert pictures.store.rows()["kind"].tolist() == [TEXT]
