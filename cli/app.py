@@ -24,6 +24,7 @@ from edgealign.cli.options import (
     StoreOption,
     VariantOption,
     open_recognizer,
+    split_tables,
 )
 from edgealign.cli.output import counted, json_line, percent, print_facts, printable, say, table, warn
 from edgealign.errors import (
@@ -138,7 +139,8 @@ def enroll(
         list[Path] | None,
         typer.Option(
             "--table",
-            help="Annotations of recordings (Audacity, Raven, EAF, TextGrid, CSV with times): each is a clip.",
+            help="Annotations of SAMPLES (Audacity, Raven, EAF, TextGrid, CSV with times): each is a clip. Several: "
+            "--table *.eaf.",
             readable=False,
         ),
     ] = None,
@@ -157,10 +159,11 @@ def enroll(
     from edgealign.audio import parse_channel
     from edgealign.sources import are_pictures
 
-    fitting = (Modality.IMAGE,) if are_pictures(samples or ()) else SOUNDS
+    samples, tables = split_tables(samples or (), tables)
+    fitting = (Modality.IMAGE,) if are_pictures(samples) else SOUNDS
     recognizer = open_recognizer(store, bundle, modality, device, variant=variant, fitting=fitting, enrolling=True)
     report = recognizer.enroll(
-        samples or (),
+        samples,
         label=label,
         text=text,
         ipa=ipa,
@@ -168,7 +171,7 @@ def enroll(
         language=language,
         labels_are_words=labels_are_words,
         channel=parse_channel(channel),
-        tables=tables or (),
+        tables=tables,
         tier=tier,
     )
     for warning in report.warnings:

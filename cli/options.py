@@ -76,6 +76,16 @@ ChannelOption = Annotated[
 ]
 
 
+def split_tables(recordings: Sequence[str], tables: Sequence[Path] | None) -> tuple[list[str], list[Path]]:
+    """Recordings and tables: `--table *.eaf` leaves all but the first table among the recordings."""
+    from edgealign.annotations import EXTENSIONS
+
+    if not tables:
+        return list(recordings), []
+    more = [Path(name) for name in recordings if Path(name).suffix.lower() in EXTENSIONS]
+    return [name for name in recordings if Path(name) not in more], [*tables, *more]
+
+
 def store_path(store: Path | None, modality: Modality | None) -> str:
     """Where the store is: as given, else the default place, in which it must be the only one without a modality."""
     from edgealign.recognizer import default_store_path, modality_of_only_store

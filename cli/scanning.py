@@ -20,6 +20,7 @@ from edgealign.cli.options import (
     StoreOption,
     VariantOption,
     open_recognizer,
+    split_tables,
 )
 from edgealign.cli.output import counted, printable, say, table, warn
 from edgealign.errors import InputUnreadable, InvalidInput, SomeInputsFailed
@@ -57,7 +58,7 @@ LowOption = Annotated[float | None, typer.Option("--fmin", help="Lowest frequenc
 TablesOption = Annotated[
     list[Path] | None,
     typer.Option(
-        "--table", help="Where the labels are in a recording of the same name; again for each.", readable=False
+        "--table", help="Where the labels are in a recording of the same name; several: --table *.eaf.", readable=False
     ),
 ]
 TierOption = Annotated[str | None, typer.Option("--tier", help="Of EAF and TextGrid tables.")]
@@ -243,7 +244,7 @@ def calibrate(
 
     recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
     check_place(thresholds.path_of(recognizer.store_path))
-    heard, failures = _listen(recognizer, recordings, tables or [], tier, fmin, fmax, audio_speed)
+    heard, failures = _listen(recognizer, recordings, tables, tier, fmin, fmax, audio_speed)
     own = thresholds.leave_one_out_probabilities(recognizer.store, recognizer.bundle)
     labels = recognizer.store.labels()
     made, hours = thresholds.calibrate(heard, labels, own, recognizer.accept_probability, per_hour)
@@ -276,7 +277,7 @@ def simulate(
 
     recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
     accept = _accept(recognizer)
-    heard, failures = _listen(recognizer, recordings, tables or [], tier, fmin, fmax, audio_speed)
+    heard, failures = _listen(recognizer, recordings, tables, tier, fmin, fmax, audio_speed)
     own = thresholds.leave_one_out_probabilities(recognizer.store, recognizer.bundle)
     false, hits, hours = thresholds.sort_out(heard)
     made = [
@@ -298,7 +299,7 @@ def simulate(
 def _listen(
     recognizer: Recognizer,
     recordings: list[str],
-    tables: list[Path],
+    tables: list[Path] | None,
     tier: str | None,
     fmin: float | None,
     fmax: float | None,
@@ -310,6 +311,7 @@ def _listen(
     from edgealign.scan import ScanOptions
     from edgealign.scan_runs import find_recordings, make_scanner, scan_recording
 
+    recordings, tables = split_tables(recordings, tables)
     if tier is not None and not tables:
         raise InvalidInput("--tier was given without --table: it says which tier of a table is meant")
     found = find_recordings(recordings)
@@ -318,7 +320,7 @@ def _listen(
     excerpts, problems = collect_excerpts(tables, [recording.path for recording in found.recordings], tier, None)
     if problems:
         more = f" ({len(problems) - 1} more like this)" if len(problems) > 1 else ""
-        raise InputUnreadable(
+        raise type(problems[0])(
             f"{problems[0]}{more}: mend the tables, because what they do not say is a label counts as a false alarm"
         )
     for entry in excerpts:

@@ -80,6 +80,28 @@ def test_raven_tables_are_read_with_one_row_per_selection_and_times_inside_the_f
     assert read(ours).annotations == [] and ours.read_text().count("\n") == 1
 
 
+def test_selections_that_are_numbered_anew_in_one_table_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "all.txt"
+    first, second = (
+        tables.write_raven([Annotation(at, at + 1, "crow")], name, name, (0.0, 1.0))
+        for at, name in ((1, "a"), (2, "b"))
+    )
+    path.write_text(first + second.split("\n", 1)[1], encoding="utf-8")
+    assert essence(read(path).annotations) == [(1, 2, "crow"), (2, 3, "crow")]
+
+
+def test_what_else_a_sound_might_have_been_is_no_annotation(tmp_path: Path) -> None:
+    path = tmp_path / "detections.csv"
+    path.write_text("file,start_s,end_s,label,rank\na.wav,1,2,maji,1\na.wav,1,2,moto,2\na.wav,3,4,moto,1\n")
+    assert essence(read(path).annotations) == [(1, 2, "maji"), (3, 4, "moto")]
+
+
+def test_quotes_in_tables_with_tabs_are_letters_to_raven_alone(tmp_path: Path) -> None:
+    path = tmp_path / "times.tsv"
+    path.write_text('"start"\t"end"\t"label"\n1\t2\t"the ""big"" one, here"\n', encoding="utf-8")
+    assert essence(read(path).annotations) == [(1, 2, 'the "big" one, here')]
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_tables_with_times_are_read_in_any_dialect(tmp_path: Path, delimiter: str, encoding: str) -> None:
@@ -200,6 +222,54 @@ def test_an_eaf_that_gains_tiers_keeps_every_byte_of_the_users(tmp_path: Path) -
     assert values == sorted(values)
 
 
+def test_parts_of_an_annotation_are_not_taken_for_all_of_it(tmp_path: Path) -> None:
+    data = elan_file(tmp_path / "tape.eaf")
+    part = b"""        <ANNOTATION>
+            <REF_ANNOTATION ANNOTATION_ID="a5" ANNOTATION_REF="a2" PREVIOUS_ANNOTATION="a3">
+                <ANNOTATION_VALUE>PL</ANNOTATION_VALUE>
+            </REF_ANNOTATION>
+        </ANNOTATION>
+        <ANNOTATION>
+            <REF_ANNOTATION ANNOTATION_ID="a6" ANNOTATION_REF="a1">
+                <ANNOTATION_VALUE>water</ANNOTATION_VALUE>
+            </REF_ANNOTATION>
+        </ANNOTATION>
+"""
+    tier = data.index(b"</TIER>", data.index(b'TIER_ID="gloss"'))
+    (tmp_path / "tape.eaf").write_bytes(data[:tier] + part + data[tier:])
+    gloss = read(tmp_path / "tape.eaf", "gloss")
+    assert essence(gloss.annotations) == [(0.5, 1.0, "water")]
+    assert len(gloss.problems) == 2 and all("one of 2 parts" in problem for problem in gloss.problems)
+
+
+def test_slots_without_a_time_lie_between_those_of_their_own_tier(tmp_path: Path) -> None:
+    data = elan_file(tmp_path / "tape.eaf")
+    for at_s in (0.6, 1.4):  # another tier has slots of its own before and behind the slot without a time
+        other = eaf.add_tiers(data, {"other": [Annotation(at_s, at_s + 0.05, "x")]}, "tape.eaf")
+        (tmp_path / "tape.eaf").write_bytes(other)
+        words = read(tmp_path / "tape.eaf", "words").annotations
+        assert essence(words) == [(0.5, 1.0, "maji  & moto"), (1.0, 1.5, "ndege")]
+
+
+def test_of_a_video_and_its_sound_the_sound_is_meant_and_its_own_clock_counts(tmp_path: Path) -> None:
+    data = elan_file(tmp_path / "tape.eaf")
+    video = b'<MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/x/tape.mp4" MIME_TYPE="video/mp4"/>\n'
+    sound = (
+        b'<MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/x/My%20tape.wav" MIME_TYPE="audio/x-wav" TIME_ORIGIN="250" '
+        b'RELATIVE_MEDIA_URL="../audio/My%20tape.wav"/>\n'
+    )
+    at = data.index(b"<MEDIA_DESCRIPTOR"), data.index(b"<PROPERTY")
+    (tmp_path / "notes").mkdir()
+    path = tmp_path / "notes" / "tape.eaf"
+    path.write_bytes(data[: at[0]] + video + sound + data[at[1] :])
+    elsewhere = read(path, "words").annotations[0]
+    assert (elsewhere.file, elsewhere.start_s, elsewhere.end_s) == ("file:///C:/x/My%20tape.wav", 0.75, 1.25)
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "My tape.wav").touch()
+    moved = read(path, "words").annotations[0].file
+    assert moved is not None and Path(moved).samefile(tmp_path / "audio" / "My tape.wav")
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -244,6 +314,15 @@ def test_textgrids_of_praat_libraries_are_read(tmp_path: Path, encoding: str, fo
     assert essence(read(path, "words").annotations) == [(0.5, 1.25, 'she said "no"'), (2.0, 3.0, "ñ 3 [1]: x")]
     points = read(path, "points")
     assert not points.annotations and len(points.problems) == 1
+
+
+def test_short_textgrids_of_old_praats_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "tape.TextGrid"
+    path.write_text(
+        'File type = "ooTextFile short"\n"TextGrid"\n\n0\n5\n<exists>\n1\n"IntervalTier"\n"words"\n0\n5\n2\n'
+        '0\n1.5\n"maji"\n1.5\n5\n""\n'
+    )
+    assert essence(read(path).annotations) == [(0, 1.5, "maji")]
 
 
 LABEL = st.text(st.characters(exclude_categories=("Cs", "Cc", "Cf", "Zl", "Zp", "Zs")), min_size=1, max_size=12)

@@ -88,6 +88,63 @@ def test_the_recording_is_the_one_given_or_one_beside_the_table(annotated: tuple
     assert Store.load(tmp_path / "stores" / "speech.store").labels() == ["word"]
 
 
+def test_rows_about_other_recordings_are_not_learned_from_the_one_given(
+    annotated: tuple, tmp_path: Path, edgealign
+) -> None:
+    path, found = annotated
+    table = tmp_path / "all.csv"
+    rows = [f"tape_1.flac,{a.start_s},{a.end_s},{a.label}" for a in found] + ["other.wav,1,2,early", "third.wav,1,2,x"]
+    renamed = path.rename(tmp_path / "tape_1.wav")
+    table.write_text("\n".join(["file,start_s,end_s,label", *rows]), encoding="utf-8")
+    ran = edgealign("enroll", renamed, "--table", table)
+    assert ran.code == 5 and ran.err.count("not learned") == 2 and "about 'other.wav': none of the" in ran.err
+    assert set(Store.load(tmp_path / "stores" / "speech.store").labels()) == set(LABELS)
+
+
+def test_recordings_of_one_name_are_told_apart_by_their_folders(annotated: tuple, tmp_path: Path, edgealign) -> None:
+    path, found = annotated
+    card = tmp_path / "card"
+    for site in ("east", "west"):
+        (card / site).mkdir(parents=True)
+    path.rename(card / "west" / "20240601_040000.WAV")
+    soundfile.write(card / "east" / "20240601_040000.WAV", tape([3], gap_s=0.4)[0], RATE_HZ)
+    table = tmp_path / "all.Table.1.selections.txt"
+    name = "20240601_040000.WAV"
+    table.write_text(tables.write_raven(found, name, rf"D:\card\west\{name}", (0.0, 8000.0)), encoding="utf-8")
+    ran = edgealign("enroll", card, "--table", table)
+    assert ran.code == 0, ran.err
+    assert len(Store.load(tmp_path / "stores" / "speech.store").rows()) == 15
+    table.write_text(tables.write_raven(found, name, name, (0.0, 8000.0)), encoding="utf-8")
+    assert "2 of the recordings given have that name" in edgealign("enroll", card, "--table", table).err
+
+
+def test_what_a_scan_found_is_learned_where_it_was_run(
+    annotated: tuple, tmp_path: Path, edgealign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, found = annotated
+    assert edgealign("enroll", "--table", write("csv", path, found)).code == 0
+    (tmp_path / "tapes" / "first").mkdir(parents=True)
+    path.rename(tmp_path / "tapes" / "first" / path.name)
+    monkeypatch.chdir(tmp_path)
+    assert edgealign("scan", "tapes", "-o", "out", "--top-k", "3", "-q").code == 0
+    ran = edgealign("enroll", "--table", Path("out") / "detections.csv", "--store", tmp_path / "again.store")
+    assert ran.code == 0, ran.err
+    n_detections = (tmp_path / "out" / "detections.csv").read_text(encoding="utf-8").count(",true,1,")
+    assert len(Store.load(tmp_path / "again.store").rows()) == n_detections
+
+
+def test_all_tables_that_a_shell_lists_are_tables(annotated: tuple, tmp_path: Path, edgealign) -> None:
+    path, found = annotated
+    first = write("textgrid", path, found[:5])
+    (tmp_path / "second.wav").write_bytes(path.read_bytes())
+    second = write("textgrid", tmp_path / "second.wav", found[5:])
+    third = tmp_path / "third.TextGrid"
+    third.write_text(textgrid.write({"phones": found}, 60), encoding="utf-8")
+    ran = edgealign("enroll", "--table", first, second, third, "--tier", "words")
+    assert ran.code == 5 and ran.err.count("not learned") == 1 and "has no tier 'words'" in ran.err
+    assert len(Store.load(tmp_path / "stores" / "speech.store").rows()) == 15
+
+
 def test_rows_that_cannot_be_used_are_listed_and_the_others_are_learned(
     annotated: tuple, tmp_path: Path, edgealign
 ) -> None:

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgealign.errors import AnnotationUnreadable, InvalidInput
+from edgealign.escaping import printable
 
 MAX_TABLE_BYTES = 256 * 2**20
+EXTENSIONS = frozenset((".txt", ".csv", ".tsv", ".eaf", ".textgrid"))
 FORMATS = ("audacity", "raven", "eaf", "textgrid", "csv")
 
 
@@ -54,7 +56,11 @@ class Table:
             self.problems.append(f"{where}: times {start_s:g} and {end_s:g} are not usable")
         elif start_s < 0:
             self.problems.append(f"{where}: begins at {start_s:g} s, before the recording does")
-        elif end_s <= start_s:
+        elif end_s == start_s:
+            self.problems.append(
+                f"{where}: '{printable(annotation.label)}' is a point in time: stretch it over the sound"
+            )
+        elif end_s < start_s:
             self.problems.append(f"{where}: ends at {end_s:g} s but begins at {start_s:g} s")
         else:
             self.annotations.append(annotation)

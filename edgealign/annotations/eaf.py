@@ -7,21 +7,26 @@ user's file back.
 from __future__ import annotations
 
 import itertools
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 from edgealign.annotations import Annotation, Table, choose_tiers
 from edgealign.errors import AnnotationUnreadable, InvalidInput
 from edgealign.escaping import printable
+from edgealign.sources import is_audio_name
 
 LINGUISTIC_TYPE = "edgealign"
 _TYPE_ELEMENT = (
     f'<LINGUISTIC_TYPE GRAPHIC_REFERENCES="false" LINGUISTIC_TYPE_ID="{LINGUISTIC_TYPE}" TIME_ALIGNABLE="true"/>'
 )
+_SLOT_REFERENCES = ("TIME_SLOT_REF1", "TIME_SLOT_REF2")
 _SLOT = re.compile(rb"<TIME_SLOT\b[^>]*?/>|<TIME_SLOT\b[^>]*?>\s*</TIME_SLOT>")
 _SLOT_VALUE = re.compile(rb"""\bTIME_VALUE\s*=\s*["'](\d+)["']""")
 _EMPTY_ORDER = re.compile(rb"<TIME_ORDER\s*/>")
@@ -41,9 +46,7 @@ def read(data: bytes, path: str, tier: str | None) -> Table:
     """The annotations of one tier, with the recording that the file names first."""
     root = _parse(data, path)
     times_s = _slot_times(root, path)
-    media = next(
-        (item.get("MEDIA_URL") or item.get("RELATIVE_MEDIA_URL") for item in root.iter("MEDIA_DESCRIPTOR")), None
-    )
+    media, offset_s = _media(root, path)
     unit_s = {"milliseconds": 1e-3, "seconds": 1.0}.get(_header_units(root))
     if unit_s is None:
         raise AnnotationUnreadable(f"'{path}' counts time in '{_header_units(root)}': milliseconds are expected")
@@ -60,19 +63,42 @@ def read(data: bytes, path: str, tier: str | None) -> Table:
     }
     table = Table()
     chosen = choose_tiers(path, holding, tier)
-    for in_tier, item in ((name, item) for name in chosen for item in tiers[name].iter("ANNOTATION")):
-        entry = next(iter(item), None)
-        if entry is None:
-            continue
-        identity = entry.get("ANNOTATION_ID", "")
-        where = f"'{path}' tier '{printable(in_tier)}' annotation '{printable(identity)}'"
-        begin, end = _aligned(identity, spans, parents)
-        if times_s.get(begin) is None or times_s.get(end) is None:
-            table.problems.append(f"{where}: has no times")
-            continue
-        text = (entry.findtext("ANNOTATION_VALUE") or "").strip()
-        table.add(where, Annotation(times_s[begin] * unit_s, times_s[end] * unit_s, text, file=media))
+    for in_tier in chosen:
+        entries = [entry for item in tiers[in_tier].iter("ANNOTATION") for entry in itertools.islice(item, 1)]
+        placed = [(entry, _aligned(entry.get("ANNOTATION_ID", ""), spans, parents)) for entry in entries]
+        n_in_place = Counter(slots for _, slots in placed)
+        for entry, (begin, end) in placed:
+            text = (entry.findtext("ANNOTATION_VALUE") or "").strip()
+            where = f"'{path}' tier '{printable(in_tier)}' annotation '{printable(entry.get('ANNOTATION_ID', ''))}'"
+            if times_s.get(begin) is None or times_s.get(end) is None:
+                table.problems.append(f"{where}: has no times")
+            elif text and n_in_place[begin, end] > 1:
+                table.problems.append(
+                    f"{where}: '{printable(text)}' is one of {n_in_place[begin, end]} parts of an annotation, and ELAN "
+                    f"keeps no times of such parts: choose a tier that has times"
+                )
+            else:
+                start_s, end_s = (times_s[slot] * unit_s + offset_s for slot in (begin, end))
+                table.add(where, Annotation(start_s, end_s, text, file=media))
     return table
+
+
+def _media(root: ElementTree.Element, path: str) -> tuple[str | None, float]:
+    """The recording that the file is about, and how much later its clock is than that of the annotations, in s.
+
+    Of a video and its sound it is the sound. What lies where the file says relative to itself is found after a move.
+    """
+    found = [
+        ([url for key in ("RELATIVE_MEDIA_URL", "MEDIA_URL") if (url := item.get(key))], item.get("TIME_ORIGIN", "0"))
+        for item in root.iter("MEDIA_DESCRIPTOR")
+    ]
+    found = [(urls, origin) for urls, origin in found if urls]
+    if not found:
+        return None, 0.0
+    urls, origin = next((media for media in found if is_audio_name(os.path.basename(media[0][-1]))), found[0])
+    beside = os.path.join(os.path.dirname(path), unquote(urls[0]))
+    offset_s = int(origin) / 1000 if origin.isdecimal() else 0.0
+    return beside if os.path.isfile(beside) else urls[-1], offset_s
 
 
 def _aligned(
@@ -88,16 +114,20 @@ def _aligned(
 
 
 def _slot_times(root: ElementTree.Element, path: str) -> dict[str | None, float]:
-    """Time of every slot; one without a value lies evenly between those around it that have one."""
+    """Time of every slot; those without a value lie evenly between those of their tier that have one."""
     slots = [(slot.get("TIME_SLOT_ID"), slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")]
     try:
-        known = [(i, float(value)) for i, (_, value) in enumerate(slots) if value is not None]
+        times: dict[str | None, float] = {slot: float(value) for slot, value in slots if value is not None}
     except ValueError:
         raise AnnotationUnreadable(f"'{path}' has a TIME_SLOT whose TIME_VALUE is no number") from None
-    times: dict[str | None, float] = {slots[i][0]: value for i, value in known}
-    for (i, before), (j, after) in itertools.pairwise(known):
-        for k in range(i + 1, j):
-            times[slots[k][0]] = before + (after - before) * (k - i) / (j - i)
+    place = {slot: i for i, (slot, _) in enumerate(slots)}
+    for tier in root.iter("TIER"):
+        used = {item.get(key) for item in tier.iter("ALIGNABLE_ANNOTATION") for key in _SLOT_REFERENCES}
+        chain = sorted(used & place.keys(), key=place.__getitem__)
+        known = [(i, times[slot]) for i, slot in enumerate(chain) if slot in times]
+        for (i, before), (j, after) in itertools.pairwise(known):
+            for k in range(i + 1, j):
+                times[chain[k]] = before + (after - before) * (k - i) / (j - i)
     return times
 
 

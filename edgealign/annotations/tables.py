@@ -12,7 +12,8 @@ from edgealign.errors import AnnotationUnreadable
 from edgealign.escaping import FORMULA_STARTS, printable
 
 # Names of columns, in lower case, in the order in which they are preferred.
-START = ("start_s", "begin time (s)", "start (s)", "start", "begin", "onset", "start_time", "begin_s", "tmin")
+START_OF_RAVEN = "begin time (s)"
+START = ("start_s", START_OF_RAVEN, "start (s)", "start", "begin", "onset", "start_time", "begin_s", "tmin")
 END = ("end_s", "end time (s)", "end (s)", "end", "stop", "offset", "end_time", "stop_s", "tmax")
 DURATION = ("duration_s", "duration", "delta time (s)")
 LABEL = ("label", "annotation", "species", "common name", "text", "name", "class", "scientific name")
@@ -52,9 +53,6 @@ def _read_audacity(lines: Sequence[str], path: str) -> Table:
             table.problems.append(f"{where}: '{printable(line[:40])}' does not begin with two times")
             continue
         label = fields[2] if len(fields) > 2 else ""
-        if start_s == end_s and label.strip():
-            table.problems.append(f"{where}: '{printable(label)}' is a point in time: stretch it over the sound")
-            continue
         title = TITLE_WITH_SCORE.fullmatch(label)
         label, score = (title[1], float(title[2])) if title else (label, None)
         table.add(where, Annotation(start_s, end_s, label, score))
@@ -63,8 +61,8 @@ def _read_audacity(lines: Sequence[str], path: str) -> Table:
 
 def _read_table(text: str, header: str, path: str) -> Table:
     delimiter = max("\t;,", key=header.count)
-    # Raven quotes nothing: a quote in its tables is a letter.
-    raven = delimiter == "\t"
+    # Raven quotes nothing: a quote in its tables is a letter. Spreadsheets and R quote in tables with tabs, too.
+    raven = delimiter == "\t" and START_OF_RAVEN in header.lower().split("\t")
     rows = csv.reader(
         text.split("\n") if raven else text.splitlines(keepends=True),
         delimiter=delimiter,
@@ -72,7 +70,9 @@ def _read_table(text: str, header: str, path: str) -> Table:
     )
     try:
         names = [name.strip().lower() for name in next(row for row in rows if any(row))]
-        columns = {name: i for i, name in reversed(list(enumerate(names)))}
+        columns: dict[str, int] = {}
+        for i, name in enumerate(names):
+            columns.setdefault(name, i)
         table = _read_rows(rows, columns, path)
     except csv.Error as error:
         raise AnnotationUnreadable(
@@ -91,11 +91,11 @@ def _read_rows(rows: csv.reader, columns: dict[str, int], path: str) -> Table:
             f"'{path}' has the columns {', '.join(map(repr, columns)) or 'none'}: a start, an end and a label are "
             f"needed, such as start_s, end_s, label"
         )
-    selection, view = columns.get("selection"), columns.get("view")
+    selection, view, rank = columns.get("selection"), columns.get("view"), columns.get("rank")
     file, offset, channel = find(FILE), find(OFFSET), columns.get("channel")
     score, low, high = find(SCORE), find(LOW), find(HIGH)
     table = Table()
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     for row in rows:
         if not any(field.strip() for field in row):
             continue
@@ -104,17 +104,22 @@ def _read_rows(rows: csv.reader, columns: dict[str, int], path: str) -> Table:
         def field(column: int | None, row: list[str] = row) -> str:
             return row[column].strip() if column is not None and column < len(row) else ""
 
-        # Raven writes a row for the waveform and one for the spectrogram of the same selection.
+        # Raven writes a row for the waveform and one for the spectrogram of the same selection. Selections are numbered
+        # anew where tables of several files were put together.
         if selection is not None and view is not None:
-            if field(selection) in seen:
+            row_of_view = tuple(map(field, (selection, start, end, file)))
+            if row_of_view in seen:
                 continue
-            seen.add(field(selection))
+            seen.add(row_of_view)
+        if (_number(field(rank)) or 1) > 1:
+            continue  # what else the sound might have been, from scan --top-k
         start_s = _number(field(start))
         end_s = _number(field(end)) if end is not None else None
         if end_s is None and start_s is not None and (length_s := _number(field(duration))) is not None:
             end_s = start_s + length_s
         if start_s is None or end_s is None:
-            table.problems.append(f"{where}: '{printable(field(start))}' to '{printable(field(end))}' are no times")
+            times = f"'{printable(field(start))}' to '{printable(field(end))}'"
+            table.problems.append(f"{where}: {times} are no times: seconds are expected")
             continue
         in_file_s = _number(field(offset))
         if in_file_s is not None:  # Begin Time counts from the start of the first file of several

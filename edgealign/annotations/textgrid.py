@@ -44,7 +44,7 @@ class _Tokens:
 def read(data: bytes, path: str, tier: str | None) -> Table:
     """The intervals of one tier; a point has no duration and is a problem."""
     tokens = _Tokens(decoded(data, path), path)
-    if tokens.text() != "ooTextFile" or tokens.text() != "TextGrid":
+    if tokens.text() not in ("ooTextFile", "ooTextFile short") or tokens.text() != "TextGrid":
         raise AnnotationUnreadable(f"'{path}' is not a TextGrid in text form: save it as text from Praat")
     tokens.number(), tokens.number()
     tiers: dict[str, list[tuple[float, float, str]]] = {}
