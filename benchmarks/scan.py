@@ -30,6 +30,7 @@ from benchmarks import continuous, episodes, held_out, rivals, rows
 from benchmarks.continuous import SAMPLE_RATE_HZ, Event, Recording
 from edgealign import Bundle, Recognizer, kernels, machine
 from edgealign.audio import AudioFile
+from edgealign.samples import log_mel
 from edgealign.scan import Scanner, ScanOptions, Searched
 from edgealign.scan_runs import make_scanner
 from edgealign.sieve import FirstLook
@@ -124,11 +125,7 @@ def window_by_window(case: Case) -> Found:
     window, hop = round(WINDOW_S * front_end.sample_rate_hz), round(HOP_S * front_end.sample_rate_hz)
     found: Found = []
     for start in range(0, len(samples) - window + 1, hop):
-        log_mel = kernels.log_mel(
-            samples[start : start + window], bundle.filters, front_end.window_samples, front_end.hop_samples,
-            front_end.energy_floor,
-        )  # fmt: skip
-        best = matcher.classify(bundle.encode(log_mel[None])[0])[0]
+        best = matcher.classify(bundle.encode(log_mel(bundle, samples[start : start + window])[None])[0])[0]
         if best.probability < LEAST:
             continue
         start_s, label = start / front_end.sample_rate_hz, labels[best.label]
@@ -209,10 +206,7 @@ def yesno(data: Path, bundle: Bundle, folder: Path, shared: dict) -> dict:
     teachers = set()
     for path in files:
         samples, rate_hz = soundfile.read(path, dtype="float32")
-        log_mel = kernels.log_mel(
-            samples, bundle.filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
-        )
-        spans = sound_spans(log_mel, cuts)
+        spans = sound_spans(log_mel(bundle, samples), cuts)
         if len(spans) != 8 or min(taught.values()) >= N_SHOT:
             continue
         for (first, end, _), label in zip(spans.tolist(), path.stem.split("_"), strict=True):

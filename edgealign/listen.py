@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from edgealign import kernels
 from edgealign.audio import AudioFile, AudioSource
 from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput, MissingExtra
 from edgealign.inputs import LogMelInput, Windows
+from edgealign.samples import log_mel
 from edgealign.words import Word, at_least, sound_spans
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def _answers(recognizer: Recognizer, source: AudioSource, top_k: int) -> Iterato
 
     def advance(n_samples: int) -> None:
         nonlocal log_mels, pending, recent, total_frames
-        numbers = front_end.window_samples, hop, front_end.energy_floor
-        new = kernels.log_mel(pending[:n_samples], bundle.filters, *numbers)
+        new = log_mel(bundle, pending[:n_samples])
         n_new = new.shape[1]
         log_mels = np.concatenate([log_mels[:, max(0, log_mels.shape[1] + n_new - context_frames) :], new], axis=1)
         recent = np.concatenate([recent, pending[: n_new * hop]])[-kept_samples:]

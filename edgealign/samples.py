@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgealign import kernels
+from edgealign import words
 from edgealign.audio import AudioArray, AudioFile, AudioSource
 from edgealign.errors import BundleUnreadable, InvalidInput
 from edgealign.inputs import ClipWindows, ImageInput, LogMelInput, TextInput, Windows
@@ -149,8 +149,5 @@ def mean_of(embeddings: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def log_mel(bundle: Bundle, samples: np.ndarray) -> np.ndarray:
-    """`kernels.log_mel` with the front end of a bundle: float32 [n_mels, n_frames]."""
-    front_end = bundle.front_end
-    return kernels.log_mel(
-        samples, bundle.filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
-    )
+    """Log-mel energies by the front end of a bundle: float32 [n_mels, n_frames]."""
+    return words.log_mel(samples, bundle.front_end, bundle.filters)

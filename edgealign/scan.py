@@ -25,8 +25,9 @@ from edgealign import kernels
 from edgealign.audio import AudioSource
 from edgealign.bundle import Bundle, FrontEnd
 from edgealign.errors import InputUnreadable, InvalidInput
+from edgealign.samples import log_mel
 from edgealign.sieve import ROUNDS, FirstLook, Sieve, sieve_of
-from edgealign.words import at_least, samples_of, search_windows
+from edgealign.words import at_least, samples_of, search_windows, sound_spans
 
 WINDOW_S = 1.0
 OVERLAP = 0.75  # of a window, unless the user says how much
@@ -299,14 +300,9 @@ class Scanner:
     def _looked_at(self, start_s: float, lowest_s: float, highest_s: float, samples: np.ndarray) -> Searched | None:
         """The candidates of a search window after a first look; None where there are none."""
         front_end, policy = self.bundle.front_end, self._sounds
-        log_mels = kernels.log_mel(
-            samples, self.bundle.filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
-        )
+        log_mels = log_mel(self.bundle, samples)
         heard = log_mels[self._bands]
-        spans = kernels.sound_spans(
-            heard, policy.floor_quantile, policy.above_floor_db, policy.below_peak_db, policy.merge_frames,
-            policy.min_span_frames, policy.pad_frames, policy.max_frames,
-        )[:, :2].astype(np.int64)  # fmt: skip
+        spans = sound_spans(heard, policy)[:, :2].astype(np.int64)
         if not len(spans):
             return None
         offset = round(start_s * self._frames_per_s)

@@ -7,7 +7,7 @@ A long recording is searched in windows of 60 s that overlap by 3 s, with the fl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,28 +50,22 @@ def find_word(
     blocks    float32 [n_samples] each, mono, at front_end.sample_rate_hz
     filters   float32 [n_mels, n_fft // 2 + 1]
     """
-    best: tuple[float, np.ndarray, float, float, np.ndarray | None] | None = None
+    best: Word | None = None
     n_sounds = 0
     for window_start_s, lowest_s, highest_s, samples in search_windows(blocks, front_end):
-        log_mels = kernels.log_mel(
-            samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
-        )
-        for first, end, clearness in sound_spans(log_mels, windows).tolist():
+        log_mels = log_mel(samples, front_end, filters)
+        for span_first, span_end, clearness in sound_spans(log_mels, windows).tolist():
+            first, end = int(span_first), int(span_end)
             # A sound in the overlap of two windows belongs to the one that holds its middle.
             if not lowest_s <= front_end.seconds((first + end) / 2) < highest_s:
                 continue
             n_sounds += 1
-            if best is None or clearness > best[0]:
-                frames = at_least(log_mels, int(first), int(end), windows.min_frames, front_end.energy_floor)
+            if best is None or clearness > best.clearness:
+                frames = at_least(log_mels, first, end, windows.min_frames, front_end.energy_floor)
+                heard = samples_of(samples, first, end, windows.min_frames, front_end) if with_samples else None
                 start_s = window_start_s + front_end.seconds(first)
-                heard = (
-                    samples_of(samples, int(first), int(end), windows.min_frames, front_end) if with_samples else None
-                )
-                best = (clearness, frames, start_s, start_s + front_end.seconds(end - first), heard)
-    if best is None:
-        return None
-    clearness, frames, start_s, end_s, heard = best
-    return Word(frames, start_s, end_s, clearness, n_sounds, heard)
+                best = Word(frames, start_s, start_s + front_end.seconds(end - first), clearness, n_sounds, heard)
+    return None if best is None else replace(best, n_sounds=n_sounds)
 
 
 def whole_sound(
@@ -88,15 +82,18 @@ def whole_sound(
     """
     held = list(blocks)
     samples = np.concatenate(held)
-    log_mels = kernels.log_mel(
-        samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor
-    )
+    log_mels = log_mel(samples, front_end, filters)
     n_frames = log_mels.shape[1]
     if n_frames > windows.max_frames:
         return find_word(iter(held), front_end, windows, filters, with_samples=with_samples)
     frames = at_least(log_mels, 0, n_frames, windows.min_frames, front_end.energy_floor)
     heard = samples_of(samples, 0, n_frames, windows.min_frames, front_end) if with_samples else None
     return Word(frames, 0.0, front_end.seconds(n_frames), 0.0, 1, heard)
+
+
+def log_mel(samples: np.ndarray, front_end: FrontEnd, filters: np.ndarray) -> np.ndarray:
+    """`kernels.log_mel` with the front end of a bundle: float32 [n_mels, n_frames]."""
+    return kernels.log_mel(samples, filters, front_end.window_samples, front_end.hop_samples, front_end.energy_floor)
 
 
 def sound_spans(log_mels: np.ndarray, windows: Windows) -> np.ndarray:

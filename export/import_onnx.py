@@ -24,6 +24,7 @@ from edgealign.export.foreign import ForeignModel, Probe, Session, Step, session
 from edgealign.inputs import ClipWindows, FrontEnd, ImageInput, Input, Windows, read_input
 from edgealign.samples import clip_values, embed, open_sample
 from edgealign.sources import sample_files
+from edgealign.words import log_mel
 
 ENCODER = "encoder.onnx"
 MAX_DRIFT = 1e-5  # cosine distance between the model and what was made of it
@@ -523,9 +524,7 @@ def _values(plan: Plan, seed: int, seconds: float | None = None) -> np.ndarray:
     samples = made_up_sound(n_samples, taken.sample_rate_hz, seed)
     if plan.tensor == "waveform":
         return samples[None]
-    front_end = taken.front_end
-    numbers = front_end.window_samples, front_end.hop_samples, front_end.energy_floor
-    return kernels.log_mel(samples, plan.filters, *numbers)[None]
+    return log_mel(samples, taken.front_end, plan.filters)[None]
 
 
 def made_up_sound(n_samples: int, sample_rate_hz: int, seed: int) -> np.ndarray:

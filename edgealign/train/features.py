@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edgealign import kernels
 from edgealign.errors import InputUnreadable, InvalidInput, MissingExtra
 from edgealign.text import normalize
 from edgealign.train.front_end import FRONT_END, mel_filters
 from edgealign.train.synthesis import SAMPLE_RATE_HZ, Espeak, Manner
+from edgealign.words import log_mel
 from edgealign.writing import replace_file
 
 VERSION = 1  # of the computation below: part of the name of every cached file
@@ -161,9 +161,7 @@ def frames(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
     n = config.n_frames * config.frames_pooled
     shortest = np.zeros(FRONT_END.window_samples, np.float32)
     samples = samples if len(samples) >= len(shortest) else np.concatenate([samples, shortest])
-    mel = kernels.log_mel(
-        samples, mel_filters(), FRONT_END.window_samples, FRONT_END.hop_samples, FRONT_END.energy_floor
-    )
+    mel = log_mel(samples, FRONT_END, mel_filters())
     mel = np.maximum(mel, mel.max() - 14.0)
     if mel.shape[1] > n:
         energy = np.concatenate([[0.0], np.exp(mel).sum(axis=0).cumsum(dtype=np.float64)])
