@@ -175,6 +175,15 @@ def _weights(weights: np.ndarray | None, n_rows: int) -> np.ndarray | None:
     return weights
 
 
+def _not_negative(values: np.ndarray, name: str) -> np.ndarray:
+    values = _float32(values, 2, name)
+    if not np.isfinite(values).all():
+        raise ValueError(f"NaN or infinity in {name}")
+    if (values < 0).any():
+        raise ValueError(f"{name} must be numbers, none of them negative")
+    return values
+
+
 class Packed:
     """Prototypes arranged for speed by `pack`; never changes, and any thread may use it.
 
@@ -218,6 +227,23 @@ def _packed_queries(queries: np.ndarray, packed: Packed, threads: int) -> np.nda
     return reference.rounded_to_int8(queries) if _core is None and packed.storage == "int8" else queries
 
 
+def _comparable(
+    queries: np.ndarray, prototypes: np.ndarray | Packed, threads: int
+) -> tuple[np.ndarray, np.ndarray | Packed]:
+    """Queries and prototypes of equal width, converted where they have to be."""
+    if isinstance(prototypes, Packed):
+        return _packed_queries(queries, prototypes, threads), prototypes
+    queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
+    if threads != 1:
+        raise ValueError("threads can be given with packed prototypes only")
+    return queries, prototypes
+
+
+def _rows(prototypes: np.ndarray | Packed) -> np.ndarray:
+    """Prototypes as the reference takes them."""
+    return prototypes._rows if isinstance(prototypes, Packed) else prototypes
+
+
 def _metric(metric: str) -> int:
     if metric not in METRICS:
         raise ValueError(f"unknown metric '{metric}', expected one of {', '.join(METRICS)}")
@@ -241,16 +267,10 @@ def _distances(
     """The core alone where it takes all as it is; else converts what can be converted, and says what is wrong."""
     if out is not None and _core is not None and getattr(_core, op)(queries, prototypes, out, threads):
         return out
-    packed = isinstance(prototypes, Packed)
-    if packed:
-        queries = _packed_queries(queries, prototypes, threads)
-    else:
-        queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
-        if threads != 1:
-            raise ValueError("threads can be given with packed prototypes only")
+    queries, prototypes = _comparable(queries, prototypes, threads)
     out = _output(out, (len(queries), len(prototypes)))
     if _core is None:
-        out[...] = getattr(reference, op)(queries, prototypes._rows if packed else prototypes)
+        out[...] = getattr(reference, op)(queries, _rows(prototypes))
     elif not getattr(_core, op)(queries, prototypes, out, threads):
         raise TypeError(f"threads is {threads!r}, expected a whole number")
     return out
@@ -290,21 +310,15 @@ def nearest(
 
     1 <= k <= p; metric is "cosine" or "sq_l2"; threads as for `sq_l2`.
     """
-    packed = isinstance(prototypes, Packed)
-    if packed:
-        queries = _packed_queries(queries, prototypes, threads)
-    else:
-        queries, prototypes = _pair(queries, prototypes, ("queries", "prototypes"))
-        if threads != 1:
-            raise ValueError("threads can be given with packed prototypes only")
+    queries, prototypes = _comparable(queries, prototypes, threads)
     number = _metric(metric)
     if not 1 <= k <= len(prototypes):
         raise ValueError(f"k is {k}, expected 1 to {len(prototypes)}, the number of prototypes")
     if _core is None:
-        return reference.nearest(queries, prototypes._rows if packed else prototypes, k, metric)
+        return reference.nearest(queries, _rows(prototypes), k, metric)
     distances = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int32)
-    if packed:
+    if isinstance(prototypes, Packed):
         _core.packed_nearest(prototypes._native, queries, k, number, threads, distances, indices)
     else:
         _core.nearest(queries, prototypes, k, number, distances, indices)
@@ -485,15 +499,10 @@ def window_stats(
         n_groups = np.shape(given)[axis] if np.ndim(given) == 2 else 0
         if n_groups < 1 or frames.shape[1] % n_groups or np.shape(given)[1 - axis] != n_rows:
             raise ValueError(f"{name} have the shape {np.shape(given)}, which does not fit frames {frames.shape}")
-    weights = None if weights is None else _float32(weights, 2, "weights")
-    profile = None if profile is None else _float32(profile, 2, "profile")
+    weights = None if weights is None else _not_negative(weights, "weights")
+    profile = None if profile is None else _not_negative(profile, "profile")
     if weights is not None and profile is not None and weights.shape[1] != len(profile):
         raise ValueError(f"weights are for {weights.shape[1]} groups, the profile is for {len(profile)}")
-    for name, given in (("weights", weights), ("profile", profile)):
-        if given is not None and not np.isfinite(given).all():
-            raise ValueError(f"NaN or infinity in {name}")
-        if given is not None and (given < 0).any():
-            raise ValueError(f"{name} must be numbers, none of them negative")
     if _core is None:
         return reference.window_stats(frames, window_frames, hop_frames, weights, profile)
     n_windows = _core.n_windows(len(frames), window_frames, hop_frames)
@@ -511,8 +520,8 @@ def span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spa
     profile   float32 [n_groups, n_places] >= 0, n_places at most MAX_PLACES
     spans     int32 [n_spans, 2]: first frame and one past the last, 0 <= first < last <= n_frames
     """
-    frames, weights = _float32(frames, 2, "frames"), _float32(weights, 2, "weights")
-    profile, spans = _float32(profile, 2, "profile"), np.ascontiguousarray(spans, np.int32)
+    frames, spans = _float32(frames, 2, "frames"), np.ascontiguousarray(spans, np.int32)
+    weights, profile = _not_negative(weights, "weights"), _not_negative(profile, "profile")
     if len(weights) != len(frames) or frames.shape[1] % weights.shape[1] or len(profile) != weights.shape[1]:
         raise ValueError(f"weights {weights.shape} and profile {profile.shape} do not fit frames {frames.shape}")
     if profile.shape[1] > MAX_PLACES:
@@ -521,11 +530,6 @@ def span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spa
         raise ValueError(f"spans have the shape {spans.shape}, expected [n_spans, 2]")
     if len(spans) and not (spans[:, 0].min() >= 0 and (spans[:, 0] < spans[:, 1]).all() and spans.max() <= len(frames)):
         raise ValueError(f"a span does not lie within the {len(frames)} frames, or has none")
-    for name, given in (("weights", weights), ("profile", profile)):
-        if not np.isfinite(given).all():
-            raise ValueError(f"NaN or infinity in {name}")
-        if (given < 0).any():
-            raise ValueError(f"{name} must be numbers, none of them negative")
     if _core is None:
         return reference.span_stats(frames, weights, profile, spans)
     stats = np.empty((len(spans), 2 * frames.shape[1]), np.float32)

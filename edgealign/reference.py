@@ -131,8 +131,11 @@ def rounded_to_int8(rows: np.ndarray) -> np.ndarray:
     return np.rint(scaled * scales) * (largest / np.float32(127) / before).astype(np.float64)
 
 
+DISTANCES = {"cosine": cosine, "sq_l2": sq_l2}  # by metric
+
+
 def nearest(queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    distances = (cosine if metric == "cosine" else sq_l2)(queries, prototypes)
+    distances = DISTANCES[metric](queries, prototypes)
     indices = distances.argsort(axis=1, kind="stable")[:, :k]
     return np.take_along_axis(distances, indices, axis=1), indices.astype(np.int32)
 
@@ -140,12 +143,12 @@ def nearest(queries: np.ndarray, prototypes: np.ndarray, k: int, metric: str) ->
 def label_distances(
     queries: np.ndarray, prototypes: np.ndarray, labels: np.ndarray, n_labels: int, metric: str
 ) -> np.ndarray:
-    distances = (cosine if metric == "cosine" else sq_l2)(queries, prototypes)
+    distances = DISTANCES[metric](queries, prototypes)
     return np.stack([distances[:, labels == label].min(axis=1) for label in range(n_labels)], axis=1)
 
 
 def log_softmax(queries: np.ndarray, prototypes: np.ndarray, metric: str, temperature: float) -> np.ndarray:
-    distances = (cosine if metric == "cosine" else sq_l2)(queries, prototypes).astype(np.float64)
+    distances = DISTANCES[metric](queries, prototypes).astype(np.float64)
     closest = distances.min(axis=1, keepdims=True)
     closest[np.isinf(closest)] = 0
     distances[np.isinf(distances).all(axis=1)] = 0
@@ -195,34 +198,35 @@ def cohort_stats(rows: np.ndarray, bank: np.ndarray, top: int) -> np.ndarray:
     return np.stack([closest.mean(axis=1), closest.std(axis=1).clip(SMALLEST_SD)], axis=1).astype(np.float32)
 
 
+def _weighted_stats(frames: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Mean and deviation [2 d] of frames [n, d]; factor [n, n_groups] float64 weighs groups of neighboring channels."""
+    factor = np.repeat(factor, frames.shape[1] // factor.shape[1], axis=1)
+    total = factor.sum(axis=0)
+    share = np.divide(factor, total, out=np.zeros_like(factor), where=total > 0)
+    mean = (share * frames).sum(axis=0)
+    return np.concatenate([mean, np.sqrt((share * (frames - mean) ** 2).sum(axis=0))])
+
+
 def window_stats(
     frames: np.ndarray, window_frames: int, hop_frames: int, weights: np.ndarray | None, profile: np.ndarray | None
 ) -> np.ndarray:
-    dim, n_windows = frames.shape[1], max(0, 1 + (len(frames) - window_frames) // hop_frames)
-    stats = np.zeros((n_windows, 2 * dim), np.float32)
+    n_windows = max(0, 1 + (len(frames) - window_frames) // hop_frames)
+    stats = np.zeros((n_windows, 2 * frames.shape[1]), np.float32)
     for i in range(n_windows):
         window = slice(i * hop_frames, i * hop_frames + window_frames)
         factor = np.ones((window_frames, 1)) if weights is None else weights[window].astype(np.float64)
         if profile is not None:
             factor = factor * profile.T
-        factor = np.repeat(factor, dim // factor.shape[1], axis=1)
-        total = factor.sum(axis=0)
-        share = np.divide(factor, total, out=np.zeros_like(factor), where=total > 0)
-        mean = (share * frames[window]).sum(axis=0)
-        stats[i] = np.concatenate([mean, np.sqrt((share * (frames[window] - mean) ** 2).sum(axis=0))])
+        stats[i] = _weighted_stats(frames[window], factor)
     return stats
 
 
 def span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    per_group, n_places = frames.shape[1] // weights.shape[1], profile.shape[1]
+    n_places = profile.shape[1]
     stats = np.zeros((len(spans), 2 * frames.shape[1]), np.float32)
     for i, (first, end) in enumerate(spans.tolist()):
         places = [first + (2 * k + 1) * (end - first) // (2 * n_places) for k in range(n_places)]
-        factor = np.repeat(weights[places].astype(np.float64) * profile.T, per_group, axis=1)
-        total = factor.sum(axis=0)
-        share = np.divide(factor, total, out=np.zeros_like(factor), where=total > 0)
-        mean = (share * frames[places]).sum(axis=0)
-        stats[i] = np.concatenate([mean, np.sqrt((share * (frames[places] - mean) ** 2).sum(axis=0))])
+        stats[i] = _weighted_stats(frames[places], weights[places].astype(np.float64) * profile.T)
     return stats
 
 
