@@ -30,11 +30,11 @@ from benchmarks import continuous, episodes, held_out, rivals, rows
 from benchmarks.continuous import SAMPLE_RATE_HZ, Event, Recording
 from edgealign import Bundle, Recognizer, kernels, machine
 from edgealign.audio import AudioFile
+from edgealign.intervals import rate_interval
 from edgealign.samples import log_mel
 from edgealign.scan import Scanner, ScanOptions, Searched
 from edgealign.scan_runs import make_scanner
 from edgealign.sieve import FirstLook
-from edgealign.thresholds import rate_interval
 from edgealign.words import sound_spans
 
 PACKS = (("arabic_sc", 5), ("fsdd", 5), ("dspspeech20", 5))

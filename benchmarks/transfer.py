@@ -24,17 +24,10 @@ from benchmarks.scan import N_SHOT, PACKS, SNR_DB
 from edgealign import Recognizer, machine
 from edgealign.annotations import Annotation
 from edgealign.audio import AudioFile
+from edgealign.intervals import rate_interval, share_interval
 from edgealign.scan import Scanner, ScanOptions
 from edgealign.scan_runs import make_scanner
-from edgealign.thresholds import (
-    LEAST_LISTENED,
-    Heard,
-    calibrate,
-    leave_one_out_probabilities,
-    rate_interval,
-    share_interval,
-    sort_out,
-)
+from edgealign.thresholds import LEAST_LISTENED, Heard, calibrate, leave_one_out_probabilities, sort_out
 
 PER_HOUR = 1.0
 GAP_S = (0.3, 2.0)

@@ -12,7 +12,6 @@ import typer
 from edgealign import __version__
 from edgealign.cli.lazy import LazyGroup
 from edgealign.cli.options import (
-    SOUNDS,
     BundleOption,
     ChannelOption,
     Device,
@@ -157,11 +156,9 @@ def enroll(
     Adds to what is known of a label, and prints what was learned, with what as many samples can promise.
     """
     from edgealign.audio import parse_channel
-    from edgealign.sources import are_pictures
 
     samples, tables = split_tables(samples or (), tables)
-    fitting = (Modality.IMAGE,) if are_pictures(samples) else SOUNDS
-    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, fitting=fitting, enrolling=True)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, files=samples, enrolling=True)
     report = recognizer.enroll(
         samples,
         label=label,
@@ -224,11 +221,9 @@ def classify(
     """Name each clip or picture: its label, or unknown."""
     from edgealign.audio import parse_channel
     from edgealign.cli.answers import AnswerPrinter
-    from edgealign.sources import are_pictures
 
     channel_number = parse_channel(channel)
-    fitting = (Modality.IMAGE,) if are_pictures(files) else SOUNDS
-    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, fitting=fitting)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, files=files)
     printer = AnswerPrinter(recognizer, output_format, top_k)
     failures: list[EdgealignError] = []
     n_answers = n_unknown = 0

@@ -160,13 +160,7 @@ def bundle_info(
             "encoder_sha256": opened.encoder_sha256,
             "dim": opened.dim,
             "input": _input_text(opened.input),
-            "starts_from": "nothing by itself"
-            if opened.modality == "text"
-            else ", ".join(
-                f"{kind} {files[source.file]['bytes']} bytes, as much as {source.weight:g} {opened.sample_noun}s"
-                for kind, source in opened.sources.items()
-            )
-            or f"{opened.sample_noun}s alone",
+            "starts_from": _sources_text(opened),
             "bank": f"{manifest['bank']['rows']} embeddings of something else",
             "size_bytes": sum(entry["bytes"] for entry in files.values()),
             "license": manifest["license"],
@@ -190,6 +184,18 @@ def _variant_row(bundle: Bundle, name: str, here_ms: dict[str, float]) -> list[s
         *(format(value, form) if isinstance(value, (int, float)) else "-" for value, form in stated),
         *([f"{here_ms[name]:.2f}"] if here_ms else []),
     ]
+
+
+def _sources_text(bundle: Bundle) -> str:
+    """What labels of a bundle can start from, in words."""
+    if bundle.modality == "text":
+        return "nothing by itself"
+    sources = [
+        f"{kind} {bundle.manifest['files'][source.file]['bytes']} bytes, as much as {source.weight:g} "
+        f"{bundle.sample_noun}s"
+        for kind, source in bundle.sources.items()
+    ]
+    return ", ".join(sources) or f"{bundle.sample_noun}s alone"
 
 
 def _input_text(taken: Input) -> str:

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgealign.cli.options import (
-    SOUNDS,
     BundleOption,
     ChannelOption,
     Device,
     DeviceOption,
-    Modality,
     ModalityOption,
     StoreOption,
     VariantOption,
@@ -52,10 +50,10 @@ def evaluate(
     anything else: their clips should be unknown.
     """
     from edgealign.audio import parse_channel
-    from edgealign.cli.scanning import Progress
+    from edgealign.cli.progress import Progress
     from edgealign.evaluation import evaluate as ask
-    from edgealign.evaluation import page
-    from edgealign.sources import are_pictures, collect_clips
+    from edgealign.evaluation_page import page
+    from edgealign.sources import collect_clips
     from edgealign.writing import check_place, replace_file
 
     if output is not None:
@@ -63,8 +61,7 @@ def evaluate(
         if output.suffix.lower() in (".html", ".json"):
             output_format = PageFormat(output.suffix[1:].lower())
     channel_number = parse_channel(channel)
-    fitting = (Modality.IMAGE,) if are_pictures(folder) else SOUNDS
-    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, fitting=fitting)
+    recognizer = open_recognizer(store, bundle, modality, device, variant=variant, files=folder)
     found = collect_clips(folder, None, recognizer.bundle.modality)
     for note in found.notes:
         warn(note)
@@ -74,9 +71,10 @@ def evaluate(
     failures = (*found.problems, *result.failures)
     for failure in failures:
         say(f"error: {failure}")
-    text = {PageFormat.JSON: lambda: json_line(result.as_dict()) + "\n", PageFormat.HTML: lambda: page(result)}.get(
-        output_format, lambda: as_text(result)
-    )()
+    if output_format is PageFormat.JSON:
+        text = json_line(result.as_dict()) + "\n"
+    else:
+        text = page(result) if output_format is PageFormat.HTML else as_text(result)
     if output is None:
         print(text, end="")
     else:

@@ -14,8 +14,8 @@ COMMANDS = {
     "scan": "scanning:scan",
     "listen": "listening:listen",
     "evaluate": "evaluating:evaluate",
-    "calibrate": "scanning:calibrate",
-    "simulate": "scanning:simulate",
+    "calibrate": "calibrating:calibrate",
+    "simulate": "calibrating:simulate",
     "store": "artifacts:store_app",
     "bundle": "bundles:bundle_app",
 }

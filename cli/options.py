@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,9 +20,6 @@ class Modality(StrEnum):
     SPEECH = "speech"
     AUDIO = "audio"
     IMAGE = "image"
-
-
-SOUNDS = (Modality.SPEECH, Modality.AUDIO)
 
 
 class Device(StrEnum):
@@ -74,6 +72,15 @@ VariantOption = Annotated[
 ChannelOption = Annotated[
     str, typer.Option("--channel", help="mix for the mean of all channels, or a number from 1.", metavar="mix|K")
 ]
+RecordingsArgument = Annotated[
+    list[str], typer.Argument(metavar="RECORDINGS...", help="Recordings, or folders that are searched to any depth.")
+]
+SpeedOption = Annotated[
+    float,
+    typer.Option("--audio-speed", help="Listen this many times as fast: 0.1 brings bats down to speech.", metavar="X"),
+]
+LowOption = Annotated[float | None, typer.Option("--fmin", help="Lowest frequency of sounds looked for.", metavar="HZ")]
+HighOption = Annotated[float | None, typer.Option("--fmax", help="Highest frequency of them.", metavar="HZ")]
 
 
 def split_tables(recordings: Sequence[str], tables: Sequence[Path] | None) -> tuple[list[str], list[Path]]:
@@ -104,20 +111,21 @@ def open_recognizer(
     device: Device,
     *,
     variant: str | None = None,
-    fitting: Sequence[Modality] = SOUNDS,
+    files: Iterable[str | os.PathLike] = (),
     enrolling: bool = False,
 ) -> Recognizer:
     """The recognizer that the options mean.
 
-    fitting     the modalities that the files may be of; the first where nothing else decides
+    files       what it is for: pictures, or recordings
     enrolling   a store in the default place does not decide: the samples may be for another
     """
-    import os
-
     from edgealign.recognizer import Recognizer, modality_of_only_store
 
     if store is not None:
         return Recognizer.open(store_path(store, modality), bundle, modality=modality, variant=variant, device=device)
     if modality is None and bundle is None and not os.environ.get("EDGEALIGN_BUNDLE"):
+        from edgealign.sources import are_pictures
+
+        fitting = (Modality.IMAGE,) if are_pictures(files) else (Modality.SPEECH, Modality.AUDIO)
         modality = (None if enrolling else modality_of_only_store(fitting)) or fitting[0]
     return Recognizer.open(None, bundle, modality=modality, variant=variant, device=device)

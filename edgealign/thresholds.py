@@ -2,10 +2,7 @@
 
 `calibrate` searches recordings in which it is known where the labels are, or that they are nowhere, and raises each
 label's probability until its false alarms are rare enough. The result lies beside the store, as
-<store>.thresholds.json; docs/formats.md specifies it. Counts are few, so rates are given as intervals:
-
-    false alarms per hour   exact Poisson interval (Garwood 1936) on the count, divided by the hours
-    share of clips heard    exact binomial interval (Clopper and Pearson 1934)
+<store>.thresholds.json; docs/formats.md specifies it. Counts are few, so rates and shares are `intervals`.
 """
 
 from __future__ import annotations
@@ -14,31 +11,27 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgealign import kernels
 from edgealign.annotations import Annotation
 from edgealign.bundle import Bundle
-from edgealign.errors import InvalidInput, StoreUnreadable
+from edgealign.errors import InputUnreadable, InvalidInput, StoreUnreadable
+from edgealign.intervals import CONFIDENCE, Interval, rate_interval, share_interval
 from edgealign.store import RECORDING, Store
 from edgealign.writing import replace_file
 
+if TYPE_CHECKING:
+    import os
+
+    from edgealign.recognizer import Recognizer
+    from edgealign.scan_runs import Found
+
 FORMAT, FORMAT_VERSION = "edgealign-thresholds", 1
-CONFIDENCE = 0.95
 LEAST_LISTENED = 0.02  # probability from which on detections are looked at when thresholds are made
-DEFAULT_PER_HOUR = 1.0
 MIN_HIT = 0.5  # of the shorter of annotation and detection must be shared, for one to be the other
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A rate or share, and between which values it lies with 95 % confidence."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -72,59 +65,68 @@ class Heard:
     truth: Sequence[Annotation] = ()
 
 
-def rate_interval(count: int, hours: float) -> Interval:
-    """Events per hour after `count` of them in `hours`."""
-    if hours <= 0:
-        raise InvalidInput("no sound was searched: nothing can be said about false alarms per hour")
-    tail = (1 - CONFIDENCE) / 2
-    low = 0.0 if count == 0 else _gamma_quantile(count, tail)
-    # Without a single event only the upper end is open, so all of the 5 % is there.
-    high = _gamma_quantile(count + 1, 1 - (2 * tail if count == 0 else tail))
-    return Interval(count / hours, low / hours, high / hours)
+def hear(
+    recognizer: Recognizer,
+    found: Found,
+    tables: Sequence[str | os.PathLike] = (),
+    tier: str | None = None,
+    *,
+    low_hz: float | None = None,
+    high_hz: float | None = None,
+    audio_speed: float = 1.0,
+    progress: Callable[[float, int], None] = lambda share, n_done: None,
+) -> tuple[list[Heard], list[str]]:
+    """Everything that might be a label in recordings, with what their tables say is in them; and what failed.
 
+    found        the recordings, see `scan_runs.find_recordings`
+    tables, tier   where the labels are, see `excerpts.collect_excerpts`; without any, they are nowhere
+    low_hz, high_hz, audio_speed   see `scan.ScanOptions`
+    progress     told the share of all bytes that is done, and how many recordings are
+    raises       InputUnreadable where no recording can be read; the first problem of the tables where there is one
+    """
+    from edgealign.excerpts import collect_excerpts
+    from edgealign.scan import ScanOptions
+    from edgealign.scan_runs import make_scanner, scan_recording
 
-def share_interval(count: int, total: int) -> Interval:
-    """A share after `count` of `total`, total ≥ 1; one-sided where all or none were counted."""
-    tail = (1 - CONFIDENCE) / 2
-    low = (
-        0.0
-        if count == 0
-        else _solve(lambda p: _binomial_cdf(count - 1, total, p), 1 - (tail if count < total else 2 * tail))
-    )
-    high = 1.0 if count == total else _solve(lambda p: _binomial_cdf(count, total, p), tail if count else 2 * tail)
-    return Interval(count / total, low, high)
+    if tier is not None and not tables:
+        raise InvalidInput("--tier was given without --table: it says which tier of a table is meant")
+    failures = [f"'{path}' {reason}" for path, reason in found.failures]
+    excerpts, problems = collect_excerpts(tables, [recording.path for recording in found.recordings], tier, None)
+    if problems:
+        more = f" ({len(problems) - 1} more like this)" if len(problems) > 1 else ""
+        raise type(problems[0])(
+            f"{problems[0]}{more}: mend the tables, because what they do not say is a label counts as a false alarm"
+        )
+    truth: dict[str, list[Annotation]] = {}
+    for entry in excerpts:
+        truth.setdefault(entry.path, []).append(Annotation(entry.start_s, entry.end_s, entry.label))
+    options = ScanOptions(min_probability=LEAST_LISTENED, low_hz=low_hz, high_hz=high_hz, audio_speed=audio_speed)
+    scanner = make_scanner(recognizer, options)
+    heard: list[Heard] = []
+    total_bytes = max(1, sum(recording.size_bytes for recording in found.recordings))
+    done_bytes = 0
+    for recording in found.recordings:
 
+        def report(share: float, before: int = done_bytes, size: int = recording.size_bytes) -> None:
+            progress((before + share * size) / total_bytes, len(heard))
 
-def _binomial_cdf(count: int, total: int, p: float) -> float:
-    if p <= 0 or p >= 1:
-        return 1.0 if p <= 0 or count >= total else 0.0
-    log_terms = (
-        math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) + k * math.log(p)
-        + (total - k) * math.log1p(-p)
-        for k in range(count + 1)
-    )  # fmt: skip
-    return min(1.0, math.fsum(map(math.exp, log_terms)))
-
-
-def _solve(decreasing: Callable[[float], float], target: float) -> float:
-    """Where a function on [0, 1] that falls reaches the target."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if decreasing(middle) > target else (low, middle)
-    return (low + high) / 2
-
-
-def _gamma_quantile(shape: int, share: float) -> float:
-    """The mean at which a Poisson count is below `shape` with the probability 1 - share."""
-
-    def poisson_below(mean: float) -> float:
-        if mean <= 0:
-            return 1.0
-        return math.fsum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(shape))
-
-    high = shape + 10 * math.sqrt(shape) + 20
-    return high * _solve(lambda x: poisson_below(x * high), 1 - share)
+        try:
+            result = scan_recording(scanner, recording.path, "mix", None, report)
+        except InputUnreadable as error:
+            failures.append(str(error))
+            continue
+        finally:
+            done_bytes += recording.size_bytes
+        if result["error"]:
+            failures.append(f"'{recording.path}' {result['error']}")
+        detections = [
+            (entry["start_s"], entry["end_s"], entry["ranked"][0][0], entry["ranked"][0][3])
+            for entry in result["detections"]
+        ]
+        heard.append(Heard(result["duration_s"], detections, truth.get(recording.path, ())))
+    if not heard:
+        raise InputUnreadable(f"none of the recordings could be read; the first: {failures[0] if failures else 'none'}")
+    return heard, failures
 
 
 def sort_out(heard: Iterable[Heard]) -> tuple[dict[str, list[float]], dict[str, list[float]], float]:
@@ -187,6 +189,27 @@ def calibrate(
     return made, hours
 
 
+def simulate(
+    heard: Iterable[Heard],
+    labels: Sequence[str],
+    own_clips: Mapping[str, Sequence[float]],
+    accept: float | Mapping[str, float],
+) -> tuple[list[LabelThreshold], Interval, float]:
+    """How labels do that are accepted from `accept` on, a number or one per label.
+
+    own_clips   as for `calibrate`
+    returns     each label, false alarms per hour of all together, and the hours searched
+    """
+    false, hits, hours = sort_out(heard)
+    made = []
+    for label in labels:
+        probability = accept[label] if isinstance(accept, Mapping) else accept
+        own = own_clips.get(label, ())
+        made.append(measure(label, probability, false.get(label, ()), hits.get(label, ()), own, hours))
+    n_false = sum(value >= found.probability for found in made for value in false.get(found.label, ()))
+    return made, rate_interval(n_false, hours), hours
+
+
 def measure(
     label: str, probability: float, alarms: Sequence[float], hits: Sequence[float], own: Sequence[float], hours: float
 ) -> LabelThreshold:
@@ -246,6 +269,12 @@ def save(store: Store, store_path: str, thresholds: Sequence[LabelThreshold], ho
     }
     with replace_file(path_of(store_path)) as file:
         file.write(json.dumps(document, ensure_ascii=False, indent=1).encode("utf-8") + b"\n")
+
+
+def in_use(recognizer: Recognizer) -> float | dict[str, float]:
+    """From which probability on labels are accepted: what `calibrate` found, else what the bundle says."""
+    found = load(recognizer.store, recognizer.store_path)
+    return recognizer.accept_probability if found is None else found
 
 
 def load(store: Store, store_path: str) -> dict[str, float] | None:

@@ -121,7 +121,7 @@ def test_top_k_lists_labels_and_the_default_does_not(taught, clip: Path) -> None
 
 @pytest.mark.parametrize(("columns", "width"), [(20, 19), (200, 60)])
 def test_progress_fits_into_one_line_of_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, width: int) -> None:
-    from edgealign.cli.scanning import Progress
+    from edgealign.cli.progress import Progress
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -12,9 +12,10 @@ import soundfile
 from toy_bundle import noise_clip, word_clip
 
 from edgealign.errors import InvalidInput
-from edgealign.evaluation import Asked, Evaluation, evaluate, page
+from edgealign.evaluation import Asked, Evaluation, evaluate
+from edgealign.evaluation_page import page
+from edgealign.intervals import share_interval
 from edgealign.recognizer import Recognizer
-from edgealign.thresholds import share_interval
 
 RATE_HZ = 16_000
 
