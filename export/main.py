@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from edgealign.bundle import check_target
+from edgealign.cli.output import say
 from edgealign.errors import InvalidInput
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -92,7 +93,7 @@ def export(
         options = Options(modality.value, pool and pool.value, window, hop, background)
         if quantize in (None, Quantize.NONE):
             _refuse("--quantize", samples=samples, texts=texts, evaluate=evaluate)
-            bundle = export_huggingface(hf, output, options, _report)
+            bundle = export_huggingface(hf, output, options, say)
         elif not samples and texts is None:
             raise InvalidInput(
                 f"--quantize {quantize} needs --samples, files or folders of what the encoder will meet, or for words "
@@ -103,8 +104,8 @@ def export(
 
             check_target(output)
             with tempfile.TemporaryDirectory() as folder:
-                whole = export_huggingface(hf, Path(folder, output.name), options, _report)
-                bundle = quantize_bundle(whole.path, samples or [], output, quantize.value, evaluate, _report, texts)
+                whole = export_huggingface(hf, Path(folder, output.name), options, say)
+                bundle = quantize_bundle(whole.path, samples or [], output, quantize.value, evaluate, say, texts)
         print(f"{output}\t{bundle.encoder_sha256}")
         return
     _refuse("--hf", modality=modality, pool=pool, window=window, hop=hop, background=background, quantize=quantize)
@@ -115,12 +116,12 @@ def export(
         raise InvalidInput(f"the weights cannot be written to '{weights}': '{weights.parent}' is not a folder")
     if is_sense(checkpoint):
         from edgealign.export.senses import export_sense
+        from edgealign.train.options import packs_folder
         from edgealign.train.research import default_cache
-        from edgealign.train.sense_commands import packs_folder
 
         if weights is not None:
             Sense.load(checkpoint).save(weights)
-        bundle = export_sense(checkpoint, packs_folder(data), cache or default_cache(), output, _report, split, small)
+        bundle = export_sense(checkpoint, packs_folder(data), cache or default_cache(), output, say, split, small)
     else:
         from edgealign.export.graph import Checkpoint
         from edgealign.export.speech import export_speech
@@ -129,7 +130,7 @@ def export(
             raise InvalidInput(f"'{checkpoint}' is of text-to-speech: name with --corpus what it was trained on")
         if weights is not None:
             Checkpoint.load(checkpoint).save_half(weights)
-        bundle = export_speech(checkpoint, corpus, output, _report)
+        bundle = export_speech(checkpoint, corpus, output, say)
     print(f"{output}\t{bundle.encoder_sha256}")
 
 
@@ -137,10 +138,6 @@ def _refuse(belongs_to: str, **options: object) -> None:
     given = [f"--{name}" for name, value in options.items() if value is not None]
     if given:
         raise InvalidInput(f"{given[0]} is for an export of {belongs_to}: leave it out")
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str]) -> None:

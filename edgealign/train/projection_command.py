@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from edgealign.cli.output import say, warn
 from edgealign.errors import InvalidInput
-from edgealign.train.research_commands import (
+from edgealign.train.options import (
     Cache,
     Episodes,
+    LoopSettings,
     MethodName,
     Queries,
     Seed,
-    Settings,
     Shots,
     Threads,
+    chosen_settings,
     parse_shots,
 )
 
@@ -36,7 +37,7 @@ def projection(
     method: MethodName = "croma-weak-nce",
     steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule, for each of the two heads.")] = 400,
     seed: Seed = 0,
-    settings: Settings = "",
+    settings: LoopSettings = "",
     threads: Threads = 1,
     shots: Shots = "1,5,10",
     queries: Queries = 10,
@@ -50,7 +51,6 @@ def projection(
     from edgealign.export.projection import check_base, write_pair
     from edgealign.train import projection as heads
     from edgealign.train import research
-    from edgealign.train.main import chosen_settings
     from edgealign.writing import replace_file
 
     torch.set_num_threads(threads)
@@ -64,16 +64,7 @@ def projection(
     check_target(output / "bundle")
     listing = heads.read_pairs(pairs, start, base)
     trained = heads.train(
-        start,
-        base,
-        listing,
-        output,
-        config,
-        cache or research.default_cache(),
-        chosen_shots,
-        queries,
-        episodes,
-        _report,
+        start, base, listing, output, config, cache or research.default_cache(), chosen_shots, queries, episodes, say
     )
     print(research.results_table(trained.cells))
     if trained.ranked:
@@ -81,10 +72,6 @@ def projection(
     with replace_file(output / "results.json") as file:
         file.write(trained.json().encode())
     for warning in trained.warnings:
-        _report(f"warning: {warning}")
+        warn(warning)
     bundle = write_pair(trained, output / "bundle")
     print(f"{bundle.path}\t{bundle.encoder_sha256}")
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

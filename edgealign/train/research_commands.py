@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,25 +10,30 @@ from typing import Annotated, get_type_hints
 
 import typer
 
-from edgealign.errors import InvalidInput
+from edgealign.cli.output import say
+from edgealign.train.options import (
+    Cache,
+    Data,
+    Episodes,
+    LoopSettings,
+    MethodName,
+    Minutes,
+    Queries,
+    Run,
+    Seed,
+    Shots,
+    Threads,
+    chosen_settings,
+    given_packs,
+    parse_shots,
+)
 
-Run = Annotated[Path, typer.Argument(help="Folder of the run; one that exists goes on where it stopped.")]
-Data = Annotated[Path | None, typer.Option(help="Folder of the packs. Default: $EDGEALIGN_DATA.")]
 Pairs = Annotated[Path | None, typer.Option(help="Your own pairs: CSV with source,target,label,pairing,split.")]
-MethodName = Annotated[str, typer.Option(help="What meta-training does; `edgealign train methods` lists them.")]
 Steps = Annotated[int | None, typer.Option(min=0, help="Updates of the whole schedule.")]
-Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same line goes on.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the weights and tasks; splits and episodes do not depend on it.")]
 Fold = Annotated[int, typer.Option(min=0, max=2, help="Which third of the concepts is tested.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A short schedule: minutes, not hours.")]
-Settings = Annotated[str, typer.Option("--set", help="Fields of LoopConfig: name=number, with commas.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Threads = Annotated[int, typer.Option(min=1, help="Of torch.")]
-Shots = Annotated[str, typer.Option(help="Labeled target samples per label at meta-test, with commas.")]
-Queries = Annotated[int, typer.Option(min=1, help="Queries per label at meta-test.")]
-Episodes = Annotated[int, typer.Option(min=2, help="Episodes at meta-test with the prototype head.")]
 PhiEpisodes = Annotated[int, typer.Option(min=0, help="Episodes in which the classifier is adapted; 0 for none.")]
-Cache = Annotated[Path | None, typer.Option(help="Where features are kept. Default: the user's cache folder.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard.")]
 
 
@@ -46,7 +49,7 @@ def _train(
     seed: Seed = 0,
     fold: Fold = 0,
     quick: Quick = False,
-    settings: Settings = "",
+    settings: LoopSettings = "",
     device: Device = "cpu",
     threads: Threads = 1,
     shots: Shots = "1,5,10",
@@ -65,15 +68,13 @@ def _train(
     from edgealign.train import processes, research
     from edgealign.train.evaluation import Evaluation, retrieval
     from edgealign.train.loop import Loop, load_best
-    from edgealign.train.main import chosen_settings
     from edgealign.writing import replace_file
 
     torch.set_num_threads(threads)
     processes.device(device)
     chosen_shots = parse_shots(shots)
     chosen = research.TASKS[task]
-    if data is None and os.environ.get("EDGEALIGN_DATA"):
-        data = Path(os.environ["EDGEALIGN_DATA"])
+    data = given_packs(data)
     own = research.own_data(chosen, pairs, folders)
     config = research.defaults(chosen, method, seed, quick, steps)
     config = replace(config, **chosen_settings(settings, type(config)))
@@ -81,14 +82,14 @@ def _train(
     if own is not None:
         paired.check(chosen_shots, queries)
     loop = Loop(paired, config, run, device, tensorboard)
-    loop.run(_report, minutes)
+    loop.run(say, minutes)
     if loop.step == config.steps and processes.rank() == 0:
         model = load_best(paired, config, run)
         evaluation = Evaluation(paired, "test", episodes, queries, chosen_shots)
         cells = list(evaluation.prototype_cells(model))
         if phi_episodes:
             few = [k for k in chosen_shots if k <= 5] or list(chosen_shots[:1])
-            cells += evaluation.phi_cells(model, config, few, phi_episodes, report=_report)
+            cells += evaluation.phi_cells(model, config, few, phi_episodes, report=say)
         ranked = retrieval(paired, model)
         with replace_file(run / "results.json") as file:
             file.write(research.results_json(paired, evaluation, cells, ranked).encode())
@@ -152,18 +153,3 @@ COMMANDS = {
     ),
     "methods": methods,
 }  # fmt: skip
-
-
-def parse_shots(text: str) -> tuple[int, ...]:
-    """ "1,5,10" as numbers, smallest first."""
-    try:
-        found = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        found = []
-    if not found or found[0] < 1:
-        raise InvalidInput(f"--shots is '{text}': expected numbers from 1 on, with commas")
-    return tuple(found)
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

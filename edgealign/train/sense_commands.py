@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgealign.errors import InvalidInput
+from edgealign.cli.output import say
+from edgealign.train.options import Cache, Data, Minutes, Run, Threads, chosen_settings, packs_folder
 
-Run = Annotated[Path, typer.Argument(help="Folder of the run; one that exists goes on where it stopped.")]
-Data = Annotated[Path | None, typer.Option(help="Folder of the packs. Default: $EDGEALIGN_DATA.")]
+if TYPE_CHECKING:
+    from edgealign.train.sense_encoders import SenseConfig
+
 Fold = Annotated[int, typer.Option(min=-1, max=2, help="Which classes are kept for the test; -1 trains on all.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Updates of the whole schedule.")]
-Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same line goes on.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the weights and of what is drawn.")]
 Settings = Annotated[str, typer.Option("--set", help="Fields of SensesConfig: name=number, with commas.")]
-Cache = Annotated[Path | None, typer.Option(help="Where features are kept. Default: the user's cache folder.")]
-Threads = Annotated[int, typer.Option(min=1, help="Of torch.")]
 
 Pictures = Annotated[
     Path | None, typer.Option(help="sense.pt of `train image`: sounds can start from pictures and words then.")
@@ -53,7 +50,6 @@ def _train(
 ) -> None:  # fmt: skip
     import torch
 
-    from edgealign.train.main import chosen_settings
     from edgealign.train.research import default_cache
     from edgealign.train.sense_data import SenseData
     from edgealign.train.senses import Sense, SensesConfig, SenseTrainer
@@ -62,38 +58,23 @@ def _train(
     config = SensesConfig(seed=seed, fold=fold, steps=steps or STEPS[modality], encoder=encoder_config(modality))
     config = replace(config, **chosen_settings(settings, SensesConfig))
     shown_by = None if pictures is None else Sense.load(pictures, "image")
-    data = SenseData(packs_folder(data), cache or default_cache(), config.fold, _report)
+    data = SenseData(packs_folder(data), cache or default_cache(), config.fold, say)
     trainer = SenseTrainer(data.batches(modality, seed, config.steps), data.validation(modality), config, run)
-    trainer.run(_report, minutes)
+    trainer.run(say, minutes)
     if trainer.step >= config.steps:
         sense = data.described(Sense.of_run(run))
         if modality == "image":
-            sense = data.with_words(sense, seed, _report, word_steps)
+            sense = data.with_words(sense, seed, say, word_steps)
         elif shown_by is not None:
-            sense = data.with_sources(sense, shown_by, seed, _report, word_steps)
+            sense = data.with_sources(sense, shown_by, seed, say, word_steps)
         sense.save(run / "sense.pt")
         print(run / "sense.pt")
 
 
-def packs_folder(data: Path | None) -> Path:
-    """--data, or $EDGEALIGN_DATA; InvalidInput where neither is a folder."""
-    data = data or (Path(os.environ["EDGEALIGN_DATA"]) if os.environ.get("EDGEALIGN_DATA") else None)
-    if data is None or not data.is_dir():
-        raise InvalidInput(
-            f"'{data}' is not a folder: --data, or $EDGEALIGN_DATA, names the one that holds the packs"
-            if data else "--data or $EDGEALIGN_DATA must name the folder that holds the packs"
-        )  # fmt: skip
-    return data
-
-
-def encoder_config(modality: str):
-    """The encoder that ships."""
+def encoder_config(modality: str) -> SenseConfig:
+    """The sizes of the encoder that ships."""
     from edgealign.train.sense_encoders import SenseConfig
 
     if modality == "audio":
         return SenseConfig()
     return SenseConfig("image", n_rows=64, widths=(32, 64, 128, 192))
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
