@@ -133,8 +133,8 @@ def _float32(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
     if values.dtype != np.float32:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
             values = values.astype(np.float32)
-    if not values.flags.c_contiguous:
-        values = np.ascontiguousarray(values)
+    if not (values.flags.c_contiguous and values.flags.aligned):
+        values = values.copy()
     if values.ndim != ndim:
         raise ValueError(f"{name} has {values.ndim} dimensions, expected {ndim}")
     if ndim == 2 and values.shape[1] == 0:
@@ -152,16 +152,14 @@ def _pair(queries: np.ndarray, prototypes: np.ndarray, names: tuple[str, str]) -
 
 
 def _labels(labels: np.ndarray, n_rows: int, n_labels: int) -> np.ndarray:
-    labels = np.ascontiguousarray(labels)
-    if labels.dtype != np.int32:
-        if labels.size and not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"labels have the type {labels.dtype}, expected integers")
-        labels = labels.astype(np.int32)
+    labels = np.asarray(labels)
     if labels.shape != (n_rows,):
         raise ValueError(f"labels have the shape {labels.shape}, expected {(n_rows,)}")
+    if n_rows and not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels have the type {labels.dtype}, expected integers")
     if n_rows and (labels.min() < 0 or labels.max() >= n_labels):
         raise ValueError(f"a label lies outside 0 to {n_labels - 1}")
-    return labels
+    return np.require(labels, np.int32, "CA")  # after the look at the range: a cast wraps around
 
 
 def _weights(weights: np.ndarray | None, n_rows: int) -> np.ndarray | None:
@@ -256,8 +254,8 @@ def _output(out: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape:
         found = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ValueError(f"out is {found}, expected a float32 array of the shape {shape}")
-    if not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError("out must be C-contiguous and writeable")
+    if not out.flags.carray:
+        raise ValueError("out must be C-contiguous, aligned and writeable")
     return out
 
 
@@ -520,7 +518,7 @@ def span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spa
     profile   float32 [n_groups, n_places] >= 0, n_places at most MAX_PLACES
     spans     int32 [n_spans, 2]: first frame and one past the last, 0 <= first < last <= n_frames
     """
-    frames, spans = _float32(frames, 2, "frames"), np.ascontiguousarray(spans, np.int32)
+    frames, spans = _float32(frames, 2, "frames"), np.asarray(spans)
     weights, profile = _not_negative(weights, "weights"), _not_negative(profile, "profile")
     if len(weights) != len(frames) or frames.shape[1] % weights.shape[1] or len(profile) != weights.shape[1]:
         raise ValueError(f"weights {weights.shape} and profile {profile.shape} do not fit frames {frames.shape}")
@@ -528,10 +526,13 @@ def span_stats(frames: np.ndarray, weights: np.ndarray, profile: np.ndarray, spa
         raise ValueError(f"a profile of {profile.shape[1]} places: at most {MAX_PLACES} are taken")
     if spans.ndim != 2 or spans.shape[1] != 2:
         raise ValueError(f"spans have the shape {spans.shape}, expected [n_spans, 2]")
+    if len(spans) and not np.issubdtype(spans.dtype, np.integer):
+        raise ValueError(f"spans have the type {spans.dtype}, expected integers")
     if len(spans) and not (spans[:, 0].min() >= 0 and (spans[:, 0] < spans[:, 1]).all() and spans.max() <= len(frames)):
         raise ValueError(f"a span does not lie within the {len(frames)} frames, or has none")
     if _core is None:
         return reference.span_stats(frames, weights, profile, spans)
+    spans = np.require(spans, np.int32, "CA")
     stats = np.empty((len(spans), 2 * frames.shape[1]), np.float32)
     _core.span_stats(frames, weights, profile, spans, stats)
     return stats
@@ -689,13 +690,14 @@ class Matcher:
     ) -> None:
         embeddings, bank = _pair(embeddings, bank, ("embeddings", "the bank"))
         labels = _labels(labels, len(embeddings), n_labels)
-        kinds = np.ascontiguousarray(kinds, dtype=np.int32)
+        kinds = np.asarray(kinds)
         # Not np.unique: it imports numpy.ma, which is a tenth of the time that a cold `classify` may take.
         n_used = np.count_nonzero(np.bincount(labels, minlength=max(n_labels, 0)))
         if n_labels < 1 or n_used != n_labels:
             raise ValueError(f"{n_labels} labels, of which {n_used} have rows: every label must have one")
         if kinds.shape != labels.shape or not np.isin(kinds, KINDS).all():
             raise ValueError(f"kinds must be {len(labels)} of {KINDS}")
+        kinds = np.require(kinds, np.int32, "CA")
         if not 0 < text_weight < np.inf:
             raise ValueError(f"text_weight is {text_weight}, expected a positive number")
         calibration.check(len(bank))

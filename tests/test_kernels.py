@@ -883,6 +883,14 @@ WRONG = {
         lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), np.ones((1, 2)), [[2, 6]]),
         "does not lie within the 5 frames",
     ),
+    "span beyond int32": (
+        lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), np.ones((1, 2)), [[2, 2**32 + 3]]),
+        "does not lie within the 5 frames",
+    ),
+    "span of floats": (
+        lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), np.ones((1, 2)), [[1, 2.5]]),
+        "expected integers",
+    ),
     "span of no frame": (
         lambda: kernels.span_stats(np.ones((5, 3)), np.ones((5, 1)), np.ones((1, 2)), [[2, 2]]),
         "does not lie within the 5 frames",
@@ -911,6 +919,7 @@ WRONG = {
     ),
     "metric": (lambda: kernels.nearest(np.ones((1, 3)), np.ones((2, 3)), 1, "l2"), "unknown metric 'l2'"),
     "label beyond": (lambda: kernels.prototypes(np.ones((1, 3)), [2], 2), "outside 0 to 1"),
+    "label beyond int32": (lambda: kernels.prototypes(np.ones((1, 3)), [2**32], 2), "outside 0 to 1"),
     "label below": (lambda: kernels.leave_one_out(np.ones((1, 3)), [-1], 2), "outside 0 to 1"),
     "label of floats": (lambda: kernels.prototypes(np.ones((1, 3)), [0.5], 2), "expected integers"),
     "too few labels": (lambda: kernels.prototypes(np.ones((2, 3)), [0], 2), r"shape \(1,\), expected \(2,\)"),
@@ -1039,7 +1048,9 @@ def test_out_is_filled_and_returned_whatever_the_type_of_the_queries(runtime_bac
         np.testing.assert_array_equal(out, kernels.sq_l2(queries, packed))
 
 
-@pytest.mark.parametrize("kind", ["a subclass", "another byte order", "strided", "read-only", "not an array"])
+@pytest.mark.parametrize(
+    "kind", ["a subclass", "another byte order", "strided", "read-only", "misaligned", "not an array"]
+)
 def test_out_that_cannot_be_filled_is_refused(kind: str, runtime_backend: str) -> None:
     rows = rng("out").normal(size=(4, 6)).astype(np.float32)
     out = {
@@ -1047,6 +1058,7 @@ def test_out_that_cannot_be_filled_is_refused(kind: str, runtime_backend: str) -
         "another byte order": np.zeros((4, 4), ">f4"),
         "strided": np.zeros((4, 8), np.float32)[:, ::2],
         "read-only": np.frombuffer(bytes(64), np.float32).reshape(4, 4),
+        "misaligned": misaligned(np.zeros((4, 4), np.float32)),
         "not an array": bytearray(64),
     }[kind]
     for prototypes in (rows, kernels.pack(rows)):
@@ -1153,6 +1165,34 @@ def test_a_noncontiguous_array_is_read_right(runtime_backend: str) -> None:
     rows = rng("strided").normal(size=(10, 40)).astype(np.float32)
     strided = rows[::2, ::-1]
     np.testing.assert_array_equal(kernels.cosine(strided, strided), kernels.cosine(strided.copy(), strided.copy()))
+
+
+def misaligned(array: np.ndarray) -> np.ndarray:
+    """The same, one byte behind where the processor would have it, as in a file after a header of odd length."""
+    moved = np.frombuffer(bytearray(b"_" + array.tobytes()), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    assert not moved.flags.aligned
+    return moved
+
+
+def test_a_misaligned_array_is_read_right(runtime_backend: str) -> None:
+    rows = rng("misaligned").normal(size=(5, 12)).astype(np.float32)
+    labels = np.array([0, 1, 0, 1, 1], np.int32)
+    moved, prototypes = misaligned(rows), kernels.prototypes(rows, labels)
+    np.testing.assert_array_equal(kernels.prototypes(moved, misaligned(labels)), prototypes)
+    for given in (prototypes, kernels.pack(prototypes)):
+        np.testing.assert_array_equal(kernels.cosine(moved, given), kernels.cosine(rows, given))
+        np.testing.assert_array_equal(kernels.nearest(moved, given)[1], kernels.nearest(rows, given)[1])
+
+
+def test_numpys_whole_numbers_count_as_pythons(runtime_backend: str) -> None:
+    rows = rng("whole").normal(size=(5, 12)).astype(np.float32)
+    packed, out = kernels.pack(rows), np.empty((5, 5), np.float32)
+    assert kernels.cosine(rows, packed, out, threads=np.int64(2)) is out
+    np.testing.assert_array_equal(kernels.nearest(rows, rows, k=np.int32(2))[1], kernels.nearest(rows, rows, k=2)[1])
+    matches = matcher().classify(np.ones(8), top_k=np.int64(2))
+    assert matches == matcher().classify(np.ones(8), top_k=2)
+    with pytest.raises(TypeError):
+        matcher().classify(np.ones(8), top_k=1.5)
 
 
 def test_features_are_what_the_weights_multiply() -> None:

@@ -109,8 +109,12 @@ public:
         expect(size_t(shape[0]) == rows && size_t(shape[1]) == columns, index);
         return values;
     }
+    // Whatever Python takes for a whole number, numpy's among them.
     size_t size(int index) const {
-        const size_t value = PyLong_AsSize_t(items_[index]);
+        PyObject *whole = PyNumber_Index(items_[index]);
+        if (!whole) throw Failed{};
+        const size_t value = PyLong_AsSize_t(whole);
+        Py_DecRef(whole);
         if (value == size_t(-1) && PyErr_Occurred()) throw Failed{};
         return value;
     }

@@ -74,6 +74,7 @@ PyObject *Py_BuildValue(const char *, ...);
 PyObject *PyBool_FromLong(long);
 PyObject *PyLong_FromSize_t(size_t);
 size_t PyLong_AsSize_t(PyObject *);
+PyObject *PyNumber_Index(PyObject *);
 double PyFloat_AsDouble(PyObject *);
 PyObject *PyUnicode_FromString(const char *);
 const char *PyUnicode_AsUTF8AndSize(PyObject *, Py_ssize_t *);
