@@ -199,11 +199,22 @@ def test_help_and_version(rt: Callable) -> None:
 
 CPP_PROGRAM = r"""
 #include <cstdio>
+#include <dlfcn.h>
 #include <edgealign.hpp>
 #include <utility>
 
 int main(int, char **words) {
     try {
+        const edgealign::Runtime opened(words[1]);
+        using GetApiBase = const OrtApiBase *();
+        auto *get = reinterpret_cast<GetApiBase *>(dlsym(dlopen(words[1], RTLD_NOW), "OrtGetApiBase"));
+        if (edgealign::Runtime(get()).version() != opened.version()) return 3;
+        try {
+            edgealign::Runtime("no such library.so");
+            return 4;
+        } catch (const edgealign::Error &error) {
+            if (error.status != EA_RUNTIME_MISSING) return 5;
+        }
         std::vector<float> samples(60 * 16000);
         samples.resize(std::fread(samples.data(), sizeof(float), samples.size(), stdin));
         edgealign::Model model(words[2], edgealign::Runtime(std::string(words[1])));
@@ -227,7 +238,7 @@ int main(int, char **words) {
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_the_cpp_header_owns_what_it_opens(toy_bundle: Bundle, tmp_path: Path) -> None:
+def test_the_cpp_header_owns_what_it_opens_and_knows_a_path_in_quotes(toy_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "program.cpp").write_text(CPP_PROGRAM)
     link = (f"-I{INCLUDE}", f"-L{HOME}/lib", f"-Wl,-rpath,{HOME}/lib", "-ledgealign")
     flags = ("-std=c++17", "-pedantic", "-Wall", "-Wextra", "-Werror")

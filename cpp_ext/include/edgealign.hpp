@@ -16,6 +16,8 @@
 
 #include "edgealign_rt.h"
 
+struct OrtApiBase;  // of onnxruntime_c_api.h, which is not needed
+
 namespace edgealign {
 
 class Error : public std::runtime_error {
@@ -71,8 +73,8 @@ public:
             return status;
         });
     }
-    // What the program's own OrtGetApiBase() returned.
-    explicit Runtime(const void *ort_api_base) {
+    // What the program's own OrtGetApiBase() returned. Not `const void *`: a path in quotes would be taken for one.
+    explicit Runtime(const ::OrtApiBase *ort_api_base) {
         detail::call([&](char *message) {
             ea_runtime *made = nullptr;
             const ea_status status = ea_runtime_adopt(ort_api_base, &made, message);
