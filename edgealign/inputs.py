@@ -32,9 +32,9 @@ class FrontEnd:
     hop_samples: int
     n_fft: int
     n_mels: int
-    energy_floor: float
     low_hz: float
     high_hz: float
+    energy_floor: float
 
     def check(self) -> None:
         expect(self.version == 1, f"front end version {self.version}: this edgealign knows 1")

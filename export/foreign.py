@@ -24,7 +24,6 @@ from edgealign.first_load import load_apart
 from edgealign.onnx_check import check_onnx
 
 MIN_OPSET = 11
-POOLS = ("mean", "max", "none")
 NUMPY_OF = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 # Whose operands are weights. Infinity among them is a fault; elsewhere it is a bound, as of Clip, or a mask.
 WEIGHTED = (

@@ -34,12 +34,12 @@ from edgealign.export.huggingface_graph import Chain
 from edgealign.export.import_onnx import (
     check_background,
     made_up_samples,
-    mel_filters,
     word_front_end,
     word_windows,
     write_foreign_bundle,
 )
 from edgealign.inputs import ImageInput, Input, Windows, read_input
+from edgealign.train.front_end import mel_filters
 
 ENCODER, TEXT_ENCODER, TOKENIZER = "encoder.onnx", "text_encoder.onnx", "tokenizer.json"
 GOLDEN_TEXTS = ("water", "A dog barks in the rain.")
@@ -485,7 +485,7 @@ def _wave_transformer(folder: Folder, options: Options) -> Encoders:
         "kind": "waveform", "sample_rate_hz": rate_hz, "windows": word_windows(front_end),
         "front_end": asdict(front_end),
     }  # fmt: skip
-    return Encoders(chain, section, filters=mel_filters(front_end))
+    return Encoders(chain, section, filters=mel_filters(f=front_end))
 
 
 def _spectrogram_transformer(folder: Folder, options: Options) -> Encoders:

@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgealign.export.foreign import ForeignModel, Probe, Session, Step, session
 from edgealign.inputs import ClipWindows, FrontEnd, ImageInput, Input, Windows, read_input
 from edgealign.samples import clip_values, embed, open_sample
 from edgealign.sources import sample_files
+from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.words import log_mel
 
 ENCODER = "encoder.onnx"
@@ -31,12 +32,6 @@ MAX_DRIFT = 1e-5  # cosine distance between the model and what was made of it
 MAX_BANK_ROWS = 4000
 LATENCY_RUNS, LATENCY_S = 20, 1.0
 SHORTEST_S = 0.5  # what a model that takes any length is asked to take at least
-# Of speech whose word is found: what the shipped encoder's front end and window policy have, in ms where it is a time.
-WORD_FRONT_END_MS, WORD_HOP_MS, WORD_BANDS = 25, 10, 48
-WORD_WINDOWS = {
-    "version": 1, "min_frames": 18, "floor_quantile": 0.05, "above_floor_db": 6.0, "below_peak_db": 32.0,
-    "merge_frames": 30, "min_span_frames": 6, "pad_frames": 10, "max_frames": 300,
-}  # fmt: skip
 LOGS = {"ln": 1.0, "log10": 1 / math.log(10), "db": 10 / math.log(10)}
 
 # The decision of an encoder of which nothing else is known. With a bank only scores that the bank normalizes count, so
@@ -218,7 +213,7 @@ def make_plan(model: ForeignModel, options: ImportOptions) -> Plan:
             raise InvalidInput(f"{option} means nothing for --input {options.kind}: leave it out")
     plan = planners[options.kind](model, options)
     if model.element_type != 1:
-        plan = _replace(plan, before=(*plan.before, Step("cast", model.element_type)))
+        plan = replace(plan, before=(*plan.before, Step("cast", model.element_type)))
     try:
         read_input(plan.input)
     except BundleUnreadable as error:
@@ -246,7 +241,7 @@ def _plan_waveform(model: ForeignModel, options: ImportOptions) -> Plan:
     if options.modality == "speech" and options.window_s is None and n_samples is None:
         front_end = word_front_end(rate_hz)
         section |= {"windows": word_windows(front_end), "front_end": asdict(front_end)}
-        filters = mel_filters(front_end)
+        filters = mel_filters(f=front_end)
     else:
         section["windows"] = _clip_windows(options, None if n_samples is None else n_samples / rate_hz)
     return Plan(section, filters, "waveform", (n_samples or "n_samples",), tuple(before), batch_is_open)
@@ -342,10 +337,6 @@ def _wrong_shape(model: ForeignModel, expected: str) -> ModelUnreadable:
     return ModelUnreadable(f"the input '{model.taken}' of '{model.name}' has the shape [{shown}]: expected {expected}")
 
 
-def _replace(plan: Plan, **changes: Any) -> Plan:
-    return Plan(**{field.name: getattr(plan, field.name) for field in fields(Plan)} | changes)
-
-
 def read_front_end(path: Path, sample_rate_hz: int | None) -> tuple[FrontEnd, np.ndarray, tuple[float, float]]:
     """Front end, filters, and (factor, offset) from natural logs of energies to what the model was trained on."""
     numbers = {
@@ -392,53 +383,27 @@ def read_front_end(path: Path, sample_rate_hz: int | None) -> tuple[FrontEnd, np
         front_end = read_input({"kind": "log_mel", "front_end": section, "windows": windows}).front_end
     except BundleUnreadable as error:
         raise InvalidInput(f"'{path}' makes no usable front end: {error}") from None
-    filters = mel_filters(front_end, numbers["mel_scale"], numbers["mel_norm"])
+    filters = mel_filters(f=front_end, scale=numbers["mel_scale"], norm=numbers["mel_norm"])
     return front_end, filters, (LOGS[numbers["log"]] / numbers["std"], -numbers["mean"] / numbers["std"])
 
 
-def mel_filters(front_end: FrontEnd, scale: str = "htk", norm: str = "none") -> np.ndarray:
-    """Triangles that are evenly spaced on a mel scale: float32 [n_mels, n_fft // 2 + 1].
-
-    scale   "htk": 2595 log10(1 + f / 700); "slaney" (Auditory Toolbox): linear to 1 kHz, 27 steps per factor 6.4 above
-    norm    "none": height 1; "slaney": area 1, in Hz
-    """
-    step, knee = 200 / 3, 1000.0
-
-    def mel(hz: np.ndarray) -> np.ndarray:
-        if scale == "htk":
-            return 2595 * np.log10(1 + hz / 700)
-        return np.where(hz < knee, hz / step, knee / step + np.log(np.maximum(hz, knee) / knee) * 27 / np.log(6.4))
-
-    def hertz(mels: np.ndarray) -> np.ndarray:
-        if scale == "htk":
-            return 700 * (10 ** (mels / 2595) - 1)
-        return np.where(mels < knee / step, mels * step, knee * np.exp((mels - knee / step) * np.log(6.4) / 27))
-
-    low, high = mel(np.array(front_end.low_hz)), mel(np.array(front_end.high_hz))
-    edges_hz = hertz(np.linspace(low, high, front_end.n_mels + 2))
-    bins_hz = np.arange(front_end.n_fft // 2 + 1) * front_end.sample_rate_hz / front_end.n_fft
-    rising = (bins_hz - edges_hz[:-2, None]) / np.diff(edges_hz[:-1])[:, None]
-    falling = (edges_hz[2:, None] - bins_hz) / np.diff(edges_hz[1:])[:, None]
-    filters = np.maximum(0, np.minimum(rising, falling))
-    if norm == "slaney":
-        filters *= 2 / (edges_hz[2:] - edges_hz[:-2])[:, None]
-    return filters.astype(np.float32)
-
-
 def word_front_end(rate_hz: int) -> FrontEnd:
-    """What finds words at any sample rate."""
+    """What finds words at any sample rate: the front end of the shipped encoder, as near as whole samples allow."""
     if not 8_000 <= rate_hz <= 48_000:
         raise InvalidInput(f"words are found at 8000 to 48000 Hz, not at {rate_hz}: add --window")
-    window, hop = rate_hz * WORD_FRONT_END_MS // 1000, rate_hz * WORD_HOP_MS // 1000
-    n_fft = 1 << (window - 1).bit_length()
-    return FrontEnd(1, rate_hz, window, hop, n_fft, WORD_BANDS, 1e-10, 60.0, min(7600.0, 0.475 * rate_hz))
+    shipped = FRONT_END
+    window, hop = (n * rate_hz // shipped.sample_rate_hz for n in (shipped.window_samples, shipped.hop_samples))
+    return replace(
+        shipped, sample_rate_hz=rate_hz, window_samples=window, hop_samples=hop, n_fft=1 << (window - 1).bit_length(),
+        high_hz=min(shipped.high_hz, 0.475 * rate_hz),
+    )  # fmt: skip
 
 
 def word_windows(front_end: FrontEnd) -> dict[str, Any]:
-    """WORD_WINDOWS in frames of the front end, where they are in frames of WORD_HOP_MS."""
-    ratio = front_end.sample_rate_hz * WORD_HOP_MS / 1000 / front_end.hop_samples
-    frames = {key: max(1, round(value * ratio)) for key, value in WORD_WINDOWS.items() if key.endswith("_frames")}
-    return WORD_WINDOWS | frames
+    """The window policy of the shipped encoder, in frames of the front end."""
+    ratio = FRONT_END.seconds(1) / front_end.seconds(1)
+    shipped = asdict(WINDOWS)
+    return shipped | {key: max(1, round(n * ratio)) for key, n in shipped.items() if key.endswith("_frames")}
 
 
 def _embedding_of(model: ForeignModel, plan: Plan, options: ImportOptions) -> tuple[str, list[Step], int, Probe]:
@@ -493,14 +458,14 @@ def _fold(model: ForeignModel, plan: Plan, output: str, after: Sequence[Step], d
             or any(row is None for row in alone)
             or np.abs(np.concatenate(alone) - together).max() > 1e-4
         ):
-            plan = _replace(plan, batch_is_open=False)
+            plan = replace(plan, batch_is_open=False)
     if not plan.batch_is_open:
         encoder, session = made(1)
     windows = plan.input.get("windows", {})
     if windows.get("version") == 2 and windows["min_s"] < windows["window_s"]:
         shortest = _values(plan, seed=0, seconds=windows["min_s"])
         if _run_or_none(session, plan, shortest) is None:
-            plan = _replace(plan, input=plan.input | {"windows": windows | {"min_s": windows["window_s"]}})
+            plan = replace(plan, input=plan.input | {"windows": windows | {"min_s": windows["window_s"]}})
     return encoder, session, plan
 
 

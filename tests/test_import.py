@@ -30,11 +30,11 @@ from edgealign.export.import_onnx import (
     fit_decision,
     import_onnx,
     made_up_sound,
-    mel_filters,
     read_front_end,
 )
 from edgealign.inputs import ClipWindows, FrontEnd, Windows
 from edgealign.samples import log_mel
+from edgealign.train.front_end import mel_filters
 
 WEIGHTS = np.random.default_rng(5).normal(size=(8, 6)).astype(np.float32)
 AUDIO = {"modality": "audio", "kind": "waveform", "sample_rate_hz": 8000}
@@ -208,14 +208,14 @@ def test_an_axis_of_mel_bands_that_is_not_there_or_not_clear_is_refused(tmp_path
 
 
 def test_slaney_filters_are_linear_below_1_khz_and_of_area_one() -> None:
-    front_end = FrontEnd(1, 16_000, 400, 160, 4096, 40, 1e-10, 0.0, 8000.0)
-    filters = mel_filters(front_end, "slaney", "slaney")
+    front_end = FrontEnd(1, 16_000, 400, 160, 4096, 40, 0.0, 8000.0, 1e-10)
+    filters = mel_filters(f=front_end, scale="slaney", norm="slaney")
     peaks_hz = filters.argmax(axis=1) * 16_000 / 4096
     np.testing.assert_allclose(np.diff(peaks_hz[peaks_hz < 900]), np.diff(peaks_hz)[0], atol=4)
     ratios = peaks_hz[peaks_hz > 1200][1:] / peaks_hz[peaks_hz > 1200][:-1]
     np.testing.assert_allclose(ratios, ratios.mean(), atol=0.01)
     np.testing.assert_allclose(filters.sum(axis=1) * 16_000 / 4096, 1, atol=0.05)
-    assert mel_filters(front_end).max() <= 1
+    assert mel_filters(f=front_end).max() <= 1
 
 
 def test_speech_without_a_window_is_the_word_in_a_clip(tmp_path: Path) -> None:
