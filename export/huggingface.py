@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from edgealign import __version__
 from edgealign.bundle import FILTERS, Bundle, check_target, max_bytes
 from edgealign.errors import InputUnreadable, InvalidInput, MissingExtra
+from edgealign.export.foreign_bundle import check_background, made_up_samples, write_foreign_bundle
+from edgealign.export.front_ends import word_front_end, word_windows
 from edgealign.export.huggingface_front_ends import (
     ClapLogMel,
     Head,
@@ -31,13 +33,6 @@ from edgealign.export.huggingface_front_ends import (
     ZeroMeanUnitVariance,
 )
 from edgealign.export.huggingface_graph import Chain
-from edgealign.export.import_onnx import (
-    check_background,
-    made_up_samples,
-    word_front_end,
-    word_windows,
-    write_foreign_bundle,
-)
 from edgealign.inputs import ImageInput, Input, Windows, read_input
 from edgealign.train.front_end import mel_filters
 

@@ -7,50 +7,29 @@ import json
 import math
 import os
 import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgealign import __version__, kernels, machine
+from edgealign import __version__, machine
 from edgealign.audio import MAX_RATE_HZ, MIN_RATE_HZ
-from edgealign.bundle import FILTERS, MAX_NAME_CHARACTERS, Bundle, check_target, write_bundle
-from edgealign.errors import BundleUnreadable, InputUnreadable, InvalidInput, ModelUnreadable
+from edgealign.bundle import FILTERS, MAX_NAME_CHARACTERS, Bundle, check_target
+from edgealign.errors import BundleUnreadable, InvalidInput, ModelUnreadable
 from edgealign.export.foreign import ForeignModel, Probe, Session, Step, session_of, steps_to_embedding
-from edgealign.inputs import ClipWindows, FrontEnd, ImageInput, Input, Windows, read_input
-from edgealign.samples import clip_values, embed, open_sample
-from edgealign.sources import sample_files
-from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
+from edgealign.export.foreign_bundle import check_background, made_up_samples, made_up_sound, write_foreign_bundle
+from edgealign.export.front_ends import read_front_end, word_front_end, word_windows
+from edgealign.inputs import FrontEnd, Windows, read_input
+from edgealign.train.front_end import mel_filters
 from edgealign.words import log_mel
 
 ENCODER = "encoder.onnx"
 MAX_DRIFT = 1e-5  # cosine distance between the model and what was made of it
-MAX_BANK_ROWS = 4000
 LATENCY_RUNS, LATENCY_S = 20, 1.0
 SHORTEST_S = 0.5  # what a model that takes any length is asked to take at least
-LOGS = {"ln": 1.0, "log10": 1 / math.log(10), "db": 10 / math.log(10)}
-
-# The decision of an encoder of which nothing else is known. With a bank only scores that the bank normalizes count, so
-# that the scale of an encoder's distances does not matter; the bias is then fitted to the bank, see fit_decision.
-DECISION = {
-    "w_bias": -2.0, "w_z": 0.5, "w_t": 0.5, "w_distance": 0.0, "w_margin": 0.0, "w_loo": 0.0, "w_shots": 0.0,
-    "w_text": 0.0, "accept_logit": 0.0, "top": 40, "prior_loo": 0.15, "prior_weight": 2.0, "lone_margin": 0.25,
-}  # fmt: skip
-# Without one, a sample is accepted up to about twice the spread of the label's own.
-DECISION_WITHOUT_BANK = DECISION | {
-    "w_bias": 0.0,
-    "w_z": 0.0,
-    "w_t": 0.0,
-    "w_distance": -20.0,
-    "w_margin": 5.0,
-    "w_loo": 40.0,
-}
-FALSE_ACCEPT_SHARE, FALSE_ACCEPT_LABELS = 0.05, 5
-LEAST_FILES, EPISODES, QUESTIONS = 24, 200, 8
 
 
 @dataclass(frozen=True)
@@ -159,45 +138,6 @@ def import_onnx(
         return _card(manifest, plan, Path(path).name, hashlib.sha256(data).hexdigest(), output, background)
 
     return write_foreign_bundle(target, files, manifest, card, options.background, report, golden_samples=golden)
-
-
-def write_foreign_bundle(
-    target: str | os.PathLike,
-    files: dict[str, bytes],
-    manifest: dict[str, Any],
-    card: Callable[[str], str],
-    background: Path | None,
-    report: Callable[[str], None],
-    **golden: Any,
-) -> Bundle:
-    """Writes the bundle of somebody else's encoder, whose bank and decision come from samples of anything else.
-
-    files        of the bundle by name, apart from bank and card
-    manifest     without `bank` and `calibration`
-    card         makes the model card, given a sentence about the background
-    background   folder of clips or pictures of anything else, or None
-    golden       see write_bundle
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "source")
-        source.mkdir()
-        for name, content in files.items():
-            (source / name).write_bytes(content)
-        (source / "bank.f16").write_bytes(b"")
-        decision, rows, clips = DECISION_WITHOUT_BANK, (), []
-        if background is not None:
-            bare = write_bundle(
-                Path(folder, "bare"), source, golden_samples=[], bank={"file": "bank.f16", "rows": 0},
-                calibration=decision, **manifest,
-            )  # fmt: skip
-            rows, clips = background_rows(bare, background, report)
-            decision = fit_decision(rows, clips)
-            (source / "bank.f16").write_bytes(rows.astype("<f2").tobytes())
-            report(f"background: {len(rows)} embeddings of {len(set(clips))} files")
-        (source / "README.md").write_text(card(_background_text(len(rows), len(set(clips)))), encoding="utf-8")
-        return write_bundle(
-            target, source, bank={"file": "bank.f16", "rows": len(rows)}, calibration=decision, **golden, **manifest
-        )
 
 
 def make_plan(model: ForeignModel, options: ImportOptions) -> Plan:
@@ -337,75 +277,6 @@ def _wrong_shape(model: ForeignModel, expected: str) -> ModelUnreadable:
     return ModelUnreadable(f"the input '{model.taken}' of '{model.name}' has the shape [{shown}]: expected {expected}")
 
 
-def read_front_end(path: Path, sample_rate_hz: int | None) -> tuple[FrontEnd, np.ndarray, tuple[float, float]]:
-    """Front end, filters, and (factor, offset) from natural logs of energies to what the model was trained on."""
-    numbers = {
-        "version": 1,
-        "mel_scale": "htk",
-        "mel_norm": "none",
-        "log": "ln",
-        "mean": 0.0,
-        "std": 1.0,
-        "energy_floor": 1e-10,
-    }
-    try:
-        given = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputUnreadable(f"'{path}' cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InvalidInput(f"'{path}' is not JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise InvalidInput(f"'{path}' is not a JSON object with the numbers of a front end")
-    if sample_rate_hz is not None and given.setdefault("sample_rate_hz", sample_rate_hz) != sample_rate_hz:
-        raise InvalidInput(f"'{path}' says {given['sample_rate_hz']} Hz and --sample-rate {sample_rate_hz}: which one?")
-    known = {field.name for field in fields(FrontEnd)}
-    given.setdefault("low_hz", 0.0)
-    given.setdefault("high_hz", given.get("sample_rate_hz", 0) / 2)
-    numbers |= given
-    missing = sorted(known - set(numbers))
-    unknown = sorted(set(given) - known - {"mel_scale", "mel_norm", "log", "mean", "std"})
-    if missing or unknown:
-        raise InvalidInput(f"'{path}' lacks {missing} and has the unknown keys {unknown}: see docs/import.md")
-    checks = (("mel_scale", ("htk", "slaney")), ("mel_norm", ("none", "slaney")), ("log", tuple(LOGS)))
-    for key, allowed in checks:
-        if numbers[key] not in allowed:
-            raise InvalidInput(f"'{key}' of '{path}' is {numbers[key]!r}: expected {' or '.join(allowed)}")
-    for key in ("mean", "std"):
-        if (
-            type(numbers[key]) not in (int, float)
-            or not math.isfinite(numbers[key])
-            or (key == "std" and not numbers[key])
-        ):
-            raise InvalidInput(f"'{key}' of '{path}' is {numbers[key]!r}: expected a number")
-    section = {key: numbers[key] for key in known}
-    windows = {"version": 2, "window_s": 1.0, "hop_s": 1.0, "min_s": 1.0}
-    try:
-        front_end = read_input({"kind": "log_mel", "front_end": section, "windows": windows}).front_end
-    except BundleUnreadable as error:
-        raise InvalidInput(f"'{path}' makes no usable front end: {error}") from None
-    filters = mel_filters(f=front_end, scale=numbers["mel_scale"], norm=numbers["mel_norm"])
-    return front_end, filters, (LOGS[numbers["log"]] / numbers["std"], -numbers["mean"] / numbers["std"])
-
-
-def word_front_end(rate_hz: int) -> FrontEnd:
-    """What finds words at any sample rate: the front end of the shipped encoder, as near as whole samples allow."""
-    if not 8_000 <= rate_hz <= 48_000:
-        raise InvalidInput(f"words are found at 8000 to 48000 Hz, not at {rate_hz}: add --window")
-    shipped = FRONT_END
-    window, hop = (n * rate_hz // shipped.sample_rate_hz for n in (shipped.window_samples, shipped.hop_samples))
-    return replace(
-        shipped, sample_rate_hz=rate_hz, window_samples=window, hop_samples=hop, n_fft=1 << (window - 1).bit_length(),
-        high_hz=min(shipped.high_hz, 0.475 * rate_hz),
-    )  # fmt: skip
-
-
-def word_windows(front_end: FrontEnd) -> dict[str, Any]:
-    """The window policy of the shipped encoder, in frames of the front end."""
-    ratio = FRONT_END.seconds(1) / front_end.seconds(1)
-    shipped = asdict(WINDOWS)
-    return shipped | {key: max(1, round(n * ratio)) for key, n in shipped.items() if key.endswith("_frames")}
-
-
 def _embedding_of(model: ForeignModel, plan: Plan, options: ImportOptions) -> tuple[str, list[Step], int, Probe]:
     """The output that is the embedding, the steps that make unit rows of it, and how many values it has."""
     probe, names = model.with_output(options.output)
@@ -492,35 +363,6 @@ def _values(plan: Plan, seed: int, seconds: float | None = None) -> np.ndarray:
     return log_mel(samples, taken.front_end, plan.filters)[None]
 
 
-def made_up_sound(n_samples: int, sample_rate_hz: int, seed: int) -> np.ndarray:
-    """Gliding tones that stand out of faint noise, silent at the ends: float32 [n_samples]."""
-    generator = np.random.default_rng(seed)
-    t = np.arange(n_samples) / n_samples
-    seconds = n_samples / sample_rate_hz
-    sound = np.zeros(n_samples)
-    for _ in range(3):
-        start_hz, end_hz = generator.uniform(150, min(3500, 0.4 * sample_rate_hz), 2)
-        sound += np.sin(2 * np.pi * seconds * (start_hz * t + (end_hz - start_hz) * t**2 / 2))
-    envelope = np.clip(np.minimum(t - 0.15, 0.85 - t) * 20, 0, 0.1)
-    return (sound * envelope + 1e-4 * generator.normal(size=n_samples)).astype(np.float32)
-
-
-def made_up_samples(taken: Input) -> list[np.ndarray]:
-    """Samples for the golden vectors: sounds of one window and of a shorter clip, or pictures."""
-    if isinstance(taken, ImageInput):
-        pictures = []
-        for seed, (height, width) in enumerate(((96, 128), (150, 90))):
-            generator = np.random.default_rng(seed)
-            y, x = np.mgrid[0:height, 0:width] / max(height, width)
-            waves = [np.sin(generator.uniform(4, 20) * x + generator.uniform(4, 20) * y) for _ in range(3)]
-            pictures.append(np.clip(128 + 100 * np.stack(waves, axis=2), 0, 255).astype(np.uint8))
-        return pictures
-    n_samples = taken.sample_rate_hz
-    if isinstance(taken.windows, ClipWindows):
-        n_samples = taken.windows.in_samples(taken.sample_rate_hz)[0]
-    return [made_up_sound(n, taken.sample_rate_hz, seed) for seed, n in enumerate((n_samples, n_samples * 3 // 4))]
-
-
 def _compare(session: Session, plan: Plan, probe: Probe, output: str, after: Sequence[Step]) -> float:
     """Largest cosine distance between the model and the encoder made of it; ModelUnreadable beyond MAX_DRIFT."""
     rows = []
@@ -557,96 +399,6 @@ def _latency_ms(session: Session, plan: Plan) -> float:
         session.run(None, {plan.tensor: values})
         times.append((time.perf_counter() - start) * 1e3)
     return float(np.median(times))
-
-
-def check_background(folder: Path | None) -> None:
-    """InputUnreadable, before anything else takes time, where there is no such folder."""
-    if folder is not None and not folder.is_dir():
-        raise InputUnreadable(
-            f"'{folder}' is not a folder: --background names one with clips or pictures of anything else"
-        )
-
-
-def background_rows(bundle: Bundle, folder: Path, report: Callable[[str], None]) -> tuple[np.ndarray, list[int]]:
-    """Embeddings float32 [n, dim] of the samples in a folder, to any depth, and of which file each is.
-
-    A long recording gives one for each window, of all windows as many as share MAX_BANK_ROWS evenly between the files.
-    """
-    check_background(folder)
-    files = [file for path, _, _ in sorted(os.walk(folder)) for file in sample_files(path, bundle.modality)]
-    if not files:
-        what = "pictures" if bundle.modality == "image" else "audio files"
-        raise InputUnreadable(f"'{folder}' holds no {what}: --background names a folder with samples of anything else")
-    rows: list[np.ndarray] = []
-    clips: list[int] = []
-    at_most = max(1, MAX_BANK_ROWS // len(files))
-    for i, file in enumerate(files[:: max(1, len(files) // MAX_BANK_ROWS)]):
-        try:
-            found = list(_rows_of(bundle, file, at_most))
-        except InputUnreadable as error:
-            report(f"passed over: {error}")
-            continue
-        rows += found
-        clips += [i] * len(found)
-    if not rows:
-        raise InputUnreadable(f"nothing in '{folder}' can be used as background: see above")
-    return np.stack(rows).astype(np.float16).astype(np.float32), clips
-
-
-def _rows_of(bundle: Bundle, file: str, at_most: int) -> Iterator[np.ndarray]:
-    source = open_sample(bundle, file)
-    taken = bundle.input
-    if isinstance(taken, ImageInput) or isinstance(taken.windows, Windows):
-        found = embed(bundle, source)
-        if found is not None:
-            yield found.embedding
-        return
-    windows = taken.windows
-    n_windows = max(1, int(source.n_expected / source.sample_rate_hz / windows.window_s))
-    apart = ClipWindows(2, windows.window_s, windows.window_s, windows.min_s)
-    every = -(-n_windows // at_most)
-    for at, values in enumerate(clip_values(bundle, source.blocks(taken.sample_rate_hz, hashed=False), apart)):
-        if at % every == 0:
-            yield bundle.encode(values)[0]
-
-
-def fit_decision(rows: np.ndarray, clips: Sequence[int], seed: int = 0) -> dict[str, float]:
-    """The numbers of the decision for a bank of background rows.
-
-    The weights are those of DECISION. The bias is set so that of background samples that are asked of so many labels as
-    FALSE_ACCEPT_LABELS, each enrolled from another background file, FALSE_ACCEPT_SHARE are accepted; half of the files
-    play the bank, the others ask and are asked. With fewer than LEAST_FILES the bias stays as it is.
-    """
-    files = np.unique(clips)
-    distances = kernels.cosine(rows, rows)
-    others = np.where(np.asarray(clips)[:, None] == np.asarray(clips)[None, :], np.inf, distances)
-    decision = dict(DECISION)
-    if len(files) > 1:
-        decision["prior_loo"] = float(np.clip(others.min(axis=1).mean() / 2, 1e-3, 1.0))
-    if len(files) < LEAST_FILES:
-        return decision
-    generator = np.random.default_rng(seed)
-    unbiased = kernels.Calibration.from_dict(decision | {"w_bias": 0.0})
-    logits = []
-    kinds = np.full(FALSE_ACCEPT_LABELS, kernels.RECORDING, np.int32)
-    own = np.arange(FALSE_ACCEPT_LABELS, dtype=np.int32)
-    for _ in range(EPISODES):
-        shuffled = generator.permutation(files)
-        half = len(files) // 2
-        bank = rows[np.isin(clips, shuffled[:half])]
-        playing = [int(generator.choice(np.flatnonzero(np.asarray(clips) == clip))) for clip in shuffled[half:]]
-        support, queries = playing[:FALSE_ACCEPT_LABELS], playing[FALSE_ACCEPT_LABELS:][:QUESTIONS]
-        matcher = kernels.Matcher(rows[support], own, kinds, FALSE_ACCEPT_LABELS, bank, unbiased)
-        logits += [matcher.classify(rows[query])[0].logit for query in queries]
-    decision["w_bias"] = -float(np.quantile(logits, 1 - FALSE_ACCEPT_SHARE))
-    return decision
-
-
-def _background_text(n_bank: int, n_files: int) -> str:
-    if not n_files:
-        return "There are no background samples: the decision has documented defaults and a label's own samples alone."
-    fitted = "was fitted to them" if n_files >= LEAST_FILES else "has documented defaults: they are too few to fit it"
-    return f"{n_bank} embeddings of {n_files} files stand for anything else; the decision {fitted}."
 
 
 def _card(manifest: dict[str, Any], plan: Plan, file: str, sha256: str, output: str, background: str) -> str:

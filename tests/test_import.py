@@ -24,14 +24,9 @@ from edgealign import Recognizer
 from edgealign.doctor import examine
 from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput, ModelUnreadable
 from edgealign.export.foreign import ForeignModel, Step
-from edgealign.export.import_onnx import (
-    FALSE_ACCEPT_SHARE,
-    ImportOptions,
-    fit_decision,
-    import_onnx,
-    made_up_sound,
-    read_front_end,
-)
+from edgealign.export.foreign_bundle import FALSE_ACCEPT_SHARE, fit_decision, made_up_sound
+from edgealign.export.front_ends import read_front_end
+from edgealign.export.import_onnx import ImportOptions, import_onnx
 from edgealign.inputs import ClipWindows, FrontEnd, Windows
 from edgealign.samples import log_mel
 from edgealign.train.front_end import mel_filters
