@@ -1,7 +1,8 @@
 """Audio files and arrays -> mono blocks at the encoder's rate, in bounded memory.
 
 libsndfile decodes (WAV with 8 to 32 bits, float and EXTENSIBLE, RF64, FLAC, OGG, MP3, AIFF and more), soxr resamples
-with an anti-aliasing filter. Nothing is held but one block, so a recording of hours needs no more than one of seconds.
+with an anti-aliasing filter. Only one block is held at a time: a recording of hours needs no more memory than one of
+seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput
 if TYPE_CHECKING:
     import soundfile
 
-# What phones and bat recorders make and libsndfile cannot read: refused, so that it is not passed over in silence.
+# What phones and bat recorders write and libsndfile cannot read, and what converts it: refused with a sentence instead
+# of being passed over in silence.
 CONVERTED_WITH = {
     ".m4a": "ffmpeg",
     ".aac": "ffmpeg",
@@ -30,32 +32,18 @@ CONVERTED_WITH = {
     ".w4v": "Wildlife Acoustics' Kaleidoscope",
     ".wac": "Wildlife Acoustics' Kaleidoscope",
 }
-EXTENSIONS = frozenset(
-    (
-        ".wav",
-        ".wave",
-        ".w64",
-        ".rf64",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".aif",
-        ".aiff",
-        ".aifc",
-        ".au",
-        ".caf",
-        *CONVERTED_WITH,
-    )
-)  # what a folder is searched for; a file that is named is read whatever its name
+# What a folder is searched for; a file that is named is read whatever its name.
+EXTENSIONS = frozenset((
+    ".wav", ".wave", ".w64", ".rf64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf",
+    *CONVERTED_WITH,
+))  # fmt: skip
 MIN_RATE_HZ = 4_000
 MAX_RATE_HZ = 500_000
 MIN_DURATION_S = 0.025  # one window of the front end
 MAX_MAGNITUDE = 1e6  # floating-point files may hold any scale, but energies must stay finite in float32
 BLOCK_VALUES = 2**17  # samples times channels that are decoded at once: 512 KiB
 LAST_SAMPLES = 1024  # that are decoded at once where a larger block has a fault in it
-ESTIMATED = 0.02  # by so much may the length be wrong that is announced by other formats than WAV
+LENGTH_ERROR = 0.02  # of the length that formats other than WAV announce, which is an estimate
 
 
 class AudioSource:
@@ -149,7 +137,7 @@ class AudioSource:
 class AudioFile(AudioSource):
     """A file in any format that libsndfile reads. AudioUnreadable says why where it cannot.
 
-    speed      how many times as fast it is heard: 0.1 brings a bat's calls into the band that ears have
+    speed        how many times as fast it is heard: 0.1 brings a bat's calls into the band that ears have
     n_expected   samples per channel that can be read
     """
 
@@ -184,7 +172,7 @@ class AudioFile(AudioSource):
         if stated is not None:
             n_announced = self.n_expected * stated[0] // max(1, stated[1])
         elif self._file.format != "WAV":
-            slack_s += ESTIMATED * n_announced / self.sample_rate_hz
+            slack_s += LENGTH_ERROR * n_announced / self.sample_rate_hz
         seconds = (n_announced - self.n_samples) / self.sample_rate_hz
         return seconds if seconds > slack_s else 0.0
 

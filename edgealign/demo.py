@@ -35,7 +35,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Result:
-    """labels that were learned from n_enrolled clips, from which probability on one is accepted, and all queries."""
+    """What the demo learned and was asked.
+
+    labels               in the order in which they were learned
+    n_enrolled           clips that they were learned from
+    accept_probability   from which on a label is accepted
+    queries              of one label after the other, those of no label last
+    """
 
     labels: tuple[str, ...]
     n_enrolled: int

@@ -23,7 +23,6 @@ and what to do next.
 
 from __future__ import annotations
 
-EXIT_OK = 0
 EXIT_UNKNOWN = 1  # `classify --fail-on-unknown` found an unknown
 EXIT_INTERRUPTED = 130
 

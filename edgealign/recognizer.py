@@ -79,7 +79,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class EnrollReport:
-    """labels that were touched, warnings of one sentence each, and what could not be learned from."""
+    """What an enrollment did.
+
+    labels     those that it named, as the store knows them now
+    warnings   one sentence each
+    failures   what could not be learned from
+    """
 
     labels: tuple[LabelReport, ...]
     warnings: tuple[str, ...]
@@ -87,7 +92,7 @@ class EnrollReport:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _Row:
     """One row on its way into the store."""
 
     label: str
@@ -187,19 +192,10 @@ class Recognizer:
         found = embed(self.bundle, source)
         if found is None:
             return Answer(
-                source.name,
-                None,
-                None,
-                None,
-                None,
-                self.accept_probability,
-                None,
-                (),
-                None,
-                None,
-                _no_sound(source),
-                (),
-            )
+                source.name, label=None, probability=None, distance=None, threshold=None,
+                accept_probability=self.accept_probability, runner_up=None, top=(), start_s=None, end_s=None,
+                reason=_no_sound(source), warnings=(),
+            )  # fmt: skip
         return self._name(source.name, found, top_k, tuple(_warnings(source, found)))
 
     def name_word(self, file: str, word: Word, top_k: int = 5, warnings: tuple[str, ...] = ()) -> Answer:
@@ -221,17 +217,17 @@ class Recognizer:
             )
         return Answer(
             file,
-            candidates[0].label if best.accepted else None,
-            best.probability,
-            best.distance,
-            best.threshold,
-            self.accept_probability,
-            candidates[1] if len(candidates) > 1 else None,
-            candidates[:top_k],
-            found.start_s,
-            found.end_s,
-            reason,
-            warnings,
+            label=candidates[0].label if best.accepted else None,
+            probability=best.probability,
+            distance=best.distance,
+            threshold=best.threshold,
+            accept_probability=self.accept_probability,
+            runner_up=candidates[1] if len(candidates) > 1 else None,
+            top=candidates[:top_k],
+            start_s=found.start_s,
+            end_s=found.end_s,
+            reason=reason,
+            warnings=warnings,
         )
 
     def embed(self, sample: Sample, sample_rate_hz: float | None = None, *, channel: int | None = None) -> np.ndarray:
@@ -328,7 +324,7 @@ class Recognizer:
         channel: int | None,
         warnings: list[str],
         failures: list[EdgealignError],
-    ) -> Iterable[_Sample]:
+    ) -> Iterable[_Row]:
         from edgealign.sources import collect_clips
 
         if isinstance(sources, (str, os.PathLike, np.ndarray)):
@@ -355,7 +351,7 @@ class Recognizer:
                 continue
             warnings += _warnings(source, found)
             name = os.path.basename(source.name)
-            yield _Sample(clip_label, RECORDING, found.embedding, bytes.fromhex(source.sha256), name)
+            yield _Row(clip_label, RECORDING, found.embedding, bytes.fromhex(source.sha256), name)
 
     def _learn_excerpts(
         self,
@@ -365,7 +361,7 @@ class Recognizer:
         label: str | None,
         channel: int | None,
         failures: list[EdgealignError],
-    ) -> Iterable[_Sample]:
+    ) -> Iterable[_Row]:
         from edgealign.audio import AudioExcerpt
         from edgealign.excerpts import collect_excerpts
 
@@ -391,9 +387,9 @@ class Recognizer:
                 failures.append(EnrollmentRefused(f"no sound stands out of '{source.name}'"))
                 continue
             name = f"{os.path.basename(excerpt.path)} {excerpt.start_s:.3f}-{excerpt.end_s:.3f} s"
-            yield _Sample(excerpt.label, RECORDING, found.embedding, bytes.fromhex(source.sha256), name)
+            yield _Row(excerpt.label, RECORDING, found.embedding, bytes.fromhex(source.sha256), name)
 
-    def _learn_text(self, text: str, kind: str, language: str | None, label: str, warnings: list[str]) -> _Sample:
+    def _learn_text(self, text: str, kind: str, language: str | None, label: str, warnings: list[str]) -> _Row:
         tokens = self.bundle.tokenizer.encode(text, kind, language)
         unknown = " ".join(tokens.unknown)
         if tokens.unknown_share > MAX_UNKNOWN_TEXT_SHARE:
@@ -412,29 +408,29 @@ class Recognizer:
             warnings.append(f"the bundle does not know the language '{language}': '{text}' is read without one")
         embedding = self.bundle.encode_text(tokens)
         digest = hashlib.sha256(tokens.ids.astype("<i8").tobytes()).digest()
-        return _Sample(label, TEXT, embedding, digest, text)
+        return _Row(label, TEXT, embedding, digest, text)
 
-    def _learn_labels(self, labels: Iterable[str], language: str | None, warnings: list[str]) -> Iterable[_Sample]:
+    def _learn_labels(self, labels: Iterable[str], language: str | None, warnings: list[str]) -> Iterable[_Row]:
         for label in labels:
             try:
                 yield self._learn_text(label, "grapheme", language, label, warnings)
             except EnrollmentRefused as error:
                 warnings.append(str(error))
 
-    def _learn_image(self, image: str | os.PathLike | np.ndarray, label: str) -> _Sample:
+    def _learn_image(self, image: str | os.PathLike | np.ndarray, label: str) -> _Row:
         source = self.bundle.source("image")
         from edgealign.images import fit, read_picture
 
         picture = read_picture(image)
         embedding = self.bundle.encode_image_source(fit(picture.pixels, source.input))
-        return _Sample(label, PICTURE, embedding, bytes.fromhex(picture.sha256), os.path.basename(picture.name))
+        return _Row(label, PICTURE, embedding, bytes.fromhex(picture.sha256), os.path.basename(picture.name))
 
-    def _add(self, samples: Sequence[_Sample]) -> tuple[Store, dict[str, tuple[int, int]]]:
+    def _add(self, samples: Sequence[_Row]) -> tuple[Store, dict[str, tuple[int, int]]]:
         """Puts the samples into the store on disk, as one operation.
 
         Returns the store as saved, and per label how many rows are new and how many were there already.
         """
-        by_label: dict[str, list[_Sample]] = {}
+        by_label: dict[str, list[_Row]] = {}
         for sample in samples:
             by_label.setdefault(sample.label, []).append(sample)
         n_added: dict[str, int] = {}
@@ -509,12 +505,8 @@ def _no_sound(source: AudioSource) -> str:
 
 def _warnings(source: AudioSource | Picture, found: Embedded) -> list[str]:
     """Says what of the clip was not there, and where the word was found when that is not plain."""
-    return [*_cut_off(source), *_where_found(source, found.word)]
-
-
-def _cut_off(source: AudioSource | Picture) -> list[str]:
-    said = source.cut_off() if isinstance(source, AudioSource) else None
-    return [] if said is None else [said]
+    cut_off = source.cut_off() if isinstance(source, AudioSource) else None
+    return [*([] if cut_off is None else [cut_off]), *_where_found(source, found.word)]
 
 
 def _where_found(source: AudioSource, word: Word | None) -> list[str]:

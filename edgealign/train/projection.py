@@ -175,7 +175,7 @@ class Frozen(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.config = NetworkConfig(dim=dim)
-        self.device_of = nn.Parameter(torch.zeros(1))
+        self.device_of = nn.Parameter(torch.zeros(1))  # `Embedded` asks the first parameter for the device
 
     def embed_source(self, x: Tensor) -> Tensor:
         return F.normalize(F.pad(x, (0, self.config.dim - x.shape[1])), dim=1)
