@@ -10,79 +10,44 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import re
 import stat
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from edgealign.errors import BundleUnreadable, DeviceUnavailable, InvalidInput
-from edgealign.inputs import FrontEnd, ImageInput, Input, LogMelInput, TextInput, Windows, read_input
-from edgealign.kernels import Calibration
-from edgealign.manifest import canonical_json, expect, parse_json
+from edgealign.inputs import FrontEnd, Windows
+from edgealign.manifest import (
+    FILTERS,
+    FORMAT,
+    GOLDEN,
+    MANIFEST,
+    MAX_GOLDEN_UNPACKED_BYTES,
+    MAX_MANIFEST_BYTES,
+    PLAIN_NAME,
+    SIGNATURE,
+    ImageSource,
+    TextSource,
+    calibration_of,
+    check_manifest,
+    check_modality,
+    fingerprint,
+    input_of,
+    max_bytes,
+    sources_of,
+)
+from edgealign.strict_json import canonical_json, expect, parse_json
 from edgealign.text import TextTokenizer, Tokens, open_tokenizer
 
-FORMAT = "edgealign-bundle"
-FORMAT_VERSIONS = (1, 2)
-MANIFEST = "manifest.json"
-FILTERS = "filters.f32"
-GOLDEN = "golden.npz"
-SIGNATURE = "manifest.sig"  # see edgealign.signatures
-CARD = "README.md"
-
-MAX_MANIFEST_BYTES = 2**20
-MAX_ONNX_BYTES = 2**31 - 1  # what protobuf can hold
-MAX_FILE_BYTES = 64 * 2**20
-MAX_GOLDEN_UNPACKED_BYTES = 256 * 2**20
-MAX_FILES = 64
-MAX_DIM = 4096
-MAX_NAME_CHARACTERS = 200  # of any text of the manifest
-
-MODALITIES = ("speech", "audio", "image")
 DEVICES = ("auto", "cpu", "cuda")
-_PLAIN_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,128}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """Words that a label can start from: tokens -> `embedding` in the space of the samples.
-
-    weight      how many samples one text counts as
-    tokenizer   the section of the manifest: kind, file and what the kind needs
-    """
-
-    file: str
-    weight: float
-    tokenizer: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """Pictures that a label can start from: `image` -> `embedding` in the space of the samples."""
-
-    file: str
-    weight: float
-    input: ImageInput
-
-
-def _read_calibration(manifest: dict) -> Calibration:
-    expect(isinstance(manifest["calibration"], dict), "'calibration' of the manifest is not an object")
-    try:
-        calibration = Calibration.from_dict(manifest["calibration"])
-        calibration.check(manifest["bank"]["rows"])
-    except ValueError as error:
-        raise BundleUnreadable(str(error)) from None
-    return calibration
 
 
 def read_plain_file(folder: str, name: str, max_bytes: int) -> bytes:
     """Bytes of a regular file that lies directly in the folder; links, devices and oversized files are refused."""
-    expect(_PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
+    expect(PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
     path = os.path.join(folder, name)
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -94,15 +59,6 @@ def read_plain_file(folder: str, name: str, max_bytes: int) -> bytes:
         expect(stat.S_ISREG(status.st_mode), f"'{path}' is not a regular file")
         expect(status.st_size <= max_bytes, f"'{path}' has {status.st_size} bytes: at most {max_bytes} are read")
         return file.read(max_bytes + 1)
-
-
-def max_bytes(name: str) -> int:
-    return MAX_ONNX_BYTES if name.endswith(".onnx") else MAX_FILE_BYTES
-
-
-def check_modality(modality: str) -> None:
-    if modality not in MODALITIES:
-        raise InvalidInput(f"modality is '{modality}': expected {', '.join(MODALITIES)}")
 
 
 def package_bundle(modality: str) -> str:
@@ -139,9 +95,9 @@ class Bundle:
         self.modality: str = manifest["modality"]
         self.bundle_version: str = manifest["bundle_version"]
         self.dim: int = manifest["dim"]
-        self.input = _read_input(manifest)
-        self.sources = _read_sources(manifest)
-        self.calibration = _read_calibration(manifest)
+        self.input = input_of(manifest)
+        self.sources = sources_of(manifest)
+        self.calibration = calibration_of(manifest)
         self.variant: str = variant or manifest["encoder"]["default"]
         if self.variant not in self.variants:
             known = ", ".join(self.variants)
@@ -176,7 +132,7 @@ class Bundle:
         try:
             data = read_plain_file(folder, MANIFEST, MAX_MANIFEST_BYTES)
             manifest = parse_json(data, MANIFEST)
-            _check_manifest(manifest)
+            check_manifest(manifest)
             bundle = cls(folder, manifest, variant or _fastest(manifest), device)
         except BundleUnreadable as error:
             raise BundleUnreadable(f"bundle '{folder}': {error}") from None
@@ -409,161 +365,6 @@ def _fastest(manifest: dict) -> str | None:
     return name if name in variants and passes(variants[name]) else None
 
 
-def _check_manifest(manifest: Any) -> None:
-    """What must hold before any other file is touched."""
-    expect(isinstance(manifest, dict), f"{MANIFEST} is not an object")
-    expect(manifest.get("format") == FORMAT, f"its format is {manifest.get('format')!r}, expected '{FORMAT}'")
-    version = manifest.get("format_version")
-    known = " and ".join(map(str, FORMAT_VERSIONS))
-    expect(
-        version in FORMAT_VERSIONS and type(version) is int,
-        f"its format_version is {version!r}: this edgealign reads {known}",
-    )
-    parts = {"front_end", "windows", "text_encoder"} if version == 1 else {"input", "sources"}
-    expected = parts | {
-        "format", "format_version", "name", "modality", "bundle_version", "dim", "encoder", "bank", "calibration",
-        "files", "fingerprint", "license", "attribution",
-    }  # fmt: skip
-    missing, unknown = sorted(expected - set(manifest)), sorted(set(manifest) - expected)
-    expect(not missing, f"its manifest lacks {', '.join(missing)}")
-    expect(not unknown, f"its manifest has the unknown keys {', '.join(unknown)}")
-    for key in ("name", "modality", "bundle_version", "fingerprint", "license"):
-        usable = isinstance(manifest[key], str) and len(manifest[key]) <= MAX_NAME_CHARACTERS
-        expect(usable, f"'{key}' of the manifest is not text of at most {MAX_NAME_CHARACTERS} characters")
-    allowed = ("speech",) if version == 1 else (*MODALITIES, TextInput.kind)
-    found = manifest["modality"]
-    expect(found in allowed, f"its modality is '{found}': this edgealign has {', '.join(allowed)}")
-    expect(type(manifest["dim"]) is int and 1 <= manifest["dim"] <= MAX_DIM, f"dim {manifest['dim']!r} is not usable")
-    expect(_SHA256.fullmatch(manifest["fingerprint"]) is not None, "'fingerprint' is not a sha256")
-    expect(isinstance(manifest["attribution"], list), "'attribution' of the manifest is not a list")
-    _check_files(manifest["files"])
-    _check_parts(manifest)
-
-
-def _check_files(files: Any) -> None:
-    expect(isinstance(files, dict) and len(files) <= MAX_FILES, f"'files' is not a table of at most {MAX_FILES} files")
-    for name, entry in files.items():
-        expect(_PLAIN_NAME.fullmatch(name) is not None, f"file name {name!r} of the manifest is not a plain name")
-        expect(name not in (MANIFEST, SIGNATURE), f"the manifest lists itself as {name!r}")
-        expect(
-            isinstance(entry, dict)
-            and set(entry) == {"sha256", "bytes"}
-            and isinstance(entry["sha256"], str)
-            and _SHA256.fullmatch(entry["sha256"]) is not None
-            and type(entry["bytes"]) is int
-            and 0 <= entry["bytes"] <= max_bytes(name),
-            f"the entry of '{name}' is not a sha256 and a size of at most {max_bytes(name)} bytes",
-        )
-
-
-def _check_parts(manifest: dict) -> None:
-    """That encoder, sources and bank name files of the manifest."""
-    encoder, bank = manifest["encoder"], manifest["bank"]
-    expect(
-        isinstance(encoder, dict)
-        and set(encoder) == {"default", "variants"}
-        and isinstance(encoder["variants"], dict)
-        and all(isinstance(variant, dict) for variant in encoder["variants"].values())
-        and isinstance(encoder["default"], str)
-        and encoder["default"] in encoder["variants"],
-        "'encoder' of the manifest is not a default and its variants",
-    )
-    sources = _read_sources(manifest)
-    expect(
-        isinstance(bank, dict) and set(bank) == {"file", "rows"} and type(bank["rows"]) is int and bank["rows"] >= 0,
-        "'bank' of the manifest is not a file and a number of rows",
-    )
-    taken = _read_input(manifest)
-    modality = manifest["modality"]
-    expect(modality in taken.modalities, f"a bundle for {modality} cannot take {taken.kind}")
-    if isinstance(taken, TextInput):
-        own = encoder["variants"][encoder["default"]].get("file")
-        alone = set(sources) == {"text"} and sources["text"].file == own
-        expect(alone, "a bundle for text must have its encoder as its only source, 'text'")
-    named = [variant.get("file") for variant in encoder["variants"].values()]
-    named += [bank["file"], GOLDEN, *(source.file for source in sources.values())]
-    named += [FILTERS] if getattr(taken, "front_end", None) else []
-    named += [sources["text"].tokenizer["file"]] if "text" in sources else []
-    for name in named:
-        expect(isinstance(name, str) and name in manifest["files"], f"the manifest names {name!r} but not its sha256")
-
-
-def _read_input(manifest: dict) -> Input:
-    if manifest["format_version"] == 1:
-        parts = {"kind": LogMelInput.kind, "front_end": manifest["front_end"], "windows": manifest["windows"]}
-        return read_input(parts, "")
-    return read_input(manifest["input"])
-
-
-def _read_sources(manifest: dict) -> dict[str, TextSource | ImageSource]:
-    """What labels can start from beside samples."""
-    found: dict[str, TextSource | ImageSource] = {}
-    if manifest["format_version"] == 1:
-        text = manifest["text_encoder"]
-        if text is not None:
-            usable = isinstance(text, dict) and set(text) == {"file", "vocab", "weight"} and _is_weight(text["weight"])
-            expect(usable, "'text_encoder' of the manifest is not a file, a vocab and a weight in (0, 100]")
-            found["text"] = TextSource(text["file"], text["weight"], {"kind": "edgealign", "file": text["vocab"]})
-        return found
-    sources = manifest["sources"]
-    usable = isinstance(sources, dict) and set(sources) <= {"text", "image"}
-    expect(usable, "'sources' of the manifest is not a table of at most 'text' and 'image'")
-    for kind, needed in (("text", "tokenizer"), ("image", "input")):
-        if kind not in sources:
-            continue
-        entry = sources[kind]
-        usable = isinstance(entry, dict) and set(entry) == {"file", "weight", needed} and _is_weight(entry["weight"])
-        expect(usable, f"'sources.{kind}' of the manifest is not a file, a weight in (0, 100] and its {needed}")
-        if kind == "text":
-            tokenizer = entry["tokenizer"]
-            usable = isinstance(tokenizer, dict) and isinstance(tokenizer.get("file"), str)
-            expect(usable, "'sources.text.tokenizer' of the manifest names no file")
-            found[kind] = TextSource(entry["file"], entry["weight"], tokenizer)
-        else:
-            taken = read_input(entry["input"], "sources.image.input")
-            expect(isinstance(taken, ImageInput), "'sources.image.input' of the manifest is not of the kind image")
-            found[kind] = ImageSource(entry["file"], entry["weight"], taken)
-    # The decision has one weight for all that is no sample.
-    expect(len({source.weight for source in found.values()}) <= 1, "the sources of the manifest differ in their weight")
-    return found
-
-
-def _is_weight(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value <= 100
-
-
-def fingerprint(manifest: dict) -> str:
-    """Hex sha256 of everything that changes an embedding: docs/formats.md lists it."""
-    sha256 = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    parts: dict[str, Any] = {
-        "format_version": manifest["format_version"],
-        "dim": manifest["dim"],
-        "encoders": {key: sha256[item["file"]] for key, item in manifest["encoder"]["variants"].items()},
-    }
-    if manifest["format_version"] == 1:
-        text = manifest["text_encoder"]
-        parts |= {
-            "front_end": manifest["front_end"],
-            "windows": manifest["windows"],
-            "filters": sha256[FILTERS],
-            "text_encoder": None if text is None else sha256[text["file"]],
-            "vocab": None if text is None else sha256[text["vocab"]],
-        }
-    else:
-        sources = manifest["sources"]
-        parts |= {"input": manifest["input"], "filters": sha256.get(FILTERS), "sources": {}}
-        if "text" in sources:
-            tokenizer = sources["text"]["tokenizer"]
-            parts["sources"]["text"] = {
-                "encoder": sha256[sources["text"]["file"]],
-                "tokenizer": tokenizer | {"file": sha256[tokenizer["file"]]},
-            }
-        if "image" in sources:
-            entry = sources["image"]
-            parts["sources"]["image"] = {"encoder": sha256[entry["file"]], "input": entry["input"]}
-    return hashlib.sha256(canonical_json(parts)).hexdigest()
-
-
 def write_bundle(
     target: str | os.PathLike,
     source: str | os.PathLike,
@@ -610,7 +411,7 @@ def write_bundle(
         version = 1 if "front_end" in manifest_fields else 2
         manifest = {"format": FORMAT, "format_version": version, "files": files, **manifest_fields}
         # The structure is checked before it is hashed and used, with stand-ins for what is still to be computed.
-        _check_manifest(
+        check_manifest(
             {**manifest, "fingerprint": "0" * 64, "files": {**files, GOLDEN: {"sha256": "0" * 64, "bytes": 0}}}
         )
         manifest["fingerprint"] = fingerprint(manifest)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgealign.manifest import expect, read_section
+from edgealign.strict_json import expect, read_section
 
 MAX_SIDE_PX = 2048
 MAX_WINDOW_S = 60.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgealign import kernels
-from edgealign.bundle import Calibration
+from edgealign.kernels import Calibration
 from edgealign.store import RECORDING, Store
 
 MIN_RECORDINGS_FOR_OUTLIERS = 3  # of two clips that disagree, neither can be called the odd one

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgealign.audio import AudioSource
-from edgealign.bundle import Bundle, check_modality
+from edgealign.bundle import Bundle
 from edgealign.errors import (
     AudioUnreadable,
     BundleMismatch,
@@ -25,6 +25,7 @@ from edgealign.errors import (
     StoreUnwritable,
 )
 from edgealign.inputs import ImageInput, Windows
+from edgealign.manifest import check_modality
 from edgealign.samples import Embedded, Sample, check_takes_samples, embed, open_sample, word_values
 from edgealign.store import PICTURE, RECORDING, TEXT, Matcher, Store
 from edgealign.words import SEARCH_WINDOW_S, Word

@@ -23,8 +23,9 @@ import numpy as np
 
 from edgealign import kernels
 from edgealign.audio import AudioSource
-from edgealign.bundle import Bundle, FrontEnd
+from edgealign.bundle import Bundle
 from edgealign.errors import InputUnreadable, InvalidInput
+from edgealign.inputs import FrontEnd
 from edgealign.samples import log_mel
 from edgealign.sieve import ROUNDS, FirstLook, Sieve, sieve_of
 from edgealign.words import at_least, samples_of, search_windows, sound_spans

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from edgealign.bundle import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Bundle, read_plain_file
+from edgealign.bundle import Bundle, read_plain_file
 from edgealign.errors import BundleUnreadable, InvalidInput, MissingExtra
+from edgealign.manifest import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE
 from edgealign.writing import replace_file
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgealign.errors import BundleUnreadable, InvalidInput
-from edgealign.manifest import expect, parse_json
+from edgealign.strict_json import expect, parse_json
 
 KINDS = ("grapheme", "ipa")
 UNDETERMINED = "und"  # BCP 47's subtag for "no language given"

@@ -18,9 +18,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from edgealign.bundle import MAX_DIM, MAX_ONNX_BYTES
 from edgealign.errors import InputUnreadable, InvalidInput, ModelUnreadable
 from edgealign.first_load import load_apart
+from edgealign.manifest import MAX_DIM, MAX_ONNX_BYTES
 from edgealign.onnx_check import check_onnx
 
 MIN_OPSET = 11

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgealign import __version__
-from edgealign.bundle import FILTERS, Bundle, check_target, max_bytes
+from edgealign.bundle import Bundle, check_target
 from edgealign.errors import InputUnreadable, InvalidInput, MissingExtra
 from edgealign.export.foreign_bundle import check_background, made_up_samples, write_foreign_bundle
 from edgealign.export.front_ends import word_front_end, word_windows
@@ -34,6 +34,7 @@ from edgealign.export.huggingface_front_ends import (
 )
 from edgealign.export.huggingface_graph import Chain
 from edgealign.inputs import ImageInput, Input, Windows, read_input
+from edgealign.manifest import FILTERS, max_bytes
 from edgealign.train.front_end import mel_filters
 
 ENCODER, TEXT_ENCODER, TOKENIZER = "encoder.onnx", "text_encoder.onnx", "tokenizer.json"

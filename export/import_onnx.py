@@ -17,12 +17,13 @@ import numpy as np
 
 from edgealign import __version__, machine
 from edgealign.audio import MAX_RATE_HZ, MIN_RATE_HZ
-from edgealign.bundle import FILTERS, MAX_NAME_CHARACTERS, Bundle, check_target
+from edgealign.bundle import Bundle, check_target
 from edgealign.errors import BundleUnreadable, InvalidInput, ModelUnreadable
 from edgealign.export.foreign import ForeignModel, Probe, Session, Step, session_of, steps_to_embedding
 from edgealign.export.foreign_bundle import check_background, made_up_samples, made_up_sound, write_foreign_bundle
 from edgealign.export.front_ends import read_front_end, word_front_end, word_windows
 from edgealign.inputs import FrontEnd, Windows, read_input
+from edgealign.manifest import FILTERS, MAX_NAME_CHARACTERS
 from edgealign.train.front_end import mel_filters
 from edgealign.words import log_mel
 

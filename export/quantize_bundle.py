@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from edgealign import __version__
-from edgealign.bundle import CARD, GOLDEN, Bundle, ImageSource, check_target, write_bundle
+from edgealign.bundle import Bundle, check_target, write_bundle
 from edgealign.errors import InputUnreadable, InvalidInput
 from edgealign.export.gates import Candidate, SampleEvaluation, SourceEvaluation, quantize_checked
 from edgealign.export.quantize import session_of
 from edgealign.export.sensitivity import Report
 from edgealign.inputs import TextInput
+from edgealign.manifest import CARD, GOLDEN, ImageSource
 from edgealign.samples import check_takes_samples, mean_of, open_sample, values
 from edgealign.sources import collect_clips
 

@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_bundle import CALIBRATION, DIM, WINDOWS, noise_clip, word_clip
 
-from edgealign.bundle import MANIFEST, Bundle, canonical_json, fingerprint, write_bundle
+from edgealign.bundle import Bundle, write_bundle
 from edgealign.errors import BundleUnreadable, DeviceUnavailable, InvalidInput
+from edgealign.manifest import MANIFEST, fingerprint
+from edgealign.strict_json import canonical_json
 
 FIELDS = (
     "name", "modality", "bundle_version", "dim", "front_end", "windows", "encoder", "text_encoder", "bank",

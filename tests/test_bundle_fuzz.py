@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from edgealign import Bundle, golden
-from edgealign.bundle import MANIFEST, canonical_json, fingerprint, package_bundle
+from edgealign.bundle import package_bundle
 from edgealign.errors import BundleUnreadable
 from edgealign.first_load import check_first_load
+from edgealign.manifest import MANIFEST, fingerprint
 from edgealign.onnx_check import check_onnx
+from edgealign.strict_json import canonical_json
 
 
 def damaged(data: bytes, n: int, seed: int) -> Iterator[bytes]:

@@ -14,13 +14,13 @@ from scipy.special import expit
 from torch import Tensor
 
 from edgealign import Bundle, Recognizer, demo, golden, kernels
-from edgealign.bundle import Calibration
 from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph, quantize, speech
 from edgealign.export.decision import FEATURES, Pool
 from edgealign.export.graph import Checkpoint, ExportedSpeech, ExportedText, ParityLost, session_of
 from edgealign.export.main import main
 from edgealign.export.quantize import QuantizationLost, measure_drift
+from edgealign.kernels import Calibration
 
 # Encoders of 24 channels lose more than those that ship.
 TINY_SNR_DB = 3.0

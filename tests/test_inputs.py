@@ -16,11 +16,12 @@ from toy_bundle import word_clip
 from toy_kinds import KINDS, RATE_HZ, make_kind, sample
 
 from edgealign import Bundle, Recognizer
-from edgealign.bundle import MANIFEST, canonical_json, fingerprint
 from edgealign.doctor import examine
 from edgealign.errors import AudioUnreadable, BundleUnreadable, ImageUnreadable, InvalidInput
 from edgealign.inputs import ClipWindows, read_input
+from edgealign.manifest import MANIFEST, fingerprint
 from edgealign.samples import mean_of
+from edgealign.strict_json import canonical_json
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from edgealign import Bundle, signatures
-from edgealign.bundle import MANIFEST, SIGNATURE
 from edgealign.errors import BundleUnreadable, InvalidInput, MissingExtra
+from edgealign.manifest import MANIFEST, SIGNATURE
 
 
 class Keys(NamedTuple):

@@ -15,10 +15,11 @@ from toy_bundle import CALIBRATION, DIM, VOCABULARY, text_encoder, word_clip
 from toy_kinds import RATE_HZ, make_kind, picture
 
 from edgealign import Bundle, Recognizer, demo, golden, variants
-from edgealign.bundle import MANIFEST, package_bundle, write_bundle
+from edgealign.bundle import package_bundle, write_bundle
 from edgealign.errors import InvalidInput
 from edgealign.export.quantize import MIN_SNR_DB, QuantizationLost
 from edgealign.export.quantize_bundle import quantize_bundle
+from edgealign.manifest import MANIFEST
 
 CLIPS = Path(demo.CLIPS)
 INT8 = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
