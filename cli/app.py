@@ -38,6 +38,7 @@ from edgealign.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edgealign.golden import StageParity
     from edgealign.quality import LabelReport
     from edgealign.recognizer import Answer
 
@@ -334,7 +335,12 @@ def doctor(
     report = examine(bundle, device, modality)
     print_facts(report.facts)
     rows = [
-        (stage.stage, f"{stage.max_difference:.2e}", f"{stage.tolerance:.0e} {stage.unit}", _verdict(stage.passed))
+        (
+            stage.stage,
+            "-" if stage.max_difference is None else f"{stage.max_difference:.2e}",
+            f"{stage.tolerance:.0e} {stage.unit}",
+            _verdict(stage),
+        )
         for stage in report.stages
     ]
     print()
@@ -342,11 +348,15 @@ def doctor(
     if not report.passed:
         say("this device does not compute what the bundle's maker computed: do not trust its answers")
         raise typer.Exit(1)
-    print("all stages agree with the golden vectors of the bundle")
+    for stage in report.stages:
+        if stage.not_run is not None:
+            warn(f"{stage.stage} was not run: {stage.not_run}")
+    which = "all stages" if all(stage.not_run is None for stage in report.stages) else "all other stages"
+    print(f"{which} agree with the golden vectors of the bundle")
 
 
-def _verdict(passed: bool) -> str:
-    return "ok" if passed else "FAILED"
+def _verdict(stage: StageParity) -> str:
+    return "not run" if stage.not_run is not None else "ok" if stage.passed else "FAILED"
 
 
 @app.command()

@@ -17,6 +17,7 @@ with a pause of 0.2 to 0.3 s, whose first part sounds like another known word, i
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ LONGEST_WAIT_FRAMES = 20
 BLOCK_S = 0.02  # what is read of a microphone or a pipe at once
 CLIP_MARGIN_S = 0.25
 SAMPLE_FORMATS = {"s16": "<i2", "f32": "<f4"}
+FORMATS_IN_WAV = {(1, 16): "s16", (3, 32): "f32"}  # by format tag and bits
+NOT_PCM = {b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3", b"FORM": "AIFF", b"caff": "CAF"}  # how such files begin
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def _answers(recognizer: Recognizer, source: AudioSource, top_k: int) -> Iterato
 
 
 class RawPcm(AudioSource):
-    """A pipe of PCM without a header.
+    """A pipe of PCM, without a header or behind that of a WAV that says what is expected.
 
     sample_format   "s16" or "f32", little-endian; the channels of a frame lie beside each other
     """
@@ -169,15 +172,19 @@ class RawPcm(AudioSource):
             raise InvalidInput(f"{n_channels} channels: 1 to 1024 are expected")
         super().__init__(name, sample_rate_hz, n_channels, channel)
         self._stream = stream
+        self.sample_format = sample_format
         self._dtype = np.dtype(SAMPLE_FORMATS[sample_format])
 
     def _native_blocks(self) -> Iterator[np.ndarray]:
         frame_bytes = self.n_channels * self._dtype.itemsize
         block_bytes = max(1, int(BLOCK_S * self.sample_rate_hz)) * frame_bytes
         rest = b""
+        is_first = True
         # read1 gives what there is: waiting for a full block would delay answers.
         while data := self._stream.read1(block_bytes):
             data = rest + data
+            if is_first:
+                data, is_first = data[self._header_bytes(data) :], False
             n_bytes = len(data) // frame_bytes * frame_bytes
             rest = data[n_bytes:]
             block = np.frombuffer(data[:n_bytes], self._dtype).reshape(-1, self.n_channels).astype(np.float32)
@@ -185,6 +192,30 @@ class RawPcm(AudioSource):
                 block /= 32768
             if len(block):
                 yield block
+
+    def _header_bytes(self, data: bytes) -> int:
+        """How much at the start of a pipe is the header of a WAV, as arecord writes one unless it is told not to.
+
+        InputUnreadable for what is no PCM, InvalidInput for a WAV of another rate, other channels or another format.
+        """
+        kind = next((kind for magic, kind in NOT_PCM.items() if data.startswith(magic)), None)
+        if kind is not None:
+            raise InputUnreadable(f"'{self.name}' begins as {kind} does: raw PCM is expected in a pipe, name the file")
+        at = data.find(b"fmt ", 12, 64)
+        if data[:4] != b"RIFF" or data[8:12] != b"WAVE" or not 12 <= at <= len(data) - 24:
+            return 0
+        tag, n_channels, rate_hz = struct.unpack_from("<HHI", data, at + 8)
+        bits = struct.unpack_from("<H", data, at + 22)[0]
+        found = rate_hz, n_channels, FORMATS_IN_WAV.get((tag, bits), f"{bits} bits")
+        expected = self.sample_rate_hz, self.n_channels, self.sample_format
+        if found != expected:
+            have, want = ("{:g} Hz, {} channel(s) and {}".format(*numbers) for numbers in (found, expected))
+            raise InvalidInput(
+                f"'{self.name}' begins as a WAV file of {have} does, but raw PCM of {want} is expected: say what comes "
+                f"with --rate, --channels and --sample-format"
+            )
+        sound = data.find(b"data", at)
+        return 0 if sound < 0 else min(sound + 8, len(data))
 
 
 class PacedFile(AudioFile):

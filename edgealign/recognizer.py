@@ -27,7 +27,7 @@ from edgealign.errors import (
 from edgealign.inputs import ImageInput, Windows
 from edgealign.manifest import check_modality
 from edgealign.samples import Embedded, Sample, check_takes_samples, embed, open_sample, word_values
-from edgealign.store import PICTURE, RECORDING, TEXT, Matcher, Store
+from edgealign.store import ANOTHER_ENCODER, PICTURE, RECORDING, TEXT, Matcher, Store
 from edgealign.words import SEARCH_WINDOW_S, Word
 
 if TYPE_CHECKING:
@@ -470,7 +470,7 @@ class Recognizer:
         if store.encoder_sha256 != self.bundle.encoder_sha256:
             raise BundleMismatch(
                 f"'{self.store_path}' was enrolled with encoder {store.encoder_sha256[:12]} but '{self.bundle.path}' "
-                f"holds {self.bundle.encoder_sha256[:12]}: use the bundle it was made with, or enroll again"
+                f"holds {self.bundle.encoder_sha256[:12]}: {ANOTHER_ENCODER}"
             )
 
 

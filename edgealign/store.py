@@ -21,6 +21,10 @@ except ImportError:
 
 __all__ = ["PICTURE", "RECORDING", "TEXT", "Matcher", "Store"]
 
+# What to do with a store after its encoder was replaced: embeddings of two encoders mean nothing to each other.
+ANOTHER_ENCODER = (
+    "use the bundle it was made with, or enroll the samples again into another store (--store, or move this one away)"
+)
 LOCK_WAIT_S = 60.0  # an enrollment holds the lock for milliseconds; longer than this is a stuck process
 LOCK_POLL_S = 0.01
 ROW = np.dtype([("label", np.int32), ("kind", np.int32), ("name", object)])
@@ -125,8 +129,8 @@ class Store:
             found = (store.modality, store.encoder_sha256, store.dim)
             if encoder_sha256 is not None and found != expected:
                 raise BundleMismatch(
-                    f"'{os.fspath(path)}' holds {found[0]} of encoder {found[1][:12]}, but the bundle is for "
-                    f"{modality} with encoder {encoder_sha256[:12]}: use the bundle it was made with, or another store"
+                    f"'{os.fspath(path)}' holds {found[0]} of encoder {found[1][:12]}, but what is to be added is "
+                    f"{modality} of encoder {encoder_sha256[:12]}: {ANOTHER_ENCODER}"
                 )
             with store.operation():
                 yield store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -325,6 +326,18 @@ def test_the_command_line_takes_the_modality_that_fits(packaged: Callable[..., R
     for modality in ("speech", "audio", "image"):
         for command in (("doctor",), ("bundle", "info"), ("bundle", "verify"), ("bench",)):
             assert packaged(*command, "--modality", modality).code == 0, (command, modality)
+
+
+def test_the_doctor_of_an_encoder_of_sounds_needs_no_pillow(
+    bundles: dict[str, Bundle], edgealign: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    ran = edgealign("doctor", "--bundle", bundles["audio_waveform"].path)
+    assert ran.code == 0 and "all other stages agree" in ran.out
+    assert "picture fitting was not run: pictures need pillow" in ran.err
+    rows = {line.split("  ")[0]: line.split()[-1] for line in ran.out.splitlines() if line}
+    assert (rows["picture encoder"], rows["picture fitting"]) == ("ok", "run")
+    assert edgealign("doctor", "--bundle", bundles["image"].path).code == 2
 
 
 def test_a_bundle_for_another_modality_is_refused(bundles: dict[str, Bundle], edgealign: Callable[..., Ran]) -> None:

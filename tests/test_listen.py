@@ -14,6 +14,7 @@ import level2
 import numpy as np
 import pytest
 import soundfile
+from conftest import Ran
 from toy_bundle import make_toy_bundle, word_clip
 
 from edgealign import Bundle, Recognizer
@@ -357,6 +358,26 @@ def test_what_cannot_be_heard_is_one_sentence(
     assert ran.code == code
     assert why in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_a_file_in_a_pipe_is_heard_only_as_what_it_is(
+    taught: Callable, speech: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, truth = speech
+
+    def piped(rate: int, *arguments: str, **form: str) -> Ran:
+        file = io.BytesIO()
+        soundfile.write(file, samples, rate, **form)
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(file.getvalue())))
+        return taught("listen", "-", *arguments)
+
+    assert piped(RATE, format="WAV").out.count("\n") == len(truth)
+    float_wav = {"format": "WAV", "subtype": "FLOAT"}
+    assert piped(RATE, "--sample-format", "f32", **float_wav).out.count("\n") == len(truth)
+    for ran in (piped(RATE, **float_wav), piped(2 * RATE, format="WAV")):
+        assert ran.code == 2 and "--rate, --channels and --sample-format" in ran.err and not ran.out
+    ran = piped(RATE, format="FLAC")
+    assert ran.code == 4 and "begins as FLAC does" in ran.err
 
 
 def test_listening_before_enrolling_says_so(edgealign: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

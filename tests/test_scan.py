@@ -336,6 +336,20 @@ def test_a_run_that_is_killed_loses_at_most_the_file_in_hand(
     assert len({entry["key"] for entry in entries}) == len(entries) == 8
 
 
+def test_workers_end_with_a_run_that_is_killed(tmp_path: Path, samples_folder: Path, edgealign) -> None:
+    edgealign("enroll", samples_folder)
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", tape([i % 3] * 20, seed=i)[0], RATE_HZ)
+    command = [sys.executable, "-m", "edgealign.cli.app", "scan", str(tmp_path), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.PIPE)
+    journal = tmp_path / "out" / ".edgealign-scan" / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
+        time.sleep(0.002)
+    process.kill()
+    process.communicate(timeout=60)  # returns when nobody holds the pipe any more
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_two_scans_into_one_folder_do_not_mix(field_folder: Path, tmp_path: Path, edgealign) -> None:
     from edgealign.scan_journal import Journal
 
