@@ -209,6 +209,37 @@ EA_INLINE void fetch_next(const float *queries, size_t dim, size_t n_panels) {
         for (size_t k = Q * dim; k < 2 * Q * dim; k += 16) __builtin_prefetch(queries + k, 0, 2);
 }
 
+template <size_t N>
+struct Constant {
+    static constexpr size_t value = N;
+};
+
+// Distances of Q queries to the panels [first, end), MOST of them at a time: `sum(panel, n, side_by_side, sums)` adds up
+// the products of n panels from `panel` on, n being a constant, and `finished` makes distances of them.
+template <size_t Q, size_t MOST, class Sum, class Tile, class Finished>
+EA_INLINE bool in_panel_tiles(const Panels &panels, size_t first, size_t end, const Query *queries, float *out,
+                              size_t out_stride, Tile sum, Finished finished) {
+    Sum sums[Q * MOST];
+    const bool far = is_far(panels);
+    bool sure = true;
+    while (first < end) {
+        const size_t n = end - first < MOST ? end - first : MOST;
+        fetch_output<Q>(out, out_stride, n);
+        switch (Q == 1 && far ? 0 : n) {
+            case 0:
+                for (size_t v = 0; v < n; v++) sum(first + v, Constant<1>(), Constant<false>(), sums + v);
+                break;
+            case 1: sum(first, Constant<1>(), Constant<Q == 1>(), sums); break;
+            case 2: sum(first, Constant<2>(), Constant<Q == 1>(), sums); break;
+            case 3: sum(first, Constant<(MOST < 3 ? 1 : 3)>(), Constant<Q == 1>(), sums); break;
+            default: sum(first, Constant<MOST>(), Constant<Q == 1>(), sums);
+        }
+        sure &= finished(sums, Q, n, queries, panels, first, out, out_stride);
+        first += n, out += n * WIDTH;
+    }
+    return sure;
+}
+
 template <size_t Q>
 static bool some_queries(const Panels &panels, const float *queries, size_t first, size_t end, int32_t metric,
                          float *out, size_t out_stride) {
@@ -223,26 +254,11 @@ static bool some_queries(const Panels &panels, const float *queries, size_t firs
     }
     fetch_next<Q>(queries, dim, end - first);
     const auto finished = finish_for<false, Vector>(metric, ordinary);
+    const auto sum = [&](size_t panel, auto n, auto side_by_side, Vector *sums) EA_BODY {
+        tile<Q, n.value, side_by_side.value>(queries, dim, panels, panel, dim, sums);
+    };
     constexpr size_t MOST = Q == 1 ? 4 : TILE_VECTORS;
-    Vector sums[Q * MOST];
-    const bool far = is_far(panels);
-    bool sure = true;
-    while (first < end) {
-        const size_t n = end - first < MOST ? end - first : MOST;
-        fetch_output<Q>(out, out_stride, n);
-        switch (Q == 1 && far ? 0 : n) {
-            case 0:
-                for (size_t v = 0; v < n; v++) tile<Q, 1, false>(queries, dim, panels, first + v, dim, sums + v);
-                break;
-            case 1: tile<Q, 1>(queries, dim, panels, first, dim, sums); break;
-            case 2: tile<Q, 2>(queries, dim, panels, first, dim, sums); break;
-            case 3: tile<Q, MOST < 3 ? 1 : 3>(queries, dim, panels, first, dim, sums); break;
-            default: tile<Q, MOST>(queries, dim, panels, first, dim, sums);
-        }
-        sure &= finished(sums, Q, n, known, panels, first, out, out_stride);
-        first += n, out += n * WIDTH;
-    }
-    return sure;
+    return in_panel_tiles<Q, MOST, Vector>(panels, first, end, known, out, out_stride, sum, finished);
 }
 
 static bool distances_float32(const Panels &panels, const float *queries, size_t n_queries, size_t first, size_t end,

@@ -119,27 +119,11 @@ static bool some_queries_int8(const Panels &panels, const float *queries, size_t
     }
     fetch_next<Q>(queries, dim, end - first);
     const auto finished = finish_for<true, IntVector>(metric, ordinary);
+    const auto sum = [&](size_t panel, auto n, auto, IntVector *sums) EA_BODY {
+        int8_tile<Q, n.value>(rounded, stride, query_sums, panels, panel, sums);
+    };
     constexpr size_t MOST = Q == 1 ? 4 : INT8_VECTORS;
-    IntVector sums[Q * MOST];
-    const bool far = is_far(panels);
-    bool sure = true;
-    while (first < end) {
-        const size_t n = end - first < MOST ? end - first : MOST;
-        fetch_output<Q>(out, out_stride, n);
-        switch (Q == 1 && far ? 0 : n) {
-            case 0:
-                for (size_t v = 0; v < n; v++)
-                    int8_tile<Q, 1>(rounded, stride, query_sums, panels, first + v, sums + v);
-                break;
-            case 1: int8_tile<Q, 1>(rounded, stride, query_sums, panels, first, sums); break;
-            case 2: int8_tile<Q, 2>(rounded, stride, query_sums, panels, first, sums); break;
-            case 3: int8_tile<Q, MOST < 3 ? 1 : 3>(rounded, stride, query_sums, panels, first, sums); break;
-            default: int8_tile<Q, MOST>(rounded, stride, query_sums, panels, first, sums);
-        }
-        sure &= finished(sums, Q, n, known, panels, first, out, out_stride);
-        first += n, out += n * WIDTH;
-    }
-    return sure;
+    return in_panel_tiles<Q, MOST, IntVector>(panels, first, end, known, out, out_stride, sum, finished);
 }
 
 static bool distances_int8(const Panels &panels, const float *queries, size_t n_queries, size_t first, size_t end,
