@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.export.quantize import session_of
-from edgealign.train.corpus import EVALUATION_PACKS
+from edgealign.train.corpus import EVALUATION_PACKS, Corpus
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder, TextEncoder
 from edgealign.train.text_to_speech import load_state
 
@@ -37,6 +37,7 @@ class Checkpoint:
     vocabulary: dict
     config: dict
     corpus_sha256: str
+    corpus: dict | None  # `Corpus.made_of`; None where an older version did not say
     step: int
 
     @classmethod
@@ -48,19 +49,37 @@ class Checkpoint:
             encoders.load_state_dict({name: tensor.float() for name, tensor in state["average"].items()})
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InvalidInput(f"'{path}' was saved by another version of `edgealign train`: train again") from error
-        return cls(encoders.eval(), state["vocabulary"], state["config"], state["corpus_sha256"], state["step"])
+        return cls(
+            encoders.eval(), state["vocabulary"], state["config"], state["corpus_sha256"], state.get("corpus"),
+            state["step"],
+        )  # fmt: skip
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """Packs whose test words and speakers training did not hear; a checkpoint that does not say left out all."""
         return tuple(self.config.get("left_out", EVALUATION_PACKS))
 
+    def check(self, corpus: Corpus) -> None:
+        """InvalidInput where a corpus was rendered otherwise than the one of training."""
+        if self.corpus is None or self.corpus_sha256 == corpus.sha256:
+            return
+        there = corpus.made_of
+        other = [name for name, value in self.corpus.items() if name != "recordings" and there.get(name) != value]
+        if self.corpus["recordings"] and not there["recordings"]:  # the other way round there is more to fit on
+            other.append("recordings")
+        if other:
+            is_and_was = ", ".join(f"{name} = {there.get(name)} where it was {self.corpus[name]}" for name in other)
+            raise InvalidInput(
+                f"the corpus was not rendered as that of training ({is_and_was}): name the corpus of training, or "
+                f"render one with the same options"
+            )
+
     def save_half(self, path: Path) -> None:
         """The weights alone in half precision: what training can start from, and what the bundle can be made of."""
         state = {name: t.half() if t.is_floating_point() else t for name, t in self.encoders.state_dict().items()}
         torch.save(
             {"average": state, "vocabulary": self.vocabulary, "config": self.config, "step": self.step}
-            | {"corpus_sha256": self.corpus_sha256},
+            | {"corpus_sha256": self.corpus_sha256, "corpus": self.corpus},
             path,
         )
 

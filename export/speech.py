@@ -62,6 +62,7 @@ def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report
     check_target(target)
     checkpoint = graph.Checkpoint.load(checkpoint_path)
     corpus = Corpus(corpus_path)
+    checkpoint.check(corpus)
     if checkpoint.corpus_sha256 != corpus.sha256:
         report(
             f"'{corpus_path}' is the corpus {corpus.sha256[:12]}, training heard {checkpoint.corpus_sha256[:12]}: "

@@ -425,6 +425,23 @@ def test_a_corpus_that_was_rendered_anew_will_do(trained_run, recorded_corpus, t
     assert any("training heard" in line and recorded_corpus.corpus.sha256[:12] in line for line in lines)
 
 
+def test_a_corpus_that_was_rendered_with_other_options_is_refused(export, trained_run, tmp_path):
+    def trained_on(**changed: object) -> Path:
+        state = torch.load(trained_run / "best.pt", weights_only=True)
+        torch.save({**state, "corpus_sha256": "0" * 64, "corpus": {**state["corpus"], **changed}}, tmp_path / "own.pt")
+        return tmp_path / "own.pt"
+
+    for changed, sentence in (
+        ({"languages": ["sw", "fi"]}, "languages = ['sw', 'en'] where it was ['sw', 'fi']"),
+        ({"words_per_language": 600}, "words_per_language = 60 where it was 600"),
+        ({"recordings": True}, "recordings = False where it was True"),
+    ):
+        ran = export(checkpoint=trained_on(**changed))
+        assert (ran.code, ran.out) == (2, ""), ran
+        assert sentence in ran.err
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_an_encoder_that_lost_too_much_leaves_no_bundle(trained_run, spoken_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "MIN_SNR_DB", 90.0)
     with pytest.raises(QuantizationLost):

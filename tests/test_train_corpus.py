@@ -212,6 +212,27 @@ def test_an_interrupted_rendering_goes_on_where_it_stopped(given_words):
     assert len(corpus.clips) == 14
 
 
+@pytest.mark.parametrize("asked", [{"languages": ("en",)}, {"renders_per_word": 2}])
+def test_an_interrupted_rendering_does_not_go_on_with_other_options(tmp_path, asked):
+    small = {"languages": ("sw",), "words_per_language": 20, "longer_lists": (), "renders_per_word": 1}
+    with rendering_here() as patch:
+        patch.setattr(corpora, "WORDS_PER_SHARD", 10)
+        patch.setattr(corpora, "ProcessPoolExecutor", StopsAfterOne)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path / "corpus", CorpusConfig(**small), None, 1, silent)
+        patch.setattr(corpora, "ProcessPoolExecutor", InThisProcess)
+        with pytest.raises(InvalidInput, match=rf"was begun with {next(iter(asked))} = .*name another corpus folder"):
+            build(tmp_path / "corpus", CorpusConfig(**small | asked), None, 1, silent)
+        build(tmp_path / "corpus", CorpusConfig(**small), None, 1, silent)
+    assert {label.language for label in Corpus(tmp_path / "corpus").labels} == {"sw"}
+
+
+def test_recordings_are_not_passed_over_where_a_corpus_has_none(spoken_corpus, recorded_corpus, tmp_path):
+    with pytest.raises(InvalidInput, match=r"was rendered without recordings.*name another corpus folder"):
+        build(spoken_corpus.folder, CorpusConfig(), tmp_path, 1, silent)
+    build(recorded_corpus.folder, CorpusConfig(), tmp_path, 1, pytest.fail)
+
+
 def test_a_shard_that_was_cut_off_while_it_was_written_is_rendered_again(given_words):
     (given_words / "shards").mkdir()
     (given_words / "shards" / "espeak-000000.partial.npz").write_bytes(b"half")

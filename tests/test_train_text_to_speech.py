@@ -580,6 +580,15 @@ def test_the_command_refuses_settings_that_are_unknown_or_make_no_sense(train, s
     one_sentence(train("--set", setting), sentence)
 
 
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoints_of_before(train, tmp_path):
+    line = ("--steps", 6, "--set", "synthetic_words=6,warm_up_steps=1,validate_every=1,learning_rate=1e30")
+    ran = train(*line)
+    assert ran.code == 1
+    assert "the loss is no finite number (speakers nan" in ran.err
+    for name in ("best.pt", "last.pt"):
+        assert all(tensor.isfinite().all() for tensor in load_state(tmp_path / "run" / name)["average"].values())
+
+
 def test_the_command_refuses_wrong_input_in_one_sentence(train, tmp_path):
     (tmp_path / "taken").write_text("")
     one_sentence(train("--recipe", "magic"), "recipe is 'magic': expected one of joint, croma")

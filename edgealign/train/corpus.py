@@ -8,7 +8,8 @@ A cache folder holds
     spectra.u8      all frames one after the other: uint8 [n_frames_total, N_BINS], see `encode_power`
     noise.u8        recorded noises and room sounds in the same form
 
-Shards are rendered by worker processes and joined at the end; a shard that is on disk is not rendered again.
+Shards are rendered by worker processes and joined at the end; a shard that is on disk is not rendered again. Until then
+begun.json says what is being rendered: shards of two different lines never come together.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from edgealign.train.synthesis import (
     say_with_festival,
 )
 from edgealign.train.words import Word
+from edgealign.writing import replace_file
 
 N_BINS = FRONT_END.n_fft // 2 + 1
 DB_LOWEST, DB_STEP = -100.0, 0.6
@@ -154,7 +156,7 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
     workers   processes; each has an espeak-ng of its own
     """
     if (folder / "manifest.json").exists():
-        _refuse_other_words(folder, config)
+        _refuse_other_words(folder, config, data)
         return
     if data is not None:
         _check_packs(data)
@@ -163,7 +165,9 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
         shards.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"'{folder}' cannot hold a corpus ({error.strerror}): name another folder") from error
-    words = _load_or_collect_words(folder, config)
+    asked = _asked(config, data)
+    _refuse_other_options(folder, asked)
+    words = _load_or_collect_words(folder, config, asked)
     tasks = [("espeak", i) for i in range(0, len(words), WORDS_PER_SHARD)]
     installed, spoken = festival_voices_installed(), {word.language for word in words}
     heard = [voice.name in installed and voice.language in spoken for voice in FESTIVAL_VOICES]
@@ -177,12 +181,37 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
         for done, future in enumerate(as_completed([pool.submit(_render, task) for task in tasks]), 1):
             left_s = (time.monotonic() - started) / done * (len(tasks) - done)
             report(f"rendered {future.result()}: {done} of {len(tasks)} shards, about {left_s / 60:.1f} min left")
-    _join(folder, config, words)
+    _join(folder, asked, words)
 
 
-def _refuse_other_words(folder: Path, config: CorpusConfig) -> None:
+def _asked(config: CorpusConfig, data: Path | None) -> dict:
+    """What is rendered, as the manifest and begun.json say it."""
+    return json.loads(json.dumps({"config": asdict(config), "recordings": data is not None}))
+
+
+def _refuse_other_options(folder: Path, asked: dict) -> None:
+    """A corpus whose rendering was interrupted goes on with what it was begun with, or not at all."""
+    if not (folder / "begun.json").exists():
+        return
+    begun = json.loads((folder / "begun.json").read_text())
+    if begun != asked:
+        was, now = ({**all_of["config"], "recordings": all_of["recordings"]} for all_of in (begun, asked))
+        other = ", ".join(f"{name} = {was[name]}" for name in was if was[name] != now[name])
+        raise InvalidInput(
+            f"'{folder}' was begun with {other}, and something else is asked for: give the same options to go on, or "
+            f"name another corpus folder"
+        )
+
+
+def _refuse_other_words(folder: Path, config: CorpusConfig, data: Path | None) -> None:
     """A rendered corpus keeps its words: an option that asks for others must not be passed over."""
-    rendered = json.loads((folder / "manifest.json").read_text())["config"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if data is not None and not manifest.get("recordings", True):
+        raise InvalidInput(
+            f"'{folder}' was rendered without recordings, and '{data}' holds some: name another corpus folder, or "
+            f"leave out --data and $EDGEALIGN_DATA"
+        )
+    rendered = manifest["config"]
     for field, default in (("languages", ()), ("words_per_language", CorpusConfig.words_per_language)):
         wanted, there = getattr(config, field), rendered[field]
         there = tuple(there) if isinstance(there, list) else there
@@ -202,7 +231,7 @@ def _check_packs(data: Path) -> None:
             )
 
 
-def _load_or_collect_words(folder: Path, config: CorpusConfig) -> list[Word]:
+def _load_or_collect_words(folder: Path, config: CorpusConfig, asked: dict) -> list[Word]:
     path = folder / "words.tsv"
     if not path.exists():
         espeak = Espeak()
@@ -221,9 +250,10 @@ def _load_or_collect_words(folder: Path, config: CorpusConfig) -> list[Word]:
         random.Random(config.seed).shuffle(words)
         if not words:
             raise InvalidInput(f"no word lists were found for {', '.join(languages)}: name languages that CLDR has")
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(f"{w.text}\t{w.language}\t{w.ipa}\n" for w in words), encoding="utf-8")
-        os.replace(partial, path)
+        with replace_file(folder / "begun.json") as file:
+            file.write(json.dumps(asked).encode())
+        with replace_file(path) as file:
+            file.write("".join(f"{w.text}\t{w.language}\t{w.ipa}\n" for w in words).encode())
     return [Word(*line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -388,7 +418,7 @@ def _trimmed(samples: np.ndarray) -> np.ndarray:
     return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]
 
 
-def _join(folder: Path, config: CorpusConfig, words: list[Word]) -> None:
+def _join(folder: Path, asked: dict, words: list[Word]) -> None:
     """Put the shards into one file of spectra, in the order of their names, and write the manifest last."""
     labels: list[Label] = []
     label_of: dict[tuple[str, str], int] = {}
@@ -418,13 +448,14 @@ def _join(folder: Path, config: CorpusConfig, words: list[Word]) -> None:
         for label in labels:
             file.write("\t".join(asdict(label).values()) + "\n")
     manifest = {
-        "config": asdict(config),
+        **asked,
         "n_clips": len(clips), "n_labels": len(labels), "n_frames": offset,
         "sha256": {n: _sha256(folder / n) for n in ("labels.tsv", "clips.npy", "spectra.u8", "noise.u8", "words.tsv")},
     }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for path in (folder / "shards").glob("*.npz"):
-        path.unlink()
+    with replace_file(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1).encode())
+    for path in (folder / "begun.json", *(folder / "shards").glob("*.npz")):
+        path.unlink(missing_ok=True)
 
 
 def _label(kind: str, key: str, words: list[Word], espeak: Espeak) -> Label:
@@ -476,6 +507,12 @@ class Corpus:
     def sha256(self) -> str:
         """Fingerprint of the rendered files."""
         return hashlib.sha256(json.dumps(self.manifest["sha256"], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def made_of(self) -> dict:
+        """How it was rendered: the fields of CorpusConfig but the seed, and `recordings`, whether packs were read."""
+        config = {name: value for name, value in self.manifest["config"].items() if name != "seed"}
+        return {**config, "recordings": self.manifest.get("recordings", True)}
 
     def select(self, role: str, synthetic: bool) -> list[int]:
         """Label rows of one role, from synthesizers or from people."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Callable
@@ -28,7 +27,9 @@ from edgealign.train.batches import Batch, Batches, build_vocabulary
 from edgealign.train.config import RECIPES, TrainConfig
 from edgealign.train.corpus import Corpus
 from edgealign.train.encoders import AlignedEncoders
+from edgealign.train.loop import Diverged
 from edgealign.train.validation import Validation
+from edgealign.writing import replace_file
 
 
 def joint_loss(model: AlignedEncoders, batch: Batch, config: TrainConfig) -> tuple[Tensor, dict[str, float]]:
@@ -179,12 +180,14 @@ class Trainer:
                 group["lr"] = rate
             if config.recipe == "joint":
                 loss, terms = joint_loss(self.model, batch, config)
+                self._expect_finite(terms)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
                 self.optimizer.step()
             else:
                 terms = self._croma_step(batch)
+                self._expect_finite(terms)
             self._update_average()
             self.step += 1
             self.trained_s = before + time.monotonic() - started
@@ -210,6 +213,14 @@ class Trainer:
                 self.model, self.optimizer, [task] * config.inner_steps, config.inner_learning_rate
             )
         return norms
+
+    def _expect_finite(self, terms: dict[str, float]) -> None:
+        if not all(map(math.isfinite, terms.values())):
+            numbers = ", ".join(f"{name} {value}" for name, value in terms.items())
+            raise Diverged(
+                f"step {self.step}: the loss is no finite number ({numbers}). Checkpoints in '{self.folder}' are from "
+                f"before; train in another folder with a smaller learning rate"
+            )
 
     def _learning_rate(self) -> float:
         config = self.config
@@ -242,15 +253,14 @@ class Trainer:
             "config": _plain(self.config),
             "vocabulary": self.vocabulary,
             "phones": "".join(self.batches.phone_ids),
-            "corpus_sha256": self.corpus.sha256,
+            "corpus_sha256": self.corpus.sha256, "corpus": self.corpus.made_of,
             "step": self.step, "best": self.best, "trained_s": self.trained_s,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
-        partial = self.folder / (name + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.folder / name)
+        with replace_file(self.folder / name) as file:
+            torch.save(state, file)
 
 
 def load_state(path: Path) -> dict:
