@@ -38,8 +38,12 @@ def replace_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.chmod(partial, 0o644 & ~_umask())  # mkstemp makes it private
         os.replace(partial, path)
-    except OSError as error:
-        raise EdgealignError(f"'{path}' cannot be written: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:
+        # Where a write fails, torch.save goes on to fail at the end of its file, and says only that.
+        failed = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(failed, OSError):
+            raise
+        raise EdgealignError(f"'{path}' cannot be written: {failed.strerror}") from None
     finally:
         if os.path.exists(partial):
             os.unlink(partial)

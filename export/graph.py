@@ -18,6 +18,7 @@ from edgealign.export.quantize import session_of
 from edgealign.train.corpus import EVALUATION_PACKS, Corpus
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder, TextEncoder
 from edgealign.train.text_to_speech import load_state
+from edgealign.writing import replace_file
 
 OPSET = 17
 PARITY_TOLERANCE = 2e-5  # of unit embeddings, fp32, torch against ONNX Runtime
@@ -77,11 +78,12 @@ class Checkpoint:
     def save_half(self, path: Path) -> None:
         """The weights alone in half precision: what training can start from, and what the bundle can be made of."""
         state = {name: t.half() if t.is_floating_point() else t for name, t in self.encoders.state_dict().items()}
-        torch.save(
-            {"average": state, "vocabulary": self.vocabulary, "config": self.config, "step": self.step}
-            | {"corpus_sha256": self.corpus_sha256, "corpus": self.corpus},
-            path,
-        )
+        whole = {
+            "average": state, "vocabulary": self.vocabulary, "config": self.config, "step": self.step,
+            "corpus_sha256": self.corpus_sha256, "corpus": self.corpus,
+        }  # fmt: skip
+        with replace_file(path) as file:
+            torch.save(whole, file)
 
 
 class ExportedSpeech(nn.Module):

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_run import InThisProcess, rendering_here
+from tiny_run import InThisProcess, rendering_here, small_files
 
-from edgealign.errors import InvalidInput
+from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.train import corpus as corpora
 from edgealign.train.augment import decode_power
 from edgealign.train.corpus import (
@@ -225,6 +225,14 @@ def test_an_interrupted_rendering_does_not_go_on_with_other_options(tmp_path, as
             build(tmp_path / "corpus", CorpusConfig(**small | asked), None, 1, silent)
         build(tmp_path / "corpus", CorpusConfig(**small), None, 1, silent)
     assert {label.language for label in Corpus(tmp_path / "corpus").labels} == {"sw"}
+
+
+def test_a_rendering_that_there_is_no_room_for_is_said_and_goes_on(given_words):
+    with rendering_here():
+        with small_files(2000), pytest.raises(EdgealignError, match=r"corpus' cannot be written \(File too large\)"):
+            build(given_words, CorpusConfig(renders_per_word=1), None, 1, silent)
+        build(given_words, CorpusConfig(renders_per_word=1), None, 1, silent)
+    assert len(Corpus(given_words).clips) == 7
 
 
 def test_recordings_are_not_passed_over_where_a_corpus_has_none(spoken_corpus, recorded_corpus, tmp_path):

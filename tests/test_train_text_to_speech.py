@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_run import STEPS, tiny_config
+from tiny_run import STEPS, small_files, tiny_config
 from torch import nn
 
-from edgealign.errors import InvalidInput
+from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.train.batches import RECORDED_SHARES, Batch, Batches, build_vocabulary
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import STRETCHES, TESTED, Corpus, Label
@@ -429,6 +429,16 @@ def test_a_run_that_is_out_of_time_leaves_a_checkpoint_and_goes_on(spoken_corpus
     again = Trainer(spoken_corpus.corpus, tiny_config(), tmp_path)
     again.run(silent)
     assert (again.step, load_state(tmp_path / "last.pt")["step"]) == (4, 4)
+
+
+def test_a_checkpoint_that_there_is_no_room_for_leaves_the_old_one(spoken_corpus, tmp_path, quick_score):
+    trainer = Trainer(spoken_corpus.corpus, tiny_config(), tmp_path)
+    trainer.run(silent)
+    before = (tmp_path / "last.pt").read_bytes()
+    with small_files(len(before) // 2), pytest.raises(EdgealignError, match=r"last\.pt' cannot be written: File too"):
+        trainer._save("last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "log.jsonl"]
 
 
 def test_a_finished_run_can_be_made_longer_and_is_otherwise_left_alone(spoken_corpus, tmp_path, quick_score):

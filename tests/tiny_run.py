@@ -5,6 +5,7 @@ tests/conftest.py makes the fixtures known. Workers run in this process, so that
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -52,6 +53,17 @@ def rendering_here() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(corpus, "festival_voices_installed", frozenset)
         patch.setattr(words, "VALIDATION_SHARE", 1 / 4)
         yield patch
+
+
+@contextmanager
+def small_files(most_bytes: int) -> Iterator[None]:
+    """No file of this process grows further: writing fails as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class Rendered(NamedTuple):

@@ -31,7 +31,7 @@ import numpy as np
 import soundfile
 
 from edgealign import reference
-from edgealign.errors import InvalidInput
+from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.train import words as word_lists
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.train.synthesis import (
@@ -176,12 +176,19 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
         tasks += [("packs", 0), ("noise", 0)]
     tasks = [task for task in tasks if not (shards / f"{task[0]}-{task[1]:06d}.npz").exists()]
     started = time.monotonic()
-    # An executor, not a multiprocessing.Pool: a synthesizer that crashes its process must end the call, not hang it.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder, config, data)) as pool:
-        for done, future in enumerate(as_completed([pool.submit(_render, task) for task in tasks]), 1):
-            left_s = (time.monotonic() - started) / done * (len(tasks) - done)
-            report(f"rendered {future.result()}: {done} of {len(tasks)} shards, about {left_s / 60:.1f} min left")
-    _join(folder, asked, words)
+    try:
+        # An executor, no multiprocessing.Pool: a synthesizer that crashes its process must end the call, not hang it.
+        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder, config, data)) as pool:
+            for done, future in enumerate(as_completed([pool.submit(_render, task) for task in tasks]), 1):
+                left_s = (time.monotonic() - started) / done * (len(tasks) - done)
+                report(f"rendered {future.result()}: {done} of {len(tasks)} shards, about {left_s / 60:.1f} min left")
+        _join(folder, asked, words)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise EdgealignError(
+            f"'{folder}' cannot be written ({error.strerror}): the same line goes on where it stopped"
+        ) from None
 
 
 def _asked(config: CorpusConfig, data: Path | None) -> dict:
