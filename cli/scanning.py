@@ -113,7 +113,7 @@ def scan(
         if not summary.n_done:
             raise InputUnreadable("no recording could be read, see above")
         n_failed = counted(len(summary.failures), "recording")
-        raise SomeInputsFailed(f"{n_failed} could not be searched to the end, see '{output / FAILED}'")
+        raise SomeInputsFailed(f"{n_failed} could not be finished, see '{output / FAILED}'")
 
 
 def _report(summary: Summary, output: Path, kinds: tuple[str, ...]) -> None:

@@ -23,7 +23,6 @@ class Journal:
     """Results by key; later lines replace earlier ones. One process at a time has a journal open.
 
     n_resumed   how many results it held when it was opened
-    last_key    of the newest line, whose outputs may not have been written
     """
 
     def __init__(self, output: str, fingerprint: str, parameters: dict[str, Any]):
@@ -47,7 +46,6 @@ class Journal:
 
     def _begin(self, fingerprint: str, parameters: dict[str, Any]) -> None:
         self._at: dict[str, tuple[int, tuple[int, int]]] = {}
-        self.last_key: str | None = None
         size = self._read(fingerprint)
         if size == 0:
             head = {"format": FORMAT, "format_version": FORMAT_VERSION, "fingerprint": fingerprint, **parameters}
@@ -64,11 +62,11 @@ class Journal:
     def put(self, key: str, stamp: tuple[int, int], result: dict[str, Any]) -> None:
         at = self._append({"key": key, "stamp": list(stamp), "result": result})
         self._at[key] = at, stamp
-        self.last_key = key
 
     def get(self, key: str) -> dict[str, Any]:
-        self._file.seek(self._at[key][0])
-        return json.loads(self._file.readline())["result"]
+        with open(self.path, "rb") as file:  # self._file, which is written past its buffer, may not know the new lines
+            file.seek(self._at[key][0])
+            return json.loads(file.readline())["result"]
 
     def close(self) -> None:
         self._file.close()
@@ -109,7 +107,6 @@ class Journal:
                 else:
                     first, second = entry["stamp"]
                     self._at[entry["key"]] = size, (first, second)
-                    self.last_key = entry["key"]
             except (ValueError, KeyError, TypeError) as error:
                 if isinstance(error, InvalidInput):
                     raise

@@ -9,15 +9,16 @@ detections.csv, detections.jsonl     the rows of docs/formats.md
 
 from __future__ import annotations
 
+import filecmp
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from edgealign import __version__
+from edgealign import __version__, annotations
 from edgealign.annotations import Annotation, eaf, tables, textgrid
-from edgealign.errors import EdgealignError, InvalidInput
+from edgealign.errors import AnnotationUnreadable, EdgealignError, InvalidInput
 from edgealign.escaping import csv_row, json_line
 from edgealign.scan_journal import FOLDER
 from edgealign.timestamps import utc_text
@@ -54,9 +55,29 @@ class Outputs:
             if os.path.lexists(target) and not target.endswith(SUFFIXES["eaf"]):
                 raise InvalidInput(f"'{target}' exists and is not of this scan: name another folder with --output")
 
-    def write_recording(self, name: str, recording: str, result: dict[str, Any]) -> None:
-        """The files of one recording; writing them again leaves the same files."""
-        for kind in self.kinds:
+    def lacking(self, name: str) -> list[str]:
+        """Which files of a recording that is done were not written. What is there may have been corrected since."""
+        return [kind for kind in self.kinds if kind in SUFFIXES and not self._is_written(name, kind)]
+
+    def _is_written(self, name: str, kind: str) -> bool:
+        target, base = os.path.join(self.folder, name + SUFFIXES[kind]), self._base(name)
+        if kind != "eaf" or not os.path.exists(target):
+            return os.path.exists(target)
+        return os.path.exists(base) and not filecmp.cmp(base, target, shallow=False)  # else it is the user's own
+
+    def discard(self, name: str) -> None:
+        """Takes away what was written of a recording that has changed, so that none of it is taken for newer."""
+        for kind in set(self.kinds) & SUFFIXES.keys():
+            if self._is_written(name, kind):
+                os.unlink(os.path.join(self.folder, name + SUFFIXES[kind]))
+
+    def write_recording(
+        self, name: str, recording: str, result: dict[str, Any], kinds: Sequence[str] | None = None
+    ) -> None:
+        """The files of one recording, or those of some kinds; AnnotationUnreadable where an EAF cannot be added to, and
+        the others are written."""
+        problem: AnnotationUnreadable | None = None
+        for kind in self.kinds if kinds is None else kinds:
             if kind not in SUFFIXES:
                 continue
             target = os.path.join(self.folder, name + SUFFIXES[kind])
@@ -64,24 +85,32 @@ class Outputs:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
             except OSError as error:
                 raise EdgealignError(f"'{os.path.dirname(target)}' cannot be made: {error.strerror}") from None
-            data = self._eaf(name, target, recording, result) if kind == "eaf" else _text(kind, recording, result)
+            try:
+                data = self._eaf(name, target, recording, result) if kind == "eaf" else _text(kind, recording, result)
+            except AnnotationUnreadable as error:
+                problem = error
+                continue
             with replace_file(target) as file:
                 file.write(data)
+        if problem is not None:
+            raise problem
+
+    def _base(self, name: str) -> str:
+        """The EAF that there was before tiers were added; empty where there was none."""
+        return os.path.join(self.folder, FOLDER, name + SUFFIXES["eaf"])
 
     def _eaf(self, name: str, target: str, recording: str, result: dict[str, Any]) -> bytes:
-        base = os.path.join(self.folder, FOLDER, name + ".eaf")  # what was there before; empty where nothing was
-        if not os.path.exists(base):
-            beside = os.path.splitext(recording)[0] + ".eaf"
-            found = next((path for path in (target, beside) if os.path.isfile(path)), None)
+        base = self._base(name)
+        places = (base, target, os.path.splitext(recording)[0] + SUFFIXES["eaf"])
+        found = next((path for path in places if os.path.isfile(path)), None)
+        before = b"" if found is None else annotations.read_bytes(found)
+        tiers = _tiers(result)
+        made = eaf.add_tiers(before, tiers, found) if found is not None and before else eaf.new(tiers, recording)
+        if found != base:
             os.makedirs(os.path.dirname(base), exist_ok=True)
             with replace_file(base) as file:
-                if found is not None:
-                    with open(found, "rb") as existing:
-                        file.write(existing.read())
-        with open(base, "rb") as file:
-            data = file.read()
-        tiers = _tiers(result)
-        return eaf.add_tiers(data, tiers, base) if data else eaf.new(tiers, recording)
+                file.write(before)
+        return made
 
     def write_combined(self, results: Iterable[tuple[str, dict[str, Any]]], parameters: dict[str, Any]) -> int:
         """The tables over all recordings, one row at a time; returns how many rows."""
@@ -135,7 +164,7 @@ class Outputs:
                 }
 
     def write_failures(self, failures: Sequence[tuple[str, str]]) -> None:
-        """failed.csv: each recording that could not be searched to its end, and why."""
+        """failed.csv: each recording that could not be finished, and why."""
         with replace_file(os.path.join(self.folder, FAILED)) as file:
             file.write(csv_row(("file", "reason")).encode())
             for path, reason in failures:
@@ -159,11 +188,11 @@ def _annotations(result: dict[str, Any]) -> list[tuple[int | None, Annotation]]:
 def _text(kind: str, recording: str, result: dict[str, Any]) -> bytes:
     if kind == "textgrid":
         return textgrid.write(_tiers(result), result["duration_s"]).encode()
-    annotations = [found for _, found in _annotations(result)]
+    entries = [found for _, found in _annotations(result)]
     if kind == "raven":
         path = os.path.abspath(recording)
-        return tables.write_raven(annotations, os.path.basename(path), path, tuple(result["band_hz"])).encode()
-    return tables.write_audacity(annotations).encode()
+        return tables.write_raven(entries, os.path.basename(path), path, tuple(result["band_hz"])).encode()
+    return tables.write_audacity(entries).encode()
 
 
 def _tiers(result: dict[str, Any]) -> dict[str, list[Annotation]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgealign import __version__, kernels
 from edgealign.audio import AudioFile
-from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
+from edgealign.errors import AnnotationUnreadable, EdgealignError, InputUnreadable, InvalidInput
 from edgealign.inputs import ClipWindows, ImageInput
 from edgealign.recognizer import Recognizer
 from edgealign.scan import WINDOW_S, Detection, Scanner, ScanOptions
@@ -280,8 +280,10 @@ def run(
                     failures.append((recording.path, _reason(result, recording.path)))
                 else:
                     n_seconds += result["duration_s"]
+                    if recording.key in journal:
+                        outputs.discard(recording.name)
                     journal.put(recording.key, stamps[recording.path], result)
-                    outputs.write_recording(recording.name, recording.path, result)
+                    _write(outputs, recording, result, None, failures)
                 show(0)
         finally:
             done = [recording for recording in found.recordings if recording.key in journal]
@@ -323,9 +325,22 @@ def _to_do(
                 outputs.check_free(recording.name)
             todo.append(recording)
             stamps[recording.path] = stamp
-        elif recording.key == journal.last_key or not all(map(os.path.exists, outputs.targets(recording.name))):
-            outputs.write_recording(recording.name, recording.path, journal.get(recording.key))
+        elif kinds := outputs.lacking(recording.name):
+            _write(outputs, recording, journal.get(recording.key), kinds, failures)
     return todo, stamps
+
+
+def _write(
+    outputs: Outputs,
+    recording: Recording,
+    result: dict[str, Any],
+    kinds: list[str] | None,
+    failures: list[tuple[str, str]],
+) -> None:
+    try:
+        outputs.write_recording(recording.name, recording.path, result, kinds)
+    except AnnotationUnreadable as error:  # of the user's; when it is mended, the same command goes on with it
+        failures.append((recording.path, f"was searched, but {error}"))
 
 
 def _results(

@@ -17,6 +17,7 @@ import soundfile
 from toy_bundle import word_clip
 
 from edgealign import Bundle, Recognizer
+from edgealign.annotations import Annotation, eaf
 from edgealign.audio import AudioArray
 from edgealign.errors import InvalidInput
 from edgealign.scan import ScanOptions, dips
@@ -285,6 +286,59 @@ def test_a_file_of_the_users_is_never_replaced(field_folder: Path, tmp_path: Pat
     ran = edgealign("scan", field_folder, "-o", out, "--rtype", "audacity", "-q")
     assert ran.code == 2 and "exists" in ran.err
     assert (out / "20240501_213000.txt").read_text() == "my notes"
+
+
+def test_what_somebody_corrected_stays_when_the_scan_goes_on(field_folder: Path, tmp_path: Path, edgealign) -> None:
+    out = tmp_path / "out"
+    command = ("scan", field_folder, "-o", out, "--workers", 1, "-q", "--rtype")
+    assert edgealign(*command, "eaf,audacity").code == 0
+    corrected = [*out.glob("[!.]*/*"), *out.glob("2*")]
+    for path in corrected:
+        path.write_text("corrected")
+    soundfile.write(field_folder / "new.wav", tape([2])[0], RATE_HZ)
+    assert edgealign(*command, "eaf,audacity,raven").code == 0
+    assert [path.read_text() for path in corrected] == ["corrected"] * 6
+    assert len(list(out.rglob("*.selections.txt"))) == 4
+    soundfile.write(field_folder / "new.wav", tape([1])[0], RATE_HZ)
+    before = (out / "new.eaf").read_bytes()
+    assert edgealign(*command, "eaf,audacity,raven").code == 0
+    assert b"ndege" in before and b"moto" in (out / "new.eaf").read_bytes()
+
+
+def test_an_eaf_that_cannot_be_added_to_spoils_nothing_else(field_folder: Path, tmp_path: Path, edgealign) -> None:
+    own = field_folder / "20240501_213000.eaf"
+    own.write_text("no EAF")
+    command = ("scan", field_folder, "-o", tmp_path / "out", "--workers", 1, "-q", "--rtype", "csv,eaf,textgrid")
+    for _ in range(2):
+        ran = edgealign(*command)
+        assert ran.code == 5 and f"'{own}' is not XML" in ran.err
+        assert len(rows_of(tmp_path / "out")) == 6
+        assert len(list((tmp_path / "out").rglob("*.TextGrid"))) == 3
+    own.write_bytes(eaf.new({"words": [Annotation(0.1, 0.2, "mine")]}, "x.wav"))
+    assert edgealign(*command).code == 0
+    assert b"mine" in (tmp_path / "out" / own.name).read_bytes()
+
+
+@pytest.mark.parametrize("kept", ["nothing", "base", "both"])
+def test_an_eaf_of_the_users_gains_its_tiers_once_wherever_a_run_was_cut_off(
+    tmp_path: Path, samples_folder: Path, edgealign, kept: str
+) -> None:
+    edgealign("enroll", samples_folder)
+    soundfile.write(tmp_path / "tape.wav", tape([0])[0], RATE_HZ)
+    own = eaf.new({"words": [Annotation(0.1, 0.2, "mine")]}, str(tmp_path / "tape.wav"))
+    target, base = tmp_path / "out" / "tape.eaf", tmp_path / "out" / ".edgealign-scan" / "tape.eaf"
+    target.parent.mkdir()
+    target.write_bytes(own)
+    command = ("scan", tmp_path / "tape.wav", "-o", tmp_path / "out", "--rtype", "eaf", "-q")
+    assert edgealign(*command).code == 0
+    whole = target.read_bytes()
+    assert whole != own and base.read_bytes() == own
+    if kept != "both":
+        target.write_bytes(own)
+    if kept == "nothing":
+        base.unlink()
+    assert edgealign(*command).code == 0
+    assert target.read_bytes() == whole and base.read_bytes() == own
 
 
 def test_a_place_where_no_folder_can_be_made_is_a_usage_error(field_folder: Path, tmp_path: Path, edgealign) -> None:

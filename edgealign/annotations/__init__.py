@@ -76,7 +76,7 @@ def read(path: str | os.PathLike, tier: str | None = None) -> Table:
     path = os.fspath(path)
     from edgealign.annotations import eaf, tables, textgrid
 
-    data = _read_bytes(path)
+    data = read_bytes(path)
     suffix = os.path.splitext(path)[1].lower()
     tiered: dict[str, Callable] = {".eaf": eaf.read, ".textgrid": textgrid.read}
     if suffix in tiered:
@@ -121,7 +121,8 @@ def decoded(data: bytes, path: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _read_bytes(path: str) -> bytes:
+def read_bytes(path: str) -> bytes:
+    """What a file of annotations holds; AnnotationUnreadable where it cannot be read or is far too large."""
     try:
         if os.path.isdir(path):
             raise AnnotationUnreadable(f"'{path}' is a folder: a file of annotations is expected")
