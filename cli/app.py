@@ -397,7 +397,9 @@ def demo(
     Prints a table and draws a picture. Your own store is not touched.
     """
     from edgealign import demo as shipped
+    from edgealign.writing import check_place
 
+    check_place(output)
     result = shipped.run(bundle, device)
     rows = [
         (

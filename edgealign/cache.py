@@ -18,7 +18,9 @@ def cache_file(*names: str) -> str:
 
 
 def remember(path: str, text: str = "") -> None:
-    """Writes a small file of the cache, whole or not at all; a home that cannot be written is no error."""
+    """Writes a small file of the cache, whole or not at all; no home, or one that cannot be written, is no error."""
+    if not os.path.isabs(path):
+        return
     partial = f"{path}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MAX_CLIP_S = 3.0  # what the encoder was trained on; of anything longer only the clearest word is used
 MAX_UNKNOWN_TEXT_SHARE = 0.5
+ANOTHER_PLACE = "name a file with --store, or a folder in $EDGEALIGN_STORE"
 
 
 @dataclass(frozen=True)
@@ -481,7 +482,12 @@ def default_store_path(modality: str) -> str:
     if not folder:
         import platformdirs
 
-        folder = platformdirs.user_data_dir("edgealign", appauthor=False)
+        try:
+            folder = platformdirs.user_data_dir("edgealign", appauthor=False)
+        except RuntimeError:
+            folder = "~"
+        if folder.startswith("~"):  # so says an older platformdirs
+            raise InvalidInput(f"this user has no home folder for the store: {ANOTHER_PLACE}")
     return os.path.join(folder, f"{modality}.store")
 
 
@@ -497,7 +503,9 @@ def _make_folder(folder: str) -> None:
     try:
         os.makedirs(folder or ".", mode=0o700, exist_ok=True)
     except OSError as error:
-        raise StoreUnwritable(f"the folder '{folder}' for the store cannot be made: {error.strerror}") from None
+        raise StoreUnwritable(
+            f"the folder '{folder}' for the store cannot be made ({error.strerror}): {ANOTHER_PLACE}"
+        ) from None
 
 
 def _no_sound(source: AudioSource) -> str:

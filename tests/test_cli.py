@@ -627,6 +627,25 @@ def test_the_default_store_lies_in_the_users_data(
     assert edgealign("classify", samples_folder / "moto" / "voice3.wav").out.split(": ")[1].startswith("moto")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep user data elsewhere")
+def test_a_user_without_a_home_is_told_where_a_store_could_be(
+    edgealign, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("EDGEALIGN_STORE", "XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.chdir(tmp_path)
+    ran = edgealign("enroll", clip, "--label", "maji")
+    assert ran.code == 2 and "no home folder" in ran.err and "$EDGEALIGN_STORE" in ran.err
+    assert edgealign("enroll", clip, "--label", "maji", "--store", "words.store").code == 0
+    assert edgealign("bundle", "info", "--measure").code == 0  # which would remember something
+    assert not list(tmp_path.glob("~*"))
+
+
 def test_the_store_is_for_its_owner_only(taught, tmp_path: Path) -> None:
     assert (tmp_path / "stores" / "speech.store").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "stores").stat().st_mode & 0o077 == 0

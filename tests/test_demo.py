@@ -82,7 +82,8 @@ def test_the_command_prints_a_table_and_says_that_clips_are_synthetic(
     assert "of 10 clips of these words are right" in ran.out and "of 4 other words and noises" in ran.out
     assert (tmp_path / "picture.svg").stat().st_size > 1000
     assert not (tmp_path / "stores").exists()  # the user's own store is not touched
-    assert edgealign("demo", "-o", tmp_path / "none" / "picture.svg").code == 1
+    ran = edgealign("demo", "-o", tmp_path / "none" / "picture.svg")
+    assert ran.code == 2 and "cannot be written" in ran.err and not ran.out
 
 
 def test_missing_clips_are_named(toy_bundle: Bundle, tmp_path: Path) -> None:
