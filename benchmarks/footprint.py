@@ -8,7 +8,6 @@ compiler and the package index.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import subprocess
 import sys
@@ -71,14 +70,5 @@ def _size(what: str, of: str, n_bytes: int) -> dict:
     return {"what": what, "stage": of, "value": round(n_bytes / 1e6, 3), "unit": "MB"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.footprint", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=Path, default=rows.FOLDER / "footprint.jsonl", help="JSONL file to write")
-    arguments = parser.parse_args()
-    made = measure()
-    rows.replace(arguments.rows, made, ())
-    rows.show(made)
-
-
 if __name__ == "__main__":
-    main()
+    rows.show(rows.remeasured("footprint", __doc__, measure))

@@ -7,7 +7,6 @@ Processor time, which other processes disturb less; of workers, the clock.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -179,11 +178,7 @@ def measure() -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=Path, default=rows.FOLDER / "growth.jsonl", help="JSONL file to write")
-    arguments = parser.parse_args()
-    made = measure()
-    rows.replace(arguments.rows, made, ())
+    made = rows.remeasured("growth", __doc__, measure)
     for row in made:
         size = f"{row['x']:>8}" if "x" in row else "exponent"
         value = next(row[key] for key in ("cpu_median_ms", "median_ms", "value") if key in row)

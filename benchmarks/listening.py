@@ -9,7 +9,6 @@ the slowest steps is added to it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -145,14 +144,5 @@ def _share_in_c(samples: np.ndarray, store: Path, folder: Path) -> float | None:
     return (taken[1] - taken[0]) / ((len(pcm) - RATE_HZ) / RATE_HZ)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.listening", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=Path, default=rows.FOLDER / "listening.jsonl", help="JSONL file to write")
-    arguments = parser.parse_args()
-    made = measure()
-    rows.replace(arguments.rows, made, ())
-    rows.show(made)
-
-
 if __name__ == "__main__":
-    main()
+    rows.show(rows.remeasured("listening", __doc__, measure))

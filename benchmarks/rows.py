@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "rows"
@@ -40,6 +42,16 @@ def read(path: Path) -> list[dict]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def remeasured(module: str, doc: str, measure: Callable[[], list[dict]]) -> list[dict]:
+    """The command line of a benchmark whose rows are a file of their own: measures, and replaces the file."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=doc.partition("\n")[0])
+    parser.add_argument("--rows", type=Path, default=FOLDER / f"{module}.jsonl", help="JSONL file to write")
+    arguments = parser.parse_args()
+    made = measure()
+    replace(arguments.rows, made, ())
+    return made
 
 
 def replace(path: Path, new_rows: list[dict], key: tuple[str, ...]) -> None:

@@ -20,15 +20,7 @@ SMALLEST_SD = 1e-4
 def log_mel(
     samples: np.ndarray, filters: np.ndarray, window_samples: int, hop_samples: int, energy_floor: float
 ) -> np.ndarray:
-    """Log-mel energies of one clip.
-
-    samples   float32 [n_samples], mono, in [-1, 1]
-    filters   float32 [n_mels, n_fft // 2 + 1], from the bundle
-    returns   float32 [n_mels, n_frames], natural log of energies clamped from below at energy_floor
-
-    n_frames is 1 + (n_samples - window_samples) // hop_samples; a clip shorter than one window is zero-padded on the
-    right to one frame. Frames are weighted with a periodic Hann window and zero-padded on the right to n_fft.
-    """
+    """float32 [n_mels, n_frames] of samples float32 [n_samples] and filters float32 [n_mels, n_fft // 2 + 1]."""
     n_fft = 2 * (filters.shape[1] - 1)
     padded = np.zeros(max(len(samples), window_samples))
     padded[: len(samples)] = samples
@@ -41,11 +33,7 @@ def log_mel(
 
 
 def frame_levels_db(log_mels: np.ndarray) -> np.ndarray:
-    """Level of each frame in dB: ten times the decimal log of the mean mel energy.
-
-    log_mels  float32 [n_mels, n_frames]
-    returns   float64 [n_frames]
-    """
+    """Level of each frame in dB, float64 [n_frames], of log_mels float32 [n_mels, n_frames]."""
     return 10 * np.log10(np.exp(log_mels.astype(np.float64)).mean(axis=0))
 
 
@@ -59,17 +47,7 @@ def sound_spans(
     pad_frames: int,
     max_frames: int,
 ) -> np.ndarray:
-    """Where the sounds of a clip are: stretches that stand out of its own noise floor.
-
-    log_mels  float32 [n_mels, n_frames]
-    returns   float64 [n_spans, 3]: first frame, one past the last frame, clearness in dB x frames; in time order
-
-    A frame is on where its level is above max(floor + above_floor_db, peak - below_peak_db); the floor is the level at
-    rank int(floor_quantile * (n_frames - 1)) of the sorted levels. Runs closer than merge_frames are joined, runs
-    shorter than min_frames dropped, the rest padded on both sides within the clip and within the middle of the gap to
-    the next run; a run longer than max_frames keeps its loudest max_frames. Clearness is the sum of level - threshold
-    over the frames of the run that are on, before padding.
-    """
+    """float64 [n_spans, 3] of log_mels float32 [n_mels, n_frames]: first frame, one past the last, clearness."""
     levels = frame_levels_db(log_mels)
     n_frames = len(levels)
     floor = np.sort(levels)[int(floor_quantile * (n_frames - 1))]

@@ -171,6 +171,15 @@ class CStream:
     def end(self) -> None:
         library.ea_stream_end(self.handle.pointer)
 
+    def hear(self, samples: np.ndarray, block: int) -> list[dict[str, Any]]:
+        """All answers to samples that come in blocks, and then end."""
+        heard = []
+        for start in range(0, len(samples), block):
+            assert self.push(samples[start : start + block]) == 0
+            heard += self.poll_all()
+        self.end()
+        return heard + self.poll_all()
+
 
 def two_words() -> np.ndarray:
     """What tests/c/every_call.c hears: float32 [n] at 16 kHz, two words in faint noise, 0.75 s after each."""

@@ -577,13 +577,7 @@ def test_an_unknown_variant_is_refused(runtime: Handle, toy_bundle: Bundle) -> N
 
 
 def listening(recognizer: CRecognizer, samples: np.ndarray, rate: int, block: int, **options: float) -> list[dict]:
-    stream = CStream(recognizer, rate, **options)
-    heard = []
-    for start in range(0, len(samples), block):
-        assert stream.push(samples[start : start + block]) == 0
-        heard += stream.poll_all()
-    stream.end()
-    return heard + stream.poll_all()
+    return CStream(recognizer, rate, **options).hear(samples, block)
 
 
 @pytest.fixture(scope="module")

@@ -73,13 +73,7 @@ def test_the_samples_of_a_word_are_those_around_it(recognizer: Recognizer, speec
 
 def in_c(recognizer: Recognizer, samples: np.ndarray, block: int) -> list[dict]:
     model = level2.open_model(level2.open_runtime(), recognizer.bundle.path)
-    stream = level2.CStream(level2.CRecognizer(model, recognizer.store_path), RATE, ring_s=40)
-    heard = []
-    for start in range(0, len(samples), block):
-        assert stream.push(samples[start : start + block]) == 0
-        heard += stream.poll_all()
-    stream.end()
-    return heard + stream.poll_all()
+    return level2.CStream(level2.CRecognizer(model, recognizer.store_path), RATE, ring_s=40).hear(samples, block)
 
 
 @pytest.mark.skipif(level2.ONNXRUNTIME is None, reason="this onnxruntime has no shared library")

@@ -44,7 +44,8 @@ def test_every_command_after_installation_works_in_order(field: Path) -> None:
     answered = subprocess.run(
         ["edgealign", "classify", "clip.wav"], cwd=field, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert "water" in answered.stdout
+    (shown,) = re.findall(r"```text\n(.*?)\n```", README)
+    assert shown.partition(",")[0] == answered.stdout.partition(",")[0] == "clip.wav: water"
 
 
 def test_the_check_runs_the_line_that_the_readme_gives() -> None:
