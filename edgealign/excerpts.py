@@ -48,7 +48,7 @@ def collect_excerpts(
     tables = list(map(os.fspath, tables))
     for table in tables:
         try:
-            read = annotations.read(table, tier)
+            read = annotations.read(table, tier, label)
         except (InputUnreadable, InvalidInput) as error:
             problems.append(error)
             continue

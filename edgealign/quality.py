@@ -167,6 +167,27 @@ class Quality:
         return distances[pick], indices[pick]
 
 
+def in_two_labels(store: Store, labels: Sequence[str]) -> list[str]:
+    """One warning per recording of these labels that another label was learned from, too."""
+    all_labels, rows, embeddings = store.labels(), store.rows(), store.embeddings()
+    asked = np.isin(rows["label"], [i for i, label in enumerate(all_labels) if label in set(labels)])
+    places: dict[bytes, list[int]] = {}
+    for row in np.flatnonzero(asked & (rows["kind"] == RECORDING)):
+        places.setdefault(embeddings[row].tobytes(), []).append(int(row))
+    for row in np.flatnonzero(~asked & (rows["kind"] == RECORDING)) if places else ():
+        if (same := places.get(embeddings[row].tobytes())) is not None:
+            same.append(int(row))
+    warnings = []
+    for same in places.values():
+        found = dict.fromkeys(f"'{all_labels[rows['label'][row]]}'" for row in same)
+        if len(found) > 1:
+            warnings.append(
+                f"'{rows['name'][same[0]]}' was learned as {' and as '.join(found)}: if one of them is wrong, "
+                f"`edgealign store remove` that label and enroll the rest of it again"
+            )
+    return _shortened(warnings, "clips")
+
+
 def _shortened(warnings: list[str], what: str) -> list[str]:
     if len(warnings) <= MAX_WARNINGS_OF_A_KIND:
         return warnings

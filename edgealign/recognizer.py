@@ -273,7 +273,7 @@ class Recognizer:
                   leave the store as it was; what fails beside others that succeed is listed in the report
         """
         # Imported here because classify, which has to start fast, needs neither.
-        from edgealign.quality import Quality
+        from edgealign.quality import Quality, in_two_labels
         from edgealign.sources import checked_label
 
         if text is not None and ipa is not None:
@@ -314,7 +314,7 @@ class Recognizer:
                 self._store, self._matcher = store, None
         return EnrollReport(
             tuple(quality.report(label, *count) for label, count in counts.items()),
-            (*warnings, *quality.outliers(), *quality.confusable_labels()),
+            (*warnings, *in_two_labels(store, list(counts)), *quality.outliers(), *quality.confusable_labels()),
             tuple(failures),
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 
 from edgealign import riff
-from edgealign.errors import InvalidInput
+from edgealign.errors import InvalidInput, MissingExtra
 
 MAX_METADATA_BYTES = 2**20
 _OFFSET = re.compile(r"(?:UTC|GMT)?([+-])(\d{1,2})(?::?(\d{2}))?")
@@ -66,6 +66,11 @@ def parse_timezone(text: str) -> tzinfo:
     try:
         return zoneinfo.ZoneInfo(text)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        if not zoneinfo.available_timezones():
+            raise MissingExtra(
+                f"timezone is '{text}', but this system names no time zones: give an offset such as +03:00, or "
+                f"pip install tzdata"
+            ) from None
         raise InvalidInput(f"timezone is '{text}': expected UTC, an offset such as +03:00, or Africa/Nairobi") from None
 
 

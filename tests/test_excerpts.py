@@ -88,6 +88,24 @@ def test_the_recording_is_the_one_given_or_one_beside_the_table(annotated: tuple
     assert Store.load(tmp_path / "stores" / "speech.store").labels() == ["word"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Selection\tView\tBegin Time (s)\tEnd Time (s)\n1\tSpectrogram 1\t{}\t{}\n2\tSpectrogram 1\t{}\t{}\n",
+        "{}\t{}\t\n{}\t{}\tcorn crake?\n",
+    ],
+)
+def test_selections_without_an_annotation_are_of_the_label_given(
+    annotated: tuple, tmp_path: Path, edgealign, text: str
+) -> None:
+    path, found = annotated
+    table = tmp_path / "selections.txt"
+    table.write_text(text.format(*(time for entry in found[:2] for time in (entry.start_s, entry.end_s))))
+    ran = edgealign("enroll", path, "--table", table, "--label", "crake")
+    assert ran.code == 0, ran.err
+    assert Store.load(tmp_path / "stores" / "speech.store").labels() == ["crake"] and "2 " in ran.out
+
+
 def test_rows_about_other_recordings_are_not_learned_from_the_one_given(
     annotated: tuple, tmp_path: Path, edgealign
 ) -> None:

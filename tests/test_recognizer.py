@@ -169,6 +169,16 @@ def test_a_clip_unlike_its_label_is_called_an_outlier_but_of_two_neither(recogni
     assert not any("unlike the rest" in warning for warning in pair.warnings)
 
 
+def test_a_clip_that_was_learned_as_two_labels_is_named_with_both(recognizer: Recognizer) -> None:
+    clips = [word_clip(0, voice) for voice in range(4)]
+    assert recognizer.enroll(clips, label="maji", sample_rate_hz=RATE_HZ).warnings == ()
+    report = recognizer.enroll([clips[2], word_clip(0, 9)], label="moto", sample_rate_hz=RATE_HZ)
+    twice = [warning for warning in report.warnings if "was learned as" in warning]
+    assert len(twice) == 1 and "'moto' and as 'maji'" in twice[0] and "store remove" in twice[0]
+    both = recognizer.enroll(clips[:2], label="moto", sample_rate_hz=RATE_HZ)
+    assert sum("was learned as" in warning for warning in both.warnings) == 3
+
+
 def test_labels_that_sound_alike_are_named_as_a_pair(recognizer: Recognizer) -> None:
     recognizer.enroll([word_clip(0, voice) for voice in range(5)], label="sea", sample_rate_hz=RATE_HZ)
     report = recognizer.enroll([word_clip(0, voice) for voice in range(5, 10)], label="see", sample_rate_hz=RATE_HZ)

@@ -14,6 +14,14 @@ from edgealign.errors import InvalidInput
 from edgealign.timestamps import parse_timezone, recorded_at, utc_text
 
 
+def test_a_system_without_time_zones_is_told_from_a_zone_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match="timezone is 'Africa/Atlantis'"):
+        parse_timezone("Africa/Atlantis")
+    monkeypatch.setattr("zoneinfo.available_timezones", set)
+    with pytest.raises(InvalidInput, match="names no time zones: give an offset"):
+        parse_timezone("Africa/Atlantis")
+
+
 def wav(path: Path, *chunks: tuple[bytes, bytes], before_data: bool = False) -> Path:
     """A short WAV with further chunks."""
     soundfile.write(path, np.zeros(800), 16_000)

@@ -66,11 +66,12 @@ class Table:
             self.annotations.append(annotation)
 
 
-def read(path: str | os.PathLike, tier: str | None = None) -> Table:
+def read(path: str | os.PathLike, tier: str | None = None, label: str | None = None) -> Table:
     """The annotations in a file; its format is told by its name and its first line.
 
     tier     of an EAF or a TextGrid; needed where more than one holds annotations, unless each holds its own name
              alone, as a scan writes them
+    label    of what has none, in formats without tiers: there a stretch without a text is a gap
     raises   AnnotationUnreadable for what is none of these formats, InvalidInput for a tier that is not there
     """
     path = os.fspath(path)
@@ -83,7 +84,7 @@ def read(path: str | os.PathLike, tier: str | None = None) -> Table:
         return tiered[suffix](data, path, tier)
     if tier is not None:
         raise InvalidInput(f"'{path}' has no tiers: --tier is for EAF and TextGrid files")
-    return tables.read(decoded(data, path), path)
+    return tables.read(decoded(data, path), path, label)
 
 
 def choose_tiers(path: str, holding: dict[str, list[str]], tier: str | None) -> list[str]:

@@ -24,18 +24,21 @@ OFFSET = ("file offset (s)",)
 TITLE_WITH_SCORE = re.compile(r"(.*\S) (0\.\d\d|1\.00)", re.DOTALL)  # as write_audacity makes it
 
 
-def read(text: str, path: str) -> Table:
-    """Annotations of a text file: Audacity where its first field is a number, else a table with a header."""
+def read(text: str, path: str, label: str | None = None) -> Table:
+    """Annotations of a text file: Audacity where its first field is a number, else a table with a header.
+
+    label   of what has none
+    """
     lines = text.split("\n")
     first = next((line for line in lines if line.strip()), "")
     if not first:
         return Table()
     if _number(first.split("\t")[0]) is not None:
-        return _read_audacity(lines, path)
-    return _read_table(text, first, path)
+        return _read_audacity(lines, path, label)
+    return _read_table(text, first, path, label)
 
 
-def _read_audacity(lines: Sequence[str], path: str) -> Table:
+def _read_audacity(lines: Sequence[str], path: str, unnamed: str | None) -> Table:
     table = Table()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -52,14 +55,14 @@ def _read_audacity(lines: Sequence[str], path: str) -> Table:
         if start_s is None or end_s is None:
             table.problems.append(f"{where}: '{printable(line[:40])}' does not begin with two times")
             continue
-        label = fields[2] if len(fields) > 2 else ""
+        label = fields[2] if len(fields) > 2 and fields[2].strip() else unnamed or ""
         title = TITLE_WITH_SCORE.fullmatch(label)
         label, score = (title[1], float(title[2])) if title else (label, None)
         table.add(where, Annotation(start_s, end_s, label, score))
     return table
 
 
-def _read_table(text: str, header: str, path: str) -> Table:
+def _read_table(text: str, header: str, path: str, unnamed: str | None) -> Table:
     delimiter = max("\t;,", key=header.count)
     # Raven quotes nothing: a quote in its tables is a letter. Spreadsheets and R quote in tables with tabs, too.
     raven = delimiter == "\t" and START_OF_RAVEN in header.lower().split("\t")
@@ -73,7 +76,7 @@ def _read_table(text: str, header: str, path: str) -> Table:
         columns: dict[str, int] = {}
         for i, name in enumerate(names):
             columns.setdefault(name, i)
-        table = _read_rows(rows, columns, path)
+        table = _read_rows(rows, columns, path, unnamed)
     except csv.Error as error:
         raise AnnotationUnreadable(
             f"'{path}' is not a table that can be read (line {rows.line_num}): {error}"
@@ -81,15 +84,15 @@ def _read_table(text: str, header: str, path: str) -> Table:
     return table
 
 
-def _read_rows(rows: csv.reader, columns: dict[str, int], path: str) -> Table:
+def _read_rows(rows: csv.reader, columns: dict[str, int], path: str, unnamed: str | None) -> Table:
     def find(names: Sequence[str]) -> int | None:
         return next((columns[name] for name in names if name in columns), None)
 
     start, end, duration, label = find(START), find(END), find(DURATION), find(LABEL)
-    if start is None or label is None or (end is None and duration is None):
+    if start is None or (label is None and unnamed is None) or (end is None and duration is None):
         raise AnnotationUnreadable(
             f"'{path}' has the columns {', '.join(map(repr, columns)) or 'none'}: a start, an end and a label are "
-            f"needed, such as start_s, end_s, label"
+            f"needed, such as start_s, end_s, label, or --label for all of it"
         )
     selection, view, rank = columns.get("selection"), columns.get("view"), columns.get("rank")
     file, offset, channel = find(FILE), find(OFFSET), columns.get("channel")
@@ -124,7 +127,7 @@ def _read_rows(rows: csv.reader, columns: dict[str, int], path: str) -> Table:
         in_file_s = _number(field(offset))
         if in_file_s is not None:  # Begin Time counts from the start of the first file of several
             start_s, end_s = in_file_s, in_file_s + (end_s - start_s)
-        text = field(label)
+        text = field(label) or unnamed or ""
         if text[:1] == "'" and text[1:2] in FORMULA_STARTS:
             text = text[1:]  # what csv_row put before it
         number = field(channel)
