@@ -31,7 +31,7 @@ class Excerpt:
 def collect_excerpts(
     tables: Sequence[str | os.PathLike], recordings: Sequence[str], tier: str | None, label: str | None
 ) -> tuple[list[Excerpt], list[EdgealignError]]:
-    """The stretches that tables name, and what of them cannot be used.
+    """The stretches that tables name, and what of them cannot be used. A table without rows says that nothing is there.
 
     recordings   files that the tables are about, or folders that are searched to any depth: each by its name, unless
                  there is one of each. Without any, a table tells: by the names in it, seen from its own folder or
@@ -52,8 +52,6 @@ def collect_excerpts(
         except (InputUnreadable, InvalidInput) as error:
             problems.append(error)
             continue
-        if not read.annotations and not read.problems:
-            problems.append(AnnotationUnreadable(f"'{table}' holds no annotations"))
         problems += [AnnotationUnreadable(text) for text in read.problems[:MAX_PROBLEMS]]
         if len(read.problems) > MAX_PROBLEMS:
             problems.append(AnnotationUnreadable(f"'{table}' has {len(read.problems) - MAX_PROBLEMS} more such rows"))

@@ -15,6 +15,7 @@ import numpy as np
 from edgealign.audio import AudioSource
 from edgealign.bundle import Bundle
 from edgealign.errors import (
+    AnnotationUnreadable,
     AudioUnreadable,
     BundleMismatch,
     EdgealignError,
@@ -375,6 +376,8 @@ class Recognizer:
             raise InvalidInput(f"the bundle '{self.bundle.name}' takes pictures: a table is about recordings")
         excerpts, problems = collect_excerpts(tables, [os.fspath(path) for path in recordings], tier, label)
         failures += problems
+        if not excerpts and not problems:
+            failures += [AnnotationUnreadable(f"'{os.fspath(table)}' holds no annotations") for table in tables]
         is_word = isinstance(taken.windows, Windows)
         pad_s = self.bundle.front_end.seconds(taken.windows.pad_frames) if is_word else 0.0
         for excerpt in excerpts:

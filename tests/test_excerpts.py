@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from test_scan import LABELS, RATE_HZ, tape
@@ -104,6 +105,21 @@ def test_selections_without_an_annotation_are_of_the_label_given(
     ran = edgealign("enroll", path, "--table", table, "--label", "crake")
     assert ran.code == 0, ran.err
     assert Store.load(tmp_path / "stores" / "speech.store").labels() == ["crake"] and "2 " in ran.out
+
+
+def test_a_table_without_rows_says_that_nothing_is_there(annotated: tuple, tmp_path: Path, edgealign) -> None:
+    path, found = annotated
+    table = write("raven", path, found)
+    quiet = tmp_path / "quiet.Table.1.selections.txt"
+    quiet.write_text(tables.write_raven([], "quiet.wav", "quiet.wav", (0.0, 8000.0)), encoding="utf-8")
+    nothing = edgealign("enroll", "--table", quiet)
+    assert nothing.code == 4 and "holds no annotations" in nothing.err
+    ran = edgealign("enroll", "--table", table, quiet)
+    assert ran.code == 0 and "not learned" not in ran.err
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(10 * RATE_HZ), RATE_HZ)
+    ran = edgealign("simulate", path, tmp_path / "quiet.wav", "--table", table, quiet)
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("0.00 false alarms per hour")
 
 
 def test_rows_about_other_recordings_are_not_learned_from_the_one_given(
