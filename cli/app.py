@@ -21,6 +21,7 @@ from edgealign.cli.options import (
     ModalityOption,
     ReportFormat,
     StoreOption,
+    TierOption,
     VariantOption,
     open_recognizer,
     split_tables,
@@ -144,7 +145,7 @@ def enroll(
             readable=False,
         ),
     ] = None,
-    tier: Annotated[str | None, typer.Option("--tier", help="Which tier of an EAF or TextGrid.")] = None,
+    tier: TierOption = None,
     modality: ModalityOption = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
@@ -154,7 +155,7 @@ def enroll(
 ) -> None:
     """Learn labels from recordings or pictures, or from text.
 
-    Adds to what is known of a label, and prints what was learned, with what as many samples can promise.
+    Adds to what the store knows of a label. Prints what was learned, and how far so few samples can be trusted.
     """
     from edgealign.audio import parse_channel
 
@@ -326,9 +327,9 @@ def doctor(
     modality: ModalityOption = None,
     device: DeviceOption = Device.AUTO,
 ) -> None:
-    """Prove that this device computes right.
+    """Check that this device computes what the bundle's maker computed.
 
-    Runs every stage on the golden vectors of the bundle and compares with what its maker got.
+    Runs every stage on the golden vectors of the bundle.
     """
     from edgealign.doctor import examine
 
@@ -365,7 +366,7 @@ def bench(
     modality: ModalityOption = None,
     variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
-    output_format: Annotated[ReportFormat, typer.Option("--format", help="How it is printed.")] = ReportFormat.TEXT,
+    output_format: Annotated[ReportFormat, typer.Option("--format", help="How times are printed.")] = ReportFormat.TEXT,
 ) -> None:
     """Time this device, stage by stage.
 
@@ -386,7 +387,7 @@ def bench(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.", metavar="OUT.svg")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="SVG file to write.", metavar="OUT.svg")] = Path(
         "edgealign-demo.svg"
     ),
     bundle: BundleOption = None,

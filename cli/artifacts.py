@@ -77,11 +77,11 @@ def store_info(store: StoreOption = None, modality: ModalityOption = None) -> No
 
 @store_app.command("remove")
 def remove(
-    labels: Annotated[list[str], typer.Argument(metavar="LABELS...", help="The labels to take out.")],
+    labels: Annotated[list[str], typer.Argument(metavar="LABELS...", help="The labels to remove.")],
     store: StoreOption = None,
     modality: ModalityOption = None,
 ) -> None:
-    """Take labels out, as one operation that `undo` takes back."""
+    """Remove labels, as one operation that `undo` takes back."""
     from edgealign.store import Store
 
     with Store.update(store_path(store, modality)) as opened:
@@ -92,7 +92,7 @@ def remove(
 
 @store_app.command("undo")
 def undo(store: StoreOption = None, modality: ModalityOption = None) -> None:
-    """Take the last enroll, remove or merge back."""
+    """Undo the last enroll, remove or merge."""
     from edgealign.store import Store
 
     with Store.update(store_path(store, modality)) as opened:
@@ -109,7 +109,7 @@ def merge(
     store: StoreOption = None,
     modality: ModalityOption = None,
 ) -> None:
-    """Add what another store of the same encoder holds; samples that are there already stay single."""
+    """Add what another store of the same encoder holds; no sample is there twice."""
     from edgealign.store import Store
 
     source = Store.load(other)
@@ -136,7 +136,7 @@ def bundle_info(
     bundle: BundleArgument = None,
     modality: ModalityOption = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time the encoders on this device; from then on the fastest is taken.")
+        bool, typer.Option("--measure", help="Time the encoders on this device; the fastest is used from then on.")
     ] = False,
 ) -> None:
     """What the bundle is: its encoders, front end, size and license."""

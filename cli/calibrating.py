@@ -17,6 +17,7 @@ from edgealign.cli.options import (
     RecordingsArgument,
     SpeedOption,
     StoreOption,
+    TierOption,
     VariantOption,
     open_recognizer,
     split_tables,
@@ -36,7 +37,6 @@ TablesOption = Annotated[
         "--table", help="Where the labels are in a recording of the same name; several: --table *.eaf.", readable=False
     ),
 ]
-TierOption = Annotated[str | None, typer.Option("--tier", help="Of EAF and TextGrid tables.")]
 
 
 def calibrate(
@@ -44,7 +44,7 @@ def calibrate(
     tables: TablesOption = None,
     tier: TierOption = None,
     per_hour: Annotated[
-        float, typer.Option("--per-hour", help="False alarms per hour and label that are bearable.", metavar="N")
+        float, typer.Option("--per-hour", help="Most false alarms per hour and label.", metavar="N")
     ] = 1.0,
     store: StoreOption = None,
     bundle: BundleOption = None,
@@ -91,8 +91,8 @@ def simulate(
 ) -> None:
     """Count false alarms per hour where nothing is a label.
 
-    RECORDINGS hold nothing of what was enrolled, or a --table says where all of it is; then it is also counted how much
-    of it is found. Nothing is changed.
+    RECORDINGS hold nothing of what was enrolled, or a --table says where all of it is; then the share of it that is
+    found is counted, too. Nothing is changed.
     """
     from edgealign import thresholds
 

@@ -39,12 +39,13 @@ def evaluate(
     variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
     channel: ChannelOption = "mix",
-    output_format: Annotated[PageFormat, typer.Option("--format", help="How it is printed.")] = PageFormat.TEXT,
+    output_format: Annotated[PageFormat, typer.Option("--format", help="How the result is printed.")] = PageFormat.TEXT,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write it here instead; a name in .html or .json says how.")
+        Path | None,
+        typer.Option("--output", "-o", help="File to write instead; .html or .json in its name is the format."),
     ] = None,
 ) -> None:
-    """Ask for clips whose labels are known, and count.
+    """Measure how well clips whose labels are known are named.
 
     A folder is named after what its clips hold. Labels that are not in the store (noise, other words) stand for
     anything else: their clips should be unknown.

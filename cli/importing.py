@@ -41,44 +41,46 @@ def import_model(
     modality: Annotated[Modality, typer.Option("--modality", help="What the samples are.")],
     kind: Annotated[Input | None, typer.Option("--input", help="What the model takes.")] = None,
     sample_rate: Annotated[
-        int | None, typer.Option("--sample-rate", help="Of the sound it takes.", metavar="HZ")
+        int | None, typer.Option("--sample-rate", help="Sample rate of the sound that it takes.", metavar="HZ")
     ] = None,
     window: Annotated[
         float | None,
-        typer.Option("--window", help="Length of what it takes, in s. Speech: the word, where left out.", metavar="S"),
+        typer.Option(
+            "--window", help="Length of a window, in s. Speech: the word in a clip, where left out.", metavar="S"
+        ),
     ] = None,
     hop: Annotated[
-        float | None, typer.Option("--hop", help="From window to window. Default: half.", metavar="S")
+        float | None, typer.Option("--hop", help="From window to window, in s. Default: half a window.", metavar="S")
     ] = None,
     min_window: Annotated[
-        float | None, typer.Option("--min-window", help="The shortest sound that it takes unpadded.", metavar="S")
+        float | None, typer.Option("--min-window", help="The shortest sound that is not padded, in s.", metavar="S")
     ] = None,
     front_end: Annotated[
-        Path | None, typer.Option("--front-end", help="JSON with the numbers of log_mel, see docs/import.md.")
+        Path | None, typer.Option("--front-end", help="JSON file that says how log_mel is made, see docs/import.md.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option("--size", help="Of pictures, where the model is open.", metavar="HxW")
+        str | None, typer.Option("--size", help="Of pictures, in px, where the model leaves it open.", metavar="HxW")
     ] = None,
-    fit: Annotated[Fit, typer.Option("--fit", help="Pictures of another shape are cropped or stretched.")] = Fit.COVER,
-    mean: Annotated[str, typer.Option("--mean", help="Taken off pixels in 0 to 1: one number, or R,G,B.")] = "0",
+    fit: Annotated[Fit, typer.Option("--fit", help="Crop or stretch pictures of another shape.")] = Fit.COVER,
+    mean: Annotated[str, typer.Option("--mean", help="Subtracted from pixels in 0 to 1: one number, or R,G,B.")] = "0",
     std: Annotated[str, typer.Option("--std", help="What they are then divided by.")] = "1",
-    normalize: Annotated[Normalize, typer.Option("--normalize", help="Of waveforms.")] = Normalize.NONE,
+    normalize: Annotated[Normalize, typer.Option("--normalize", help="What is done to waveforms.")] = Normalize.NONE,
     output: Annotated[
         str | None, typer.Option("--output", help="The output, or inner tensor, that is the embedding.", metavar="NAME")
     ] = None,
     pool: Annotated[
-        Pool | None, typer.Option("--pool", help="One embedding of several frames; none: as they lie.")
+        Pool | None, typer.Option("--pool", help="How several frames become one embedding; none keeps them all.")
     ] = None,
     background: Annotated[
         Path | None, typer.Option("--background", help="Folder of samples of anything else, for better unknowns.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Of the bundle. Default: that of the file.")] = None,
-    license_: Annotated[str | None, typer.Option("--license", help="Of the model, for the card.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the bundle. Default: that of the file.")] = None,
+    license_: Annotated[str | None, typer.Option("--license", help="License of the model, for the card.")] = None,
     attribution: Annotated[
-        list[str] | None, typer.Option("--attribution", help="Who made it, for the card; more than once.")
+        list[str] | None, typer.Option("--attribution", help="Who made the model, for the card; may be repeated.")
     ] = None,
 ) -> None:
-    """Make a bundle of an ONNX model (needs the extra export).
+    """Make a bundle of an ONNX model (needs edgealign[export]).
 
     Normalization, layout, pooling and the scaling to unit length become part of the graph; the result is compared with
     the model itself.

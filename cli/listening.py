@@ -54,14 +54,14 @@ def listen(
         str | None, typer.Option("--microphone", help="Name or number of the input device.", metavar="DEVICE")
     ] = None,
     channel: ChannelOption = "mix",
-    rate: Annotated[int, typer.Option("--rate", help="Samples a second of raw PCM.", metavar="HZ")] = 16_000,
+    rate: Annotated[int, typer.Option("--rate", help="Sample rate of raw PCM.", metavar="HZ")] = 16_000,
     channels: Annotated[int, typer.Option("--channels", min=1, help="Channels of raw PCM.", metavar="N")] = 1,
     sample_format: Annotated[
-        SampleFormat, typer.Option("--sample-format", help="Of raw PCM, little-endian.")
+        SampleFormat, typer.Option("--sample-format", help="Samples of raw PCM, little-endian.")
     ] = SampleFormat.S16,
     debounce: Annotated[
         float,
-        typer.Option("--debounce", min=0, help="Not the same label again within so long.", metavar="SECONDS"),
+        typer.Option("--debounce", min=0, help="Time within which a label is not answered again, in s.", metavar="S"),
     ] = 0.5,
     save_clips: Annotated[
         Path | None,

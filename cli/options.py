@@ -72,6 +72,7 @@ VariantOption = Annotated[
 ChannelOption = Annotated[
     str, typer.Option("--channel", help="mix for the mean of all channels, or a number from 1.", metavar="mix|K")
 ]
+TierOption = Annotated[str | None, typer.Option("--tier", help="Which tier of an EAF or TextGrid.")]
 RecordingsArgument = Annotated[
     list[str], typer.Argument(metavar="RECORDINGS...", help="Recordings, or folders that are searched to any depth.")
 ]
@@ -79,8 +80,8 @@ SpeedOption = Annotated[
     float,
     typer.Option("--audio-speed", help="Listen this many times as fast: 0.1 brings bats down to speech.", metavar="X"),
 ]
-LowOption = Annotated[float | None, typer.Option("--fmin", help="Lowest frequency of sounds looked for.", metavar="HZ")]
-HighOption = Annotated[float | None, typer.Option("--fmax", help="Highest frequency of them.", metavar="HZ")]
+LowOption = Annotated[float | None, typer.Option("--fmin", help="Lowest frequency of sounds.", metavar="HZ")]
+HighOption = Annotated[float | None, typer.Option("--fmax", help="Highest frequency of sounds.", metavar="HZ")]
 
 
 def split_tables(recordings: Sequence[str], tables: Sequence[Path] | None) -> tuple[list[str], list[Path]]:

@@ -24,15 +24,15 @@ def quantize(
     bundle: BundleArgument = None,
     samples: Annotated[
         list[Path] | None,
-        typer.Option("--samples", help="Files or folders of what the encoder will meet: 30 or more; more than once."),
+        typer.Option("--samples", help="Files or folders of what the encoder will meet, 30 or more; may be repeated."),
     ] = None,
     texts: Annotated[
         Path | None,
-        typer.Option("--texts", help="Of the text encoder, which labels start from: a file with a word a line."),
+        typer.Option("--texts", help="For the text encoder that labels start from: a file with a word a line."),
     ] = None,
     pictures: Annotated[
         list[Path] | None,
-        typer.Option("--pictures", help="Of the picture encoder, which labels start from: files or folders."),
+        typer.Option("--pictures", help="For the picture encoder that labels start from: files or folders."),
     ] = None,
     method: Annotated[
         Method, typer.Option("--quantize", help="auto takes the fastest that passes on this device.")
@@ -42,10 +42,10 @@ def quantize(
         typer.Option("--evaluate", help="Folder of labels: at most 0.5 points of episode accuracy may be lost."),
     ] = None,
 ) -> None:
-    """Make encoders int8, which must pass (needs edgealign[export]).
+    """Make encoders int8, where that costs little (needs edgealign[export]).
 
-    That of samples is added to the one that the bundle has; those of texts and pictures are replaced. Layers that cost
-    too much stay in fp32. Refused under 20 dB of signal to quantization noise.
+    An encoder of samples is added to those that the bundle has; those of texts and pictures are replaced. Layers that
+    cost too much stay in fp32. Less than 20 dB of signal to quantization noise is refused.
     """
     from importlib.util import find_spec
 

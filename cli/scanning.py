@@ -34,7 +34,9 @@ ScanChannelOption = Annotated[
 ]
 OverlapOption = Annotated[
     float | None,
-    typer.Option("--overlap", help="Of windows (1 s, or what the bundle says), in s; default: 3/4.", metavar="S"),
+    typer.Option(
+        "--overlap", help="Overlap of windows (1 s, or what the bundle says), in s. Default: 3/4.", metavar="S"
+    ),
 ]
 
 
@@ -43,7 +45,9 @@ def scan(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is found.", metavar="OUT")],
     rtype: Annotated[
         list[str] | None,
-        typer.Option("--rtype", help="csv jsonl audacity raven eaf textgrid; several with commas or spaces."),
+        typer.Option(
+            "--rtype", help="csv jsonl audacity raven eaf textgrid; several with commas or spaces. Default: csv."
+        ),
     ] = None,
     store: StoreOption = None,
     bundle: BundleOption = None,
@@ -53,7 +57,9 @@ def scan(
     overlap: OverlapOption = None,
     min_probability: Annotated[
         str,
-        typer.Option("--min-probability", help="auto (see calibrate), or from which probability on.", metavar="auto|P"),
+        typer.Option(
+            "--min-probability", help="Least probability of a detection; auto: see calibrate.", metavar="auto|P"
+        ),
     ] = "auto",
     merge: Annotated[bool, typer.Option("--merge/--no-merge", help="One detection per sound, or all windows.")] = True,
     channel: ScanChannelOption = "mix",
@@ -65,12 +71,14 @@ def scan(
     ] = 1,
     timezone: Annotated[
         str | None,
-        typer.Option("--timezone", help="Of clocks that name none: UTC, +03:00, Africa/Nairobi.", metavar="Z"),
+        typer.Option(
+            "--timezone", help="Time zone of clocks that name none: UTC, +03:00, Africa/Nairobi.", metavar="Z"
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes; default: one per processor.", metavar="N")
+        int | None, typer.Option("--workers", min=1, help="Processes. Default: one per processor.", metavar="N")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
 ) -> None:
     """Find the enrolled labels in recordings of any length.
 

@@ -6,13 +6,17 @@ import sys
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgealign.bundle import check_target
 from edgealign.cli.output import say
 from edgealign.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from edgealign.bundle import Bundle
+    from edgealign.export.huggingface import Options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -81,39 +85,55 @@ def export(
         Path | None, typer.Option(help="Of --quantize: a folder of labels, on which accuracy is compared.")
     ] = None,
 ) -> None:
-    """Checkpoint or transformers model to ONNX, to a bundle; parity and drift are checked on the way."""
+    """Make a bundle of a checkpoint or of a transformers model; parity and drift are checked on the way."""
     if (checkpoint is None) == (hf is None):
         raise InvalidInput("name one thing to export: CHECKPOINT, or --hf FOLDER with --modality")
     if hf is not None:
         _refuse("CHECKPOINT", corpus=corpus, weights=weights, data=data, split=split, cache=cache, small=small or None)
         if modality is None:
             raise InvalidInput(f"'{hf}' needs --modality: speech, audio, image or text")
-        from edgealign.export.huggingface import Options, export_huggingface
+        from edgealign.export.huggingface import Options
 
         options = Options(modality.value, pool and pool.value, window, hop, background)
-        if quantize in (None, Quantize.NONE):
-            _refuse("--quantize", samples=samples, texts=texts, evaluate=evaluate)
-            bundle = export_huggingface(hf, output, options, say)
-        elif not samples and texts is None:
-            raise InvalidInput(
-                f"--quantize {quantize} needs --samples, files or folders of what the encoder will meet, or for words "
-                f"--texts"
-            )
-        else:
-            from edgealign.export.quantize_bundle import quantize_bundle
+        bundle = _of_transformers(hf, output, options, quantize or Quantize.NONE, samples, texts, evaluate)
+    else:
+        _refuse(
+            "--hf", modality=modality, pool=pool, window=window, hop=hop, background=background, quantize=quantize,
+            samples=samples, texts=texts, evaluate=evaluate,
+        )  # fmt: skip
+        if weights is not None and not weights.parent.is_dir():
+            raise InvalidInput(f"the weights cannot be written to '{weights}': '{weights.parent}' is not a folder")
+        bundle = _of_checkpoint(checkpoint, output, corpus, weights, data, split, cache, small)
+    print(f"{output}\t{bundle.encoder_sha256}")
 
-            check_target(output)
-            with tempfile.TemporaryDirectory() as folder:
-                whole = export_huggingface(hf, Path(folder, output.name), options, say)
-                bundle = quantize_bundle(whole.path, samples or [], output, quantize.value, evaluate, say, texts)
-        print(f"{output}\t{bundle.encoder_sha256}")
-        return
-    _refuse("--hf", modality=modality, pool=pool, window=window, hop=hop, background=background, quantize=quantize)
-    _refuse("--hf", samples=samples, texts=texts, evaluate=evaluate)
+
+def _of_transformers(
+    folder: Path, output: Path, options: Options, quantize: Quantize, samples: list[Path] | None, texts: Path | None,
+    evaluate: Path | None,
+) -> Bundle:  # fmt: skip
+    from edgealign.export.huggingface import export_huggingface
+    from edgealign.export.quantize_bundle import quantize_bundle
+
+    if quantize is Quantize.NONE:
+        _refuse("--quantize", samples=samples, texts=texts, evaluate=evaluate)
+        return export_huggingface(folder, output, options, say)
+    if not samples and texts is None:
+        raise InvalidInput(
+            f"--quantize {quantize} needs --samples, files or folders of what the encoder will meet, or for words "
+            f"--texts"
+        )
+    check_target(output)
+    with tempfile.TemporaryDirectory() as whole:
+        exported = export_huggingface(folder, Path(whole, output.name), options, say)
+        return quantize_bundle(exported.path, samples or [], output, quantize.value, evaluate, say, texts)
+
+
+def _of_checkpoint(
+    checkpoint: Path, output: Path, corpus: Path | None, weights: Path | None, data: Path | None, split: Path | None,
+    cache: Path | None, small: bool,
+) -> Bundle:  # fmt: skip
     from edgealign.train.senses import Sense, is_sense
 
-    if weights is not None and not weights.parent.is_dir():
-        raise InvalidInput(f"the weights cannot be written to '{weights}': '{weights.parent}' is not a folder")
     if is_sense(checkpoint):
         from edgealign.export.senses import export_sense
         from edgealign.train.options import packs_folder
@@ -121,17 +141,15 @@ def export(
 
         if weights is not None:
             Sense.load(checkpoint).save(weights)
-        bundle = export_sense(checkpoint, packs_folder(data), cache or default_cache(), output, say, split, small)
-    else:
-        from edgealign.export.graph import Checkpoint
-        from edgealign.export.speech import export_speech
+        return export_sense(checkpoint, packs_folder(data), cache or default_cache(), output, say, split, small)
+    from edgealign.export.graph import Checkpoint
+    from edgealign.export.speech import export_speech
 
-        if corpus is None:
-            raise InvalidInput(f"'{checkpoint}' is of text-to-speech: name with --corpus what it was trained on")
-        if weights is not None:
-            Checkpoint.load(checkpoint).save_half(weights)
-        bundle = export_speech(checkpoint, corpus, output, say)
-    print(f"{output}\t{bundle.encoder_sha256}")
+    if corpus is None:
+        raise InvalidInput(f"'{checkpoint}' is of text-to-speech: name with --corpus what it was trained on")
+    if weights is not None:
+        Checkpoint.load(checkpoint).save_half(weights)
+    return export_speech(checkpoint, corpus, output, say)
 
 
 def _refuse(belongs_to: str, **options: object) -> None:
