@@ -90,6 +90,11 @@ def test_the_field_recorder_marks_words_while_it_records(
     again = subprocess.run([*words, tape], capture_output=True, text=True, check=False)
     assert (again.returncode, "exists" in again.stderr) == (1, True)
     check_recording(out, tape)
+    (tmp_path / "notes.txt").write_text("not by this program")
+    beside = subprocess.run([*words[:-1], tmp_path / "notes.wav", tape], capture_output=True, text=True, check=False)
+    assert (beside.returncode, "notes.txt: exists" in beside.stderr) == (1, True)
+    assert (tmp_path / "notes.txt").read_text() == "not by this program"
+    assert not (tmp_path / "notes.wav").exists()
     for bad in ("nothing.wav", str(store)):
         refused = subprocess.run([*words, bad], capture_output=True, text=True, check=False)
         assert (refused.returncode, refused.stderr.count("\n")) == (4, 1)

@@ -242,16 +242,6 @@ def test_the_program_of_the_header_leaks_nothing(c_program: Path, c_store: Path,
     assert run(*check, "--errors-for-leak-kinds=all", built, c_store) == "maji 💧 0.0000 accepted\n"
 
 
-@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="no pkg-config")
-def test_the_library_is_found_by_pkg_config(c_program: Path, c_store: Path, installed: Environment) -> None:
-    lib = installed.site_packages / "edgealign" / "lib"
-    environ = os.environ | {"PKG_CONFIG_PATH": str(lib / "pkgconfig")}
-    flags = run("pkg-config", "--cflags", "--libs", "edgealign", env=environ).split()
-    built = c_program.with_name("by_pkg_config")
-    run(*C99, c_program, "-o", built, *flags, f"-Wl,-rpath,{lib}")
-    check_program(built, c_store)
-
-
 def cmake(source: Path, build: Path, *settings: object) -> None:
     run("cmake", "-S", source, "-B", build, "-G", "Ninja", *settings)
     run("cmake", "--build", build)
@@ -264,6 +254,28 @@ def by_cmake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cmake(ROOT / "cpp_ext", folder / "build")
     run("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
     return folder / "prefix"
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="no pkg-config")
+@pytest.mark.parametrize("built_by", ["wheel", "distribution"])
+def test_the_library_is_found_by_pkg_config(
+    c_program: Path, c_store: Path, built_by: str, request: pytest.FixtureRequest
+) -> None:
+    if built_by == "wheel":
+        lib = request.getfixturevalue("installed").site_packages / "edgealign" / "lib"
+    else:  # which has folders of its own for architectures, and packages
+        folder = request.getfixturevalue("by_cmake").parent
+        cmake(
+            ROOT / "cpp_ext", folder / "build",
+            "-DCMAKE_INSTALL_LIBDIR=lib/an-architecture", "-DCMAKE_INSTALL_INCLUDEDIR=include/edgealign",
+        )  # fmt: skip
+        run("cmake", "--install", folder / "build", "--prefix", folder / "usr")
+        lib = folder / "usr" / "lib" / "an-architecture"
+    environ = os.environ | {"PKG_CONFIG_PATH": str(lib / "pkgconfig")}
+    flags = run("pkg-config", "--cflags", "--libs", "edgealign", env=environ).split()
+    built = c_program.with_name(f"by_pkg_config_of_{built_by}")
+    run(*C99, c_program, "-o", built, *flags, f"-Wl,-rpath,{lib}")
+    check_program(built, c_store)
 
 
 @pytest.mark.parametrize("built_by", ["wheel", "cmake"])

@@ -186,6 +186,13 @@ def test_what_cannot_be_done_is_one_sentence(rt: Callable, arguments: list[str],
     assert why in ran.err
 
 
+def test_an_instruction_set_that_is_not_there_is_no_other_one(rt: Callable, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", word_clip(0, 8), RATE)
+    ran = rt("classify", tmp_path / "x.wav", EDGEALIGN_INSTRUCTION_SET="sse9")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "'sse9'" in ran.err
+
+
 def test_unknowns_can_be_an_exit_code(rt: Callable, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", noise_clip(), RATE)
     assert rt("classify", tmp_path / "x.wav").code == 0

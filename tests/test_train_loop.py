@@ -301,6 +301,16 @@ def test_two_processes_learn_what_one_learns(data, tmp_path, monkeypatch):
             assert list(map(float, mine.values())) == pytest.approx(list(map(float, theirs.values())), abs=1e-5)
 
 
+def test_processes_on_a_machine_with_cuda_can_also_meet_on_the_cpu(monkeypatch):
+    met: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "init_process_group", met.append)
+    processes.join()
+    by_device = torch.distributed.distributed_c10d.BackendConfig(met[0]).get_device_backend_map()
+    assert (by_device["cpu"], by_device["cuda"]) == ("gloo", "nccl")
+
+
 def test_tasks_that_the_processes_cannot_share_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 3)
     with pytest.raises(InvalidInput, match="cannot be shared by 3 processes"):

@@ -385,6 +385,8 @@ int run(int count, char **words) {
     for (int i = 2; i < count; i++)
         if (!std::strcmp(words[i], "--help") || !std::strcmp(words[i], "-h")) return std::fputs(HELP, stdout), DONE;
     Options options = parse(count - 2, words + 2);
+    char why[EA_MESSAGE_BYTES] = "";
+    if (const ea_status status = ea_instruction_set_check(why)) throw edgealign::Error(status, why);
     fill_in(options);
     return run_command(options);
 }

@@ -17,7 +17,7 @@ from edgealign.errors import DeviceUnavailable
 def join() -> None:
     """Meet the other processes where torchrun started this one; nothing otherwise."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def leave() -> None:

@@ -17,6 +17,7 @@
 #endif
 
 enum { BLOCK = 480, MOST_MARKS = 10000, MOST_LABEL = 200, MICROPHONE_HZ = 48000, HEADER_BYTES = 44 };
+enum { MOST_SAMPLES = 2146000000 }; /* of a WAV file, whose sizes have 32 bits; 12 hours at 48 kHz */
 
 typedef struct Mark {
     double start_s, end_s, probability;
@@ -164,7 +165,7 @@ int main(int argc, char **argv)
     Source source = {0};
     int16_t samples[BLOCK];
     unsigned long n_samples = 0, said_at = 0;
-    char started[32], track[4096];
+    char started[32], track[4096], *dot;
     time_t now = time(NULL);
     FILE *out, *labels;
     long count;
@@ -182,8 +183,14 @@ int main(int argc, char **argv)
         || ea_recognizer_open(model, argv[3], &recognizer, why)
         || ea_stream_open(recognizer, &options, &stream, why))
         return fail("edgealign", why), 3;
-    out = fopen(argv[4], "wbx"); /* a recording is never written over */
-    if (!out) return fail(argv[4], "exists or cannot be written");
+    snprintf(track, sizeof track - 4, "%s", argv[4]);
+    dot = strrchr(track, '.');
+    if (dot && !strchr(dot, '/')) *dot = 0;
+    strcat(track, ".txt");
+    labels = fopen(track, "wx"); /* neither labels nor a recording are written over */
+    if (!labels) return fail(track, "exists or cannot be written");
+    out = fopen(argv[4], "wbx");
+    if (!out) return fclose(labels), remove(track), fail(argv[4], "exists or cannot be written");
     signal(SIGINT, stop);
     strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
     write_header(out, source.rate, 0, HEADER_BYTES - 8);
@@ -194,6 +201,7 @@ int main(int argc, char **argv)
             if (fwrite(samples, 2, (size_t)count, out) != (size_t)count) failed = fail(argv[4], "the disk is full");
             n_samples += (unsigned long)count;
             ea_stream_push_i16(stream, samples, (size_t)count);
+            if (n_samples >= MOST_SAMPLES) stopped = 1, fprintf(stderr, "the WAV file is full: start another one\n");
         } else {
             failed |= count < 0;
             ea_stream_end(stream);
@@ -217,19 +225,14 @@ int main(int argc, char **argv)
     write_guano(out, source.rate, (double)n_samples / (double)source.rate, started);
     write_header(out, source.rate, 2 * n_samples, (unsigned long)ftell(out) - 8);
     if (fclose(out)) failed = fail(argv[4], "could not be written to its end");
-    snprintf(track, sizeof track, "%s", argv[4]);
-    if (strrchr(track, '.')) *strrchr(track, '.') = 0;
-    strncat(track, ".txt", sizeof track - strlen(track) - 1);
-    labels = fopen(track, "w");
-    if (!labels) failed = fail(track, "cannot be written");
-    for (i = 0; labels && i < n_marks; i++) {
+    for (i = 0; i < n_marks; i++) {
         char *c;
         for (c = marks[i].label; *c; c++)
             if (*c == '\t' || *c == '\n' || *c == '\r') *c = ' ';
         fprintf(labels, "%.6f\t%.6f\t%s %.2f\n", marks[i].start_s, marks[i].end_s, marks[i].label,
                 marks[i].probability);
     }
-    if (labels && fclose(labels)) failed = fail(track, "could not be written to its end");
+    if (fclose(labels)) failed = fail(track, "could not be written to its end");
     ea_stream_free(stream);
     ea_recognizer_free(recognizer);
     ea_model_free(model);

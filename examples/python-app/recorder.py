@@ -51,6 +51,7 @@ def add_guano(path: Path, started: datetime, note: str) -> None:
 
 def main(store: str, out: str, source_path: str | None = None) -> int:
     recognizer = Recognizer.open(store)
+    track = Path(out).with_suffix(".txt").open("x", encoding="utf-8")  # neither labels nor a recording are written over
     recording = Recorded(Microphone() if source_path is None else AudioFile(source_path), out)
     started, marks = datetime.now(UTC), []
     try:
@@ -63,7 +64,8 @@ def main(store: str, out: str, source_path: str | None = None) -> int:
         print(f"ended: {end or 'Ctrl-C'}", file=sys.stderr)
     recording.file.close()
     add_guano(Path(out), started, f"{len(marks)} marked words")
-    Path(out).with_suffix(".txt").write_text("".join(marks), encoding="utf-8")
+    with track:
+        track.writelines(marks)
     return 0
 
 
