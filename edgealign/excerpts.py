@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from edgealign import annotations
 from edgealign.audio import CONVERTED_WITH, EXTENSIONS
@@ -139,7 +139,8 @@ def _path(name: str) -> str:
     """A file name from a path of any system, or from a file: URL as ELAN writes it."""
     if name.startswith("file:"):
         # ELAN leaves these as they are in the name of a file.
-        return unquote(urlsplit(name.replace("#", "%23").replace("?", "%3F")).path)
+        path = urlsplit(name.replace("#", "%23").replace("?", "%3F")).path
+        return os.fsdecode(unquote_to_bytes(path))  # old memory cards hold names that are not UTF-8
     return name if os.path.exists(name) else name.replace("\\", "/")
 
 

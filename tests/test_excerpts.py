@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,18 @@ def test_selections_without_an_annotation_are_of_the_label_given(
     ran = edgealign("enroll", path, "--table", table, "--label", "crake")
     assert ran.code == 0, ran.err
     assert Store.load(tmp_path / "stores" / "speech.store").labels() == ["crake"] and "2 " in ran.out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+@pytest.mark.parametrize("name", [b"old card \xe9.wav", b"tape #3? 100%25.wav"])
+def test_an_eaf_finds_its_recording_whatever_the_name(annotated: tuple, tmp_path: Path, edgealign, name: bytes) -> None:
+    path, found = annotated
+    renamed = path.rename(tmp_path / os.fsdecode(name))
+    table = tmp_path / "elsewhere" / "words.eaf"
+    table.parent.mkdir()
+    table.write_bytes(eaf.new({"words": found[:2]}, str(renamed)))
+    ran = edgealign("enroll", "--table", table)
+    assert ran.code == 0, ran.err
 
 
 def test_a_table_without_rows_says_that_nothing_is_there(annotated: tuple, tmp_path: Path, edgealign) -> None:
