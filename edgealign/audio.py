@@ -162,6 +162,11 @@ class AudioFile(AudioSource):
                 f"expected"
             ) from None
         self.n_expected = self._file.frames
+        if not self.n_expected and (n_bytes := riff.unannounced_bytes(self.path)):
+            raise AudioUnreadable(
+                f"'{self.path}' was not closed by its recorder: its header announces no sound, and {n_bytes} bytes "
+                f"follow it; wait for the recorder, or repair it, for example with ffmpeg -i OLD.wav NEW.wav"
+            )
         self._first, self._n_wanted = 0, sys.maxsize
         super().__init__(self.path, self._file.samplerate * speed, self._file.channels, channel)
 

@@ -36,6 +36,15 @@ def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         at += 8 + size + size % 2
 
 
+def unannounced_bytes(path: str) -> int:
+    """How much follows the header of a WAV that announces no sound, as in one that was never closed; 0 in others."""
+    with open(path, "rb") as file:
+        for name, stated, _ in chunks(file):
+            if name == b"data":
+                return 0 if stated else os.fstat(file.fileno()).st_size - file.tell()
+    return 0
+
+
 def data_bytes(path: str) -> tuple[int, int] | None:
     """How many bytes of sound a WAV file announces, and how many it holds; None where its header does not tell."""
     try:

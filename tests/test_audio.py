@@ -194,6 +194,19 @@ def test_a_recording_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) 
     assert len(mono(AudioFile(path))) == 16_000
 
 
+def test_a_wav_that_its_recorder_never_closed_is_told_from_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "no power.wav"
+    soundfile.write(path, tone(RATE_HZ), RATE_HZ)
+    data = path.read_bytes()
+    at = data.index(b"data") + 4
+    path.write_bytes(data[:4] + bytes(4) + data[8:at] + bytes(4) + data[at + 4 :])
+    with pytest.raises(AudioUnreadable, match=rf"not closed by its recorder: .* and {RATE_HZ} bytes follow"):
+        AudioFile(path)
+    path.write_bytes(data[:at] + bytes(4))
+    with pytest.raises(AudioUnreadable, match=r"holds 0 sample\(s\)"):
+        mono(AudioFile(path))
+
+
 def test_flac_that_was_cut_off_is_a_clear_error_or_what_there_is(tmp_path: Path) -> None:
     path = tmp_path / "clip.flac"
     soundfile.write(path, noise_clip(0, seconds=4), RATE_HZ)
