@@ -145,10 +145,11 @@ def _of_checkpoint(
     from edgealign.export.graph import Checkpoint
     from edgealign.export.speech import export_speech
 
+    loaded = Checkpoint.load(checkpoint)
     if corpus is None:
         raise InvalidInput(f"'{checkpoint}' is of text-to-speech: name with --corpus what it was trained on")
     if weights is not None:
-        Checkpoint.load(checkpoint).save_half(weights)
+        loaded.save_half(weights)
     return export_speech(checkpoint, corpus, output, say)
 
 

@@ -400,10 +400,13 @@ def export(edgealign, trained_run, spoken_corpus, tmp_path):
 def test_the_command_refuses_wrong_input_in_one_sentence(export, tmp_path):
     (tmp_path / "taken").write_text("text")
     (tmp_path / "folder").mkdir()
+    research = tmp_path / "research.pt"
+    torch.save({"format": "edgealign paired run 2", "model": {}}, research)
     for ran, sentence in (
         (export(checkpoint=tmp_path / "none.pt"), "there is no checkpoint"),
         (export(checkpoint=tmp_path / "taken"), "taken' is not a checkpoint of `edgealign train`"),
         (export(checkpoint=tmp_path), "is not a checkpoint of `edgealign train`"),
+        (export(checkpoint=research), "is a checkpoint of another command ('edgealign paired run 2')"),
         (export(corpus=tmp_path), "is not a rendered corpus (no manifest.json)"),
         (export(output=tmp_path / "folder"), "exists and is not a bundle"),
         (export(output=tmp_path / "taken" / "bundle"), "no bundle can be written to"),

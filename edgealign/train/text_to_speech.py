@@ -272,6 +272,11 @@ def load_state(path: Path) -> dict:
     except Exception as error:  # whatever a file that is none makes the unpickler stumble over
         raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`, or is damaged: name another") from error
     expected = {"average", "config", "vocabulary", "corpus_sha256", "step"}
+    if isinstance(state, dict) and "format" in state:
+        raise InvalidInput(
+            f"'{path}' is a checkpoint of another command ('{state['format']}'): a bundle is made of best.pt of "
+            f"text-to-speech or sense.pt of audio or image, and of your own pairs by `edgealign train projection`"
+        )
     if not isinstance(state, dict) or not expected <= set(state):
         raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`: name best.pt or last.pt of a run")
     return state
