@@ -27,7 +27,7 @@ from edgealign.errors import (
 )
 from edgealign.inputs import ImageInput, Windows
 from edgealign.manifest import check_modality
-from edgealign.samples import Embedded, Sample, check_takes_samples, embed, open_sample, word_values
+from edgealign.samples import Embedded, Sample, check_takes_samples, check_type, embed, open_sample, word_values
 from edgealign.store import ANOTHER_ENCODER, PICTURE, RECORDING, TEXT, Matcher, Store
 from edgealign.words import SEARCH_WINDOW_S, Word
 
@@ -111,7 +111,8 @@ class Recognizer:
     Threads: `classify` and `embed` may run in any number of threads on one Recognizer. `enroll` may run beside them:
     a classification sees the labels from before or from after it, never half. Two enrollments into one store, also by
     two processes, wait for each other and lose nothing. A Recognizer answers from the store as it was when it was
-    opened or last enrolled; what other processes add is seen after opening again.
+    opened or last enrolled; what other processes add is seen after opening again. Processes open one each: it is not
+    pickled, but may be opened before a fork.
     """
 
     def __init__(self, bundle: Bundle, store_path: str | os.PathLike | None = None):
@@ -330,9 +331,7 @@ class Recognizer:
     ) -> Iterable[_Row]:
         from edgealign.sources import collect_clips
 
-        if isinstance(sources, (str, os.PathLike, np.ndarray)):
-            sources = [sources]
-        sources = list(sources)
+        sources = _listed(sources)
         paths = [source for source in sources if not isinstance(source, np.ndarray)]
         arrays = [source for source in sources if isinstance(source, np.ndarray)]
         if arrays and label is None:
@@ -368,7 +367,7 @@ class Recognizer:
         from edgealign.audio import AudioExcerpt
         from edgealign.excerpts import collect_excerpts
 
-        recordings = [sources] if isinstance(sources, (str, os.PathLike, np.ndarray)) else list(sources)
+        recordings = _listed(sources)
         if any(isinstance(recording, np.ndarray) for recording in recordings):
             raise InvalidInput("samples and a table were given: a table is about files")
         taken = self.bundle.input
@@ -476,6 +475,13 @@ class Recognizer:
                 f"'{self.store_path}' was enrolled with encoder {store.encoder_sha256[:12]} but '{self.bundle.path}' "
                 f"holds {self.bundle.encoder_sha256[:12]}: {ANOTHER_ENCODER}"
             )
+
+
+def _listed(sources: Sample | Iterable[Sample]) -> list[Sample]:
+    listed = [sources] if isinstance(sources, (str, os.PathLike, np.ndarray)) else list(sources)
+    for source in listed:
+        check_type(source)
+    return listed
 
 
 def default_store_path(modality: str) -> str:

@@ -46,12 +46,17 @@ def check_takes_samples(bundle: Bundle) -> None:
         )
 
 
+def check_type(sample: object) -> None:
+    """InvalidInput for what is no Sample."""
+    if not isinstance(sample, (str, os.PathLike, np.ndarray)):
+        raise InvalidInput(f"a sample is a {type(sample).__name__}: expected a path or a numpy array")
+
+
 def open_sample(
     bundle: Bundle, sample: Sample, sample_rate_hz: float | None = None, channel: int | None = None
 ) -> AudioSource | Picture:
     """A file or an array, opened as what the bundle is for. InputUnreadable where the file is something else."""
-    if not isinstance(sample, (str, os.PathLike, np.ndarray)):
-        raise InvalidInput(f"a sample is a {type(sample).__name__}: expected a path or a numpy array")
+    check_type(sample)
     if isinstance(bundle.input, ImageInput):
         from edgealign.images import read_picture
 

@@ -67,7 +67,7 @@ def quantize(data: bytes, name: str, samples: list[np.ndarray], held_out: list[n
     if drift.snr_db < MIN_SNR_DB:
         raise QuantizationLost(
             f"the int8 encoder has a signal-to-quantization-noise ratio of {drift.snr_db:.1f} dB, expected at least "
-            f"{MIN_SNR_DB:.0f} dB: give more varied samples, or export fp32 alone"
+            f"{MIN_SNR_DB:.0f} dB: train longer, or on more data"
         )
     return quantized, drift
 

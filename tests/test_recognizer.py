@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -288,6 +289,33 @@ def test_what_is_neither_path_nor_array_is_refused(taught: Recognizer, sample: o
     name = type(sample).__name__
     with pytest.raises(InvalidInput, match=f"a sample is a {name}: expected a path or a numpy array"):
         taught.classify(sample, RATE_HZ)
+
+
+@pytest.mark.parametrize(("sources", "name"), [([None], "NoneType"), ([0.0, 0.1], "float"), (b"clip.wav", "int")])
+def test_what_is_neither_path_nor_array_is_not_learned_from(taught: Recognizer, sources: object, name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"a sample is a {name}: expected a path or a numpy array"):
+        taught.enroll(sources, label="maji", sample_rate_hz=RATE_HZ)
+
+
+FORKED = """
+import multiprocessing, sys
+import soundfile
+from edgealign import Bundle, Recognizer
+recognizer = Recognizer(Bundle.open(sys.argv[1]), sys.argv[2])
+samples, rate = soundfile.read(sys.argv[3], dtype="float32")
+before = recognizer.classify(samples, rate)
+assert before.distance is not None
+def ask(_):
+    return recognizer.classify(samples, rate)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(ask, range(4)) == [before] * 4
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_recognizer_that_was_opened_before_a_fork_answers_after_it(taught: Recognizer, samples_folder: Path) -> None:
+    words = (taught.bundle.path, taught.store_path, samples_folder / "maji" / "voice0.wav")
+    subprocess.run([sys.executable, "-c", FORKED, *words], check=True, timeout=60)
 
 
 def test_a_text_that_is_too_long_to_be_read_is_told(recognizer: Recognizer) -> None:
