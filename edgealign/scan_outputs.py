@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -28,6 +29,7 @@ COMBINED = {"csv": "detections.csv", "jsonl": "detections.jsonl"}
 SUFFIXES = {"audacity": ".txt", "raven": ".Table.1.selections.txt", "eaf": ".eaf", "textgrid": ".TextGrid"}
 KINDS = (*COMBINED, *SUFFIXES)
 FAILED = "failed.csv"
+_DATE = re.compile(rb' DATE="[^"]*"')  # of an EAF: when it was made
 FORMAT, FORMAT_VERSION = "edgealign-detections", 1
 COLUMNS = (
     "file", "channel", "start_s", "end_s", "start_utc", "label", "score", "probability", "threshold", "accepted",
@@ -64,6 +66,21 @@ class Outputs:
         if kind != "eaf" or not os.path.exists(target):
             return os.path.exists(target)
         return os.path.exists(base) and not filecmp.cmp(base, target, shallow=False)  # else it is the user's own
+
+    def check_own(self, name: str, recording: str, result: dict[str, Any]) -> None:
+        """InvalidInput where a file of a recording that has changed is not as it was written of this earlier result."""
+        for kind in self.kinds:
+            if kind not in SUFFIXES or not self._is_written(name, kind):
+                continue
+            target = os.path.join(self.folder, name + SUFFIXES[kind])
+            with open(target, "rb") as file:
+                found = file.read()
+            made = self._eaf(name, target, recording, result) if kind == "eaf" else _text(kind, recording, result)
+            if _DATE.sub(b"", found, count=1) != _DATE.sub(b"", made, count=1):
+                raise InvalidInput(
+                    f"'{target}' is not as the scan wrote it, and '{recording}' has changed since: move the former "
+                    f"away, or name another folder with --output"
+                )
 
     def discard(self, name: str) -> None:
         """Takes away what was written of a recording that has changed, so that none of it is taken for newer."""

@@ -323,6 +323,8 @@ def _to_do(
         if not journal.is_done(recording.key, stamp):
             if recording.key not in journal:
                 outputs.check_free(recording.name)
+            else:
+                outputs.check_own(recording.name, recording.path, journal.get(recording.key))
             todo.append(recording)
             stamps[recording.path] = stamp
         elif kinds := outputs.lacking(recording.name):

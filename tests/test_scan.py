@@ -303,6 +303,12 @@ def test_what_somebody_corrected_stays_when_the_scan_goes_on(field_folder: Path,
     before = (out / "new.eaf").read_bytes()
     assert edgealign(*command, "eaf,audacity,raven").code == 0
     assert b"ndege" in before and b"moto" in (out / "new.eaf").read_bytes()
+    soundfile.write(field_folder / "new.wav", tape([0, 1])[0], RATE_HZ)
+    for kind, name in (("eaf", "new.eaf"), ("textgrid", "new.TextGrid")):  # one that was corrected, one of the user's
+        (out / name).write_text("mine")
+        ran = edgealign(*command, kind)
+        assert ran.code == 2 and f"'{out / name}' is not as the scan wrote it" in ran.err
+        assert (out / name).read_text() == "mine"
 
 
 def test_an_eaf_that_cannot_be_added_to_spoils_nothing_else(field_folder: Path, tmp_path: Path, edgealign) -> None:
