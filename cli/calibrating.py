@@ -55,10 +55,11 @@ def calibrate(
     fmin: LowOption = None,
     fmax: HighOption = None,
 ) -> None:
-    """Fit the thresholds of the labels to your recordings.
+    """Fit the thresholds of scan to your recordings.
 
-    RECORDINGS are of the place and the device where you scan, such as a noise/ folder. Nothing of what was enrolled may
-    be in them, or a --table says where all of it is.
+    Scan and simulate accept from them on; classify and listen go on with those of the bundle. RECORDINGS are of the
+    place and the device where you scan, such as a noise/ folder. Nothing of what was enrolled may be in them, or a
+    --table says where all of it is.
     """
     from edgealign import thresholds
     from edgealign.writing import check_place
