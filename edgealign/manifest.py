@@ -86,7 +86,8 @@ def check_manifest(manifest: Any) -> None:
     expect(not missing, f"its manifest lacks {', '.join(missing)}")
     expect(not unknown, f"its manifest has the unknown keys {', '.join(unknown)}")
     for key in ("name", "modality", "bundle_version", "fingerprint", "license"):
-        usable = isinstance(manifest[key], str) and len(manifest[key]) <= MAX_NAME_CHARACTERS
+        value = manifest[key]
+        usable = isinstance(value, str) and len(value) <= MAX_NAME_CHARACTERS and "\0" not in value
         expect(usable, f"'{key}' of the manifest is not text of at most {MAX_NAME_CHARACTERS} characters")
     allowed = ("speech",) if version == 1 else (*MODALITIES, TextInput.kind)
     found = manifest["modality"]

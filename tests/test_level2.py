@@ -386,6 +386,7 @@ BAD_MANIFESTS = (
     {"windows.floor_quantile": 1.5}, {"windows.pad_frames": -1}, {"encoder.default": "int4"}, {"bank.rows": 39},
     {"calibration.w_z": -1.0}, {"calibration.top": 0}, {"calibration.w_bias": "1"}, {"calibration.prior_loo": None},
     {"files": {}}, {"fingerprint": "12"}, {"text_encoder.weight": 0}, {"attribution": "me"}, {"name": 5},
+    {"license": "ж" * 201}, {"license": "a\0b"},
 )  # fmt: skip
 
 
@@ -402,6 +403,15 @@ def test_both_refuse_a_manifest_that_breaks_the_format(
     with pytest.raises(Refused) as refused:
         open_model(runtime, folder)
     assert refused.value.status == BUNDLE_UNREADABLE
+
+
+def test_both_count_the_characters_of_a_text_and_not_its_bytes(
+    runtime: Handle, toy_bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(toy_bundle.path, tmp_path / "bundle")
+    _edit(folder, {"license": "ж" * 150 + "🐦" * 50})
+    Bundle.open(folder)
+    open_model(runtime, folder)
 
 
 # ---- bundles of format 2 ----

@@ -16,7 +16,7 @@ namespace ea {
 namespace {
 
 constexpr int64_t MAX_MANIFEST_BYTES = 1 << 20, MAX_ONNX_BYTES = INT32_MAX, MAX_FILE_BYTES = 64 << 20;
-constexpr size_t MAX_FILES = 64, MAX_NAME_CHARACTERS = 128;
+constexpr size_t MAX_FILES = 64, MAX_NAME_CHARACTERS = 128, MAX_TEXT_CHARACTERS = 200;
 constexpr double MAX_WINDOW_S = 60, MIN_WINDOW_S = 0.01;
 constexpr double MAX_FRAMES = 100000, MAX_TEXT_WEIGHT = 100, BANK_NORM_TOLERANCE = 1e-2;
 constexpr const char *MANIFEST = "manifest.json", *FILTERS = "filters.f32", *GOLDEN = "golden.npz";
@@ -32,6 +32,11 @@ bool is_plain_name(const std::string &name) {
         if (!((c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || std::strchr("._-", c)))
             return false;
     return true;
+}
+
+// Code points of UTF-8.
+size_t n_characters(const std::string &text) {
+    return size_t(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
 }
 
 int64_t max_bytes(const std::string &name) {
@@ -164,8 +169,9 @@ private:
                          "encoder", "bank", "calibration", "files", "fingerprint", "license", "attribution"});
         for (const char *key : {"name", "modality", "bundle_version", "fingerprint", "license"}) {
             const Json &value = *manifest_.find(key);
-            EXPECT(value.kind == Json::TEXT && value.text.size() <= 200 && value.text.find('\0') == std::string::npos,
-                   "'%s' of the manifest is not text", key);
+            EXPECT(value.kind == Json::TEXT && n_characters(value.text) <= MAX_TEXT_CHARACTERS
+                       && value.text.find('\0') == std::string::npos,
+                   "'%s' of the manifest is not text of at most %zu characters", key, MAX_TEXT_CHARACTERS);
         }
         const std::string &modality = text("modality");
         EXPECT(modality != "image" || is_format_1(), "it is for pictures: this library hears sound");
