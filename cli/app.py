@@ -194,7 +194,7 @@ def _enrolled_row(report: LabelReport, noun: str, start: str) -> tuple[str, ...]
 
 
 def _promise(report: LabelReport, noun: str, start: str) -> str:
-    """What as many shots as there are can be trusted with, in words."""
+    """What the threshold of a label rests on, in words."""
     if report.n_recordings == 0:
         return f"{start} alone: no {noun} was learned yet, add {noun}s"
     if report.n_recordings == 1:

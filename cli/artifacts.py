@@ -172,7 +172,7 @@ def bundle_info(
 
 
 def _variant_row(bundle: Bundle, name: str, here_ms: dict[str, float]) -> list[str]:
-    """One encoder of a bundle; of what was not measured, a dash."""
+    """The table row of one encoder of a bundle; what was not measured is a dash."""
     entry = bundle.manifest["encoder"]["variants"][name]
     stated = [(entry.get("snr_db"), ".1f"), (entry.get("accuracy"), ".1%"), (entry.get("latency_ms"), ".2f")]
     is_default = name == bundle.manifest["encoder"]["default"]

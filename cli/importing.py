@@ -1,4 +1,4 @@
-"""`edgealign bundle import`: a bundle from somebody else's ONNX model."""
+"""`edgealign bundle import`: a bundle from a third-party ONNX model."""
 
 from __future__ import annotations
 

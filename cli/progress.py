@@ -1,4 +1,4 @@
-"""How far a long command is: a line on stderr."""
+"""The progress of a long command: a line on stderr."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Bundle:
     modality, name, bundle_version   str
     dim             length of its embeddings
     input           what its encoder takes, see edgealign.inputs
-    sources         "text" and "image", as far as labels can start from them: TextSource, ImageSource
+    sources         what a label can start from besides recordings: TextSource by "text", ImageSource by "image"
     encoder_sha256  the fingerprint: hex sha256 of everything that changes an embedding
     variant         which encoder file is used
     """
@@ -114,7 +114,7 @@ class Bundle:
     ) -> Bundle:
         """The bundle in a folder; without one, that of $EDGEALIGN_BUNDLE or the shipped one.
 
-        modality "speech", "audio" or "image": what the bundle must be for; None takes any, and ships "speech"
+        modality "speech", "audio" or "image": what the bundle must be for; where None, any that is named, or "speech"
         variant  one of its encoders; where None, the fastest on this device if it was measured (`edgealign.variants`),
                  else the default that the bundle states
         device   "cpu", "cuda" (DeviceUnavailable where ONNX Runtime has no CUDA) or "auto", which is the CPU
@@ -239,7 +239,7 @@ class Bundle:
         return self.manifest["encoder"]["variants"][variant or self.variant]["file"]
 
     def encode(self, values: np.ndarray, variant: str | None = None) -> np.ndarray:
-        """Embeddings of what the encoder takes; for sounds of equal length.
+        """Embeddings of a batch of encoder inputs. The sounds of a batch are of equal length.
 
         values    float32 log_mel [batch, n_mels, n_frames], waveform [batch, n_samples] or image [batch, 3, height,
                   width], as `input` says

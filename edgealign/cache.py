@@ -1,4 +1,4 @@
-"""Where edgealign keeps what it can find out again: nothing in it is needed, and all of it may be deleted."""
+"""The cache folder: what edgealign can measure or compute again. All of it may be deleted at any time."""
 
 from __future__ import annotations
 

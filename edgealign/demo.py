@@ -39,7 +39,7 @@ class Result:
 
     labels               in the order in which they were learned
     n_enrolled           clips that they were learned from
-    accept_probability   from which on a label is accepted
+    accept_probability   the least probability at which a label is answered
     queries              of one label after the other, those of no label last
     """
 

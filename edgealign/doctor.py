@@ -11,7 +11,7 @@ from edgealign.bundle import Bundle
 
 @dataclass(frozen=True)
 class Examination:
-    """facts: name and value of what was found;  stages: see golden.StageParity;  passed: all that were run agree."""
+    """facts: name and value of what was found;  stages: see golden.StageParity;  passed: every stage run agrees."""
 
     facts: tuple[tuple[str, str], ...]
     stages: tuple[golden.StageParity, ...]

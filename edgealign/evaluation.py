@@ -53,7 +53,7 @@ class Evaluation:
     labels    of the store, in its order
     asked     every clip that could be read
     failures  of those that could not
-    accept_probability   from which on a label is accepted
+    accept_probability   the least probability at which a label is answered
     store_sha256, encoder_sha256   of the store, and of the encoder that it was made with
     """
 

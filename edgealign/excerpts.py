@@ -1,4 +1,4 @@
-"""Which stretches of which recordings a user's annotations mean, and which label each of them has."""
+"""The stretches of recordings that a user's annotations mean, and the label of each."""
 
 from __future__ import annotations
 

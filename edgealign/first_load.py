@@ -1,4 +1,4 @@
-"""Loads a stranger's graph for the first time in a process of its own, under a limit of time and memory.
+"""Loads an untrusted graph for the first time in a process of its own, under a limit of time and memory.
 
 `onnx_check` comes first and sees what a model's bytes say; what ONNX Runtime makes of them while it folds constants,
 plans memory and runs can still be endless, or end the process. So the first load, and a run on silence of a usual size,

@@ -95,7 +95,7 @@ def record(
 
 
 def with_variants(bundle: Bundle, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of golden.npz of a bundle that differs in its encoders alone from the one that the arrays are of."""
+    """The bytes of golden.npz for a bundle that differs only in its encoders from the one that recorded the arrays."""
     kept = {
         name: value
         for name, value in arrays.items()

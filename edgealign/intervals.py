@@ -1,4 +1,4 @@
-"""What few counts can promise: exact intervals of 95 %.
+"""Exact 95 % confidence intervals of rates and shares, also of few counts.
 
 events per hour   Poisson (Garwood 1936) on the count, divided by the hours
 shares            binomial (Clopper and Pearson 1934)
@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A rate or share, and between which values it lies with 95 % confidence."""
+    """A rate or share, with the ends of its 95 % confidence interval."""
 
     value: float
     low: float

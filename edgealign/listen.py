@@ -62,7 +62,7 @@ def listen(recognizer: Recognizer, source: AudioSource, *, debounce_s: float = 0
     """The words of a source, each soon after it ended.
 
     source       a Microphone, RawPcm or PacedFile; any AudioSource
-    debounce_s   the label of the last answer is not answered again so soon after its end
+    debounce_s   seconds after the end of an answer in which its label is not answered again
     raises       AudioUnreadable where the source breaks off; what was answered before stands
     """
     if not 0 <= debounce_s < np.inf:

@@ -44,7 +44,7 @@ class _Graph:
         self.calls: list[Operator] = []
 
     def outer_names(self) -> set[str]:
-        """Names that are taken from around the graph; ValueError where nodes wait for each other in a circle."""
+        """Names that are taken from around the graph; ValueError where the nodes form a cycle."""
         maker = {name: at for at, (_, outputs) in enumerate(self.nodes) for name in outputs}
         waits = [{maker[name] for name in inputs if name in maker} for inputs, _ in self.nodes]
         _in_order(waits, "its nodes form a cycle")

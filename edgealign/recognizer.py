@@ -58,7 +58,7 @@ class Answer:
     probability  of the closest label; None, as are the distances, where no sound stands out of the clip
     distance     cosine distance to the closest label
     threshold    the largest distance at which the closest label would have been accepted
-    accept_probability   from which on a label is accepted; the bundle says it
+    accept_probability   the least probability at which a label is answered, as the bundle says
     runner_up    the second closest label, where there is one
     top          the closest labels, closest first, filled for unknowns too
     start_s, end_s   which stretch of a clip was used: the word, or all of it; None for a picture
@@ -171,7 +171,7 @@ class Recognizer:
 
     @property
     def accept_probability(self) -> float:
-        """From which probability on a label is accepted, and below which a clip is unknown."""
+        """The least probability at which a label is answered; below it a clip is unknown."""
         return 1 / (1 + math.exp(-self.bundle.calibration.accept_logit))
 
     def classify(

@@ -12,7 +12,7 @@ OPEN_END_BYTES = 0x7FFFF000  # what a program that does not know how much will c
 
 
 def chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """Name, size as it is stated, and size as far as the file goes, of each chunk; the file stands at its content."""
+    """Name, stated size and size as far as the file goes of each chunk; the file is positioned at its content."""
     head = file.read(12)
     if len(head) < 12 or head[:4] not in (b"RIFF", b"RF64", b"BW64") or head[8:] != b"WAVE":
         return

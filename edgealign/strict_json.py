@@ -1,4 +1,4 @@
-"""Reads JSON that may come from a stranger: strict, bounded, and every complaint is a BundleUnreadable."""
+"""Reads JSON that may be hostile: strict and bounded; every fault raises BundleUnreadable."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Tokens:
 
 
 class TextTokenizer(Protocol):
-    """What a kind of tokenizer has to do."""
+    """What every kind of tokenizer provides."""
 
     def encode(self, text: str, kind: str = "grapheme", language: str | None = None) -> Tokens:
         """Tokens of one text; InvalidInput where it is empty, too long, or of a kind that the tokenizer lacks."""

@@ -1,4 +1,4 @@
-"""From which probability on a label is accepted in recordings like the user's, and what that can promise.
+"""The least accepted probability of each label, fitted to recordings like the user's, and what to expect of it.
 
 `calibrate` searches recordings in which it is known where the labels are, or that they are nowhere, and raises each
 label's probability until its false alarms are rare enough. The result lies beside the store, as
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from edgealign.scan_runs import Found
 
 FORMAT, FORMAT_VERSION = "edgealign-thresholds", 1
-LEAST_LISTENED = 0.02  # probability from which on detections are looked at when thresholds are made
+LEAST_LISTENED = 0.02  # least probability of the detections that thresholds are made from
 MIN_HIT = 0.5  # of the shorter of annotation and detection must be shared, for one to be the other
 
 
 @dataclass(frozen=True)
 class LabelThreshold:
-    """What one label is accepted from.
+    """The least accepted probability of one label, and what it was fitted on.
 
     probability    the least that is accepted
     false_alarms   per hour, at this probability, in the recordings that it was made with
@@ -173,7 +173,7 @@ def calibrate(
     """For each label the least probability, `accept` or more, with at most `per_hour` false alarms per hour.
 
     own_clips   per label the probabilities of its own recordings, see leave_one_out_probabilities
-    accept      what the bundle accepts from: calibration makes labels stricter, never laxer
+    accept      the least that the bundle accepts: calibration makes labels stricter, never laxer
     returns     the thresholds, and the hours that they rest on
     """
     if per_hour < 0:
@@ -195,7 +195,7 @@ def simulate(
     own_clips: Mapping[str, Sequence[float]],
     accept: float | Mapping[str, float],
 ) -> tuple[list[LabelThreshold], Interval, float]:
-    """How labels do that are accepted from `accept` on, a number or one per label.
+    """What the least accepted probabilities `accept`, one for all labels or one per label, would let through.
 
     own_clips   as for `calibrate`
     returns     each label, false alarms per hour of all together, and the hours searched
@@ -213,7 +213,7 @@ def simulate(
 def measure(
     label: str, probability: float, alarms: Sequence[float], hits: Sequence[float], own: Sequence[float], hours: float
 ) -> LabelThreshold:
-    """How a label does at a probability."""
+    """What a least accepted probability lets through of one label."""
 
     def accepted(values: Sequence[float]) -> int:
         return sum(value >= probability for value in values)
@@ -272,7 +272,7 @@ def save(store: Store, store_path: str, thresholds: Sequence[LabelThreshold], ho
 
 
 def in_use(recognizer: Recognizer) -> float | dict[str, float]:
-    """From which probability on labels are accepted: what `calibrate` found, else what the bundle says."""
+    """The least accepted probabilities in use: what `calibrate` found, else what the bundle says."""
     found = load(recognizer.store, recognizer.store_path)
     return recognizer.accept_probability if found is None else found
 

@@ -1,4 +1,4 @@
-"""Which of a bundle's encoders runs where nobody names one: the fastest that passed, once this device was timed.
+"""Which of a bundle's encoders runs by default: once this device was timed, the fastest that passed the gates.
 
 A bundle states a default, the fastest one where it was made. `edgealign bundle info --measure` times all variants here
 and remembers the fastest in the user's cache folder, for this processor and version of ONNX Runtime; from then on it is

@@ -76,7 +76,7 @@ def whole_sound(
     *,
     with_samples: bool = False,
 ) -> Word | None:
-    """A stretch whose ends somebody has set as one word: all of it, or its clearest sound where it is too long.
+    """A stretch that was marked as one word: all of it, or its clearest sound where it is too long.
 
     returns   None where a stretch that is too long has no sound that stands out
     """

@@ -1,4 +1,4 @@
-"""Somebody else's ONNX model -> a graph as bundles hold it: one float32 input of a known form, unit embeddings out.
+"""A third-party ONNX model -> a graph as bundles hold it: one float32 input of a known form, unit embeddings out.
 
 What leads from the one to the other is a list of steps, which are written into the graph and, apart from it, computed
 with numpy around the untouched model: so the two can be compared.
@@ -119,7 +119,7 @@ class _Writer:
                 self._node("LpNormalization", axis=1, p=2)
 
     def end(self, name: str) -> None:
-        """Gives what the chain leads to a name."""
+        """Names the output of the chain."""
         self.nodes.append(helper.make_node("Identity", [self.at], [name], name=f"{OWN}{self.part}/end"))
 
     def _centered(self, axes: list[int]) -> None:
@@ -202,7 +202,7 @@ class ForeignModel:
         return cls(name, data, proto, inputs[0].name, tensor.elem_type, shape, opset)
 
     def with_output(self, output: str | None) -> tuple[Probe, list[str]]:
-        """A session of the untouched model that gives one output, or all of floating point where None; their names."""
+        """A session of the untouched model for one output, or for all of floating point where None; and their names."""
         known = [entry.name for entry in self.proto.graph.output]
         data = self.data
         if output is not None and output not in known:

@@ -1,4 +1,4 @@
-"""The bundle of somebody else's encoder: its background bank and its decision come from samples of anything else."""
+"""The bundle of a third-party encoder: its background bank and decision are made from the user's background samples."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_foreign_bundle(
     report: Callable[[str], None],
     **golden: Any,
 ) -> Bundle:
-    """Writes the bundle of somebody else's encoder, whose bank and decision come from samples of anything else.
+    """Writes the bundle of a third-party encoder; its bank and decision are made from background samples.
 
     files        of the bundle by name, apart from bank and card
     manifest     without `bank` and `calibration`

@@ -57,7 +57,7 @@ class Checkpoint:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Packs whose test words and speakers training did not hear; a checkpoint that does not say left out all."""
+        """Packs whose test words and speakers training did not hear; where a checkpoint does not say, all packs."""
         return tuple(self.config.get("left_out", EVALUATION_PACKS))
 
     def check(self, corpus: Corpus) -> None:

@@ -75,7 +75,7 @@ class Encoders:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose; None is the model's own."""
+    """What the user chose; None leaves it to the model."""
 
     modality: str
     pool: str | None = None

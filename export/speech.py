@@ -231,7 +231,7 @@ class Clips:
 
 
 def refit(encoders: AlignedEncoders, clips: Clips) -> AlignedEncoders:
-    """The encoders with last maps fitted on words of training, see edgealign/export/last_maps.py."""
+    """The encoders with last maps fitted on words of training, see `last_maps`."""
 
     @torch.inference_mode()
     def said(words: list[int], rows: list[int]) -> Pooled:

@@ -43,8 +43,9 @@
    Rules that hold for every function
    - Matrices are float32, row after row, without gaps. Sizes count elements. The formulas are in edgealign/kernels.py.
    - A NaN or an infinity in an input is refused with EA_NOT_FINITE; outputs then hold nothing of use.
-   - Kernels (EA_KERNEL) with at most one thread allocate nothing, keep nothing and may run in any number of threads. `scratch` is the caller's
-     memory, at least as large as its comment says; nothing needs to be set in it, and it must not be shared by threads.
+   - Kernels (EA_KERNEL) with at most one thread allocate nothing, keep nothing and may run in any number of threads.
+     `scratch` is the caller's memory, at least as large as its comment says; nothing needs to be set in it, and it must
+     not be shared by threads.
    - No function throws, prints, exits or keeps global state; threads are started only where one takes n_threads.
    - `message`, where present, is a buffer of EA_MESSAGE_BYTES or NULL; a failing call leaves one sentence in it.
    - What a *_create or *_load function returned, the caller gives back with the *_free function of the same name; NULL

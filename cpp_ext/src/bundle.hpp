@@ -1,4 +1,4 @@
-// The bundle on disk: docs/formats.md, bundle formats 1 and 2. The checks are those of edgealign/bundle.py.
+// The bundle on disk: docs/formats.md, bundle formats 1 and 2. The checks are those of edgealign/manifest.py.
 #pragma once
 
 #include <memory>

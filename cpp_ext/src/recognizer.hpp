@@ -84,7 +84,6 @@ struct ea_recognizer {
     void push(const Sample *samples, size_t count);
     void end_clip();
     double heard_s() const { return double(n_frames) / double(sample_rate_hz); }
-    void open_store();
     Store load_or_create() const;
     void renew_matcher();
     void save();

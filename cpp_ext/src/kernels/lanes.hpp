@@ -70,11 +70,6 @@ EA_INLINE void store(float *to, const V &lanes) {
 }
 
 template <class V>
-EA_INLINE V smaller(const V &a, const V &b) {
-    return a < b ? a : b;
-}
-
-template <class V>
 EA_INLINE V larger(const V &a, const V &b) {
     return a > b ? a : b;
 }
