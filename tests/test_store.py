@@ -875,8 +875,8 @@ def test_a_read_only_store_stays_as_it_is_in_a_folder_that_is_not(path: Path) ->
 
 
 def test_ten_thousand_labels(path: Path) -> None:
-    """Enrolled, saved, loaded, matched: seconds at most, where a search per label would take minutes."""
-    began = time.monotonic()
+    """Enrolled, saved, loaded, matched: seconds of the processor at most; a search per label would take minutes."""
+    began = time.process_time()
     with Store.update(path, "speech", ENCODER, 64) as opened:
         for i in range(10_000):
             enroll(opened, f"label {i}", 2, seed=i)
@@ -886,7 +886,7 @@ def test_ten_thousand_labels(path: Path) -> None:
     assert matcher.classify(embeddings(2, 64, seed=77)[0])[0].label == 77
     loaded.remove("label 5000")
     loaded.undo()
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 # ---- the matcher of a store ----
