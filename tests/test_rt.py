@@ -121,6 +121,13 @@ def test_it_hears_a_pipe_as_python_does(rt: Callable, toy_bundle: Bundle, store:
     assert len(rt(*words, stdin=stereo).out.splitlines()) == 6
 
 
+@pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.aiff"])
+def test_a_file_in_its_pipe_is_no_sound(rt: Callable, tmp_path: Path, name: str) -> None:
+    soundfile.write(tmp_path / name, word_clip(0, 8), RATE)
+    ran = rt("listen", stdin=(tmp_path / name).read_bytes())
+    assert (ran.code, ran.out) == (4, "") and "raw PCM is expected" in ran.err
+
+
 def bad_wavs(folder: Path) -> dict[str, str]:
     """name -> what is said of it"""
     soundfile.write(folder / "good.wav", word_clip(0, 8), RATE)

@@ -335,6 +335,14 @@ int enroll(const Options &options) {
     return silent ? REFUSED : INPUT;
 }
 
+// What a pipe begins with where somebody sends a file through it: heard as PCM, it would be noise without a word.
+void check_raw(const char *start, size_t n_bytes) {
+    for (const char *magic : {"RIFF", "fLaC", "OggS", "FORM", "ID3"})
+        if (n_bytes >= 4 && !std::memcmp(start, magic, std::strlen(magic)))
+            throw std::runtime_error(std::string("standard input begins with ") + magic +
+                                     ", as files do: raw PCM is expected, such as arecord -t raw writes it");
+}
+
 int listen(const Options &options) {
     if (!options.files.empty()) throw Usage{"listen reads raw PCM from standard input and takes no files"};
     Opened opened(options);
@@ -345,11 +353,12 @@ int listen(const Options &options) {
     const size_t frame = options.channels * (is_float ? sizeof(float) : sizeof(int16_t));
     std::vector<char> bytes(std::max<size_t>(1, options.rate / 50) * frame);
     size_t held = 0;
-    while (true) {
+    for (bool is_first = true; true; is_first = false) {
         const ssize_t count = read(STDIN_FILENO, bytes.data() + held, bytes.size() - held);
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) throw std::runtime_error(std::string("standard input breaks off: ") + std::strerror(errno));
         held += size_t(count);
+        if (is_first) check_raw(bytes.data(), held);
         if (count == 0) stream.end();
         const size_t n_frames = held / frame;
         const ea_status status = is_float ? stream.push(reinterpret_cast<const float *>(bytes.data()), n_frames)
