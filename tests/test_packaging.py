@@ -298,6 +298,19 @@ def test_the_library_is_found_by_cmake(
     check_program(tmp_path / "build" / "program", c_store)
 
 
+def test_the_core_can_be_a_part_of_another_project(c_program: Path, tmp_path: Path) -> None:
+    shutil.copy(c_program, tmp_path / "program.c")
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\n"
+        "project(consumer C CXX)\n"
+        f'add_subdirectory("{ROOT}/cpp_ext" core)\n'
+        "add_executable(program program.c)\n"
+        "target_link_libraries(program PRIVATE edgealign::edgealign)\n"
+    )
+    run("cmake", "-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja")  # fails where a target is not there
+    assert (tmp_path / "build" / "build.ninja").is_file()
+
+
 def test_the_library_shows_nothing_but_its_interface(installed: Environment) -> None:
     if shutil.which("nm") is None:
         pytest.skip("no nm")

@@ -240,10 +240,11 @@ int main(int, char **words) {
         const edgealign::Answer answer = recognizer.classify(samples, 16000);
         std::printf("%s %zu %.3f\n", answer.label ? answer.label->c_str() : "?", answer.top.size(), answer.distance);
         edgealign::Stream stream(recognizer, 16000, 1, 0, 60);
+        edgealign::Recognizer moved(std::move(recognizer));
         if (stream.push(samples.data(), samples.size()) != EA_OK) return 2;
         stream.end();
-        while (const auto heard = stream.poll()) std::printf("%s\n", heard->label ? heard->label->c_str() : "?");
-        recognizer.begin(1);
+        while (const auto heard = stream.poll()) std::printf("%s\n", heard->top[0].label.c_str());
+        moved.begin(1);
     } catch (const edgealign::Error &error) {
         std::printf("%d %s\n", int(error.status), error.what());
     }
@@ -264,6 +265,7 @@ def test_the_cpp_header_owns_what_it_opens_and_knows_a_path_in_quotes(toy_bundle
     assert lines[0] == "10"
     assert lines[1].endswith(" 1 0.000")
     assert len(lines) == 4
+    assert lines[2] == "maji"
     assert lines[3] == "1 a sample rate of 1 Hz: 4000 to 500000 Hz are read"
     assert Store.load(tmp_path / "cpp.store").labels() == ["maji"]
 

@@ -62,6 +62,25 @@ struct Answer {
     double start_s = 0, end_s = 0, heard_s = 0;
 };
 
+namespace detail {
+
+inline Answer taken(const ea_recognizer *recognizer, const ea_answer &answer) {
+    Answer made;
+    made.has_sound = answer.has_sound != 0;
+    if (answer.label) made.label = answer.label;
+    made.probability = answer.probability, made.distance = answer.distance, made.threshold = answer.threshold;
+    for (size_t i = 0; i < answer.n_top; i++) {
+        const ea_match &match = answer.top[i];
+        made.top.push_back(
+            {ea_recognizer_label(recognizer, size_t(match.label)), match.distance, match.probability});
+    }
+    made.n_sounds = answer.n_sounds;
+    made.start_s = answer.start_s, made.end_s = answer.end_s, made.heard_s = answer.heard_s;
+    return made;
+}
+
+}  // namespace detail
+
 class Runtime {
 public:
     // Empty: $EDGEALIGN_ONNXRUNTIME, else libonnxruntime.so.1.
@@ -141,7 +160,7 @@ public:
         ea_answer answer = {};
         answer.struct_size = sizeof answer;
         detail::call([&](char *m) { return ea_recognizer_classify(get(), top_k, &answer, m); });
-        return taken(answer);
+        return detail::taken(get(), answer);
     }
     std::vector<float> embed() {
         std::vector<float> embedding(dim_);
@@ -180,20 +199,6 @@ public:
     const ea_store *store() const { return ea_recognizer_store(get()); }
     ea_recognizer *get() const { return handle_.get(); }
 
-    Answer taken(const ea_answer &answer) const {
-        Answer made;
-        made.has_sound = answer.has_sound != 0;
-        if (answer.label) made.label = answer.label;
-        made.probability = answer.probability, made.distance = answer.distance, made.threshold = answer.threshold;
-        for (size_t i = 0; i < answer.n_top; i++) {
-            const ea_match &match = answer.top[i];
-            made.top.push_back({ea_recognizer_label(get(), size_t(match.label)), match.distance, match.probability});
-        }
-        made.n_sounds = answer.n_sounds;
-        made.start_s = answer.start_s, made.end_s = answer.end_s, made.heard_s = answer.heard_s;
-        return made;
-    }
-
 private:
     size_t dim_;
     detail::Owned<ea_recognizer, ea_recognizer_free> handle_;
@@ -204,7 +209,7 @@ class Stream {
 public:
     Stream(Recognizer &recognizer, uint32_t sample_rate_hz, uint32_t n_channels = 1, double debounce_s = 0,
            double ring_s = 0)
-        : recognizer_(&recognizer) {
+        : recognizer_(recognizer.get()) {
         const ea_stream_options options = {sizeof options, sample_rate_hz, n_channels, ring_s, debounce_s};
         detail::call([&](char *message) {
             ea_stream *made = nullptr;
@@ -229,11 +234,11 @@ public:
         int32_t heard = 0;
         detail::call([&](char *m) { return ea_stream_poll(handle_.get(), top_k, &answer, &heard, m); });
         if (!heard) return std::nullopt;
-        return recognizer_->taken(answer);
+        return detail::taken(recognizer_, answer);
     }
 
 private:
-    Recognizer *recognizer_;
+    const ea_recognizer *recognizer_;  // which stays where it is when its Recognizer is moved
     detail::Owned<ea_stream, ea_stream_free> handle_;
 };
 
