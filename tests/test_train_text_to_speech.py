@@ -499,7 +499,8 @@ def test_a_run_on_another_corpus_is_refused(trained_run, recorded_corpus):
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"recipe": "croma"}, {"synthetic_words": 9}])
 def test_a_run_with_another_configuration_is_refused(spoken_corpus, tmp_path, quick_score, changed):
     Trainer(spoken_corpus.corpus, tiny_config(steps=1), tmp_path).run(silent)
-    with pytest.raises(InvalidInput, match="trained with another configuration: name another run folder"):
+    sentence = rf"trained with another configuration \({next(iter(changed))}\): name another run folder"
+    with pytest.raises(InvalidInput, match=sentence):
         Trainer(spoken_corpus.corpus, tiny_config(steps=1, **changed), tmp_path)
 
 

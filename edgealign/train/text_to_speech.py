@@ -133,11 +133,12 @@ class Trainer:
                 f"'{self.folder}' was trained on another corpus ({state['corpus_sha256'][:12]}, here "
                 f"{self.corpus.sha256[:12]}): name the corpus it was made with, or another run folder"
             )
-        if state["config"] != _plain(self.config) and {**state["config"], "steps": 0} != {
-            **_plain(self.config),
-            "steps": 0,
-        }:
-            raise InvalidInput(f"'{self.folder}' was trained with another configuration: name another run folder")
+        was, now = state["config"], _plain(self.config)
+        other = [name for name in sorted({*was, *now} - {"steps"}) if was.get(name) != now.get(name)]
+        if other:
+            raise InvalidInput(
+                f"'{self.folder}' was trained with another configuration ({', '.join(other)}): name another run folder"
+            )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -274,8 +275,8 @@ def load_state(path: Path) -> dict:
     expected = {"average", "config", "vocabulary", "corpus_sha256", "step"}
     if isinstance(state, dict) and "format" in state:
         raise InvalidInput(
-            f"'{path}' is a checkpoint of another command ('{state['format']}'): a bundle is made of best.pt of "
-            f"text-to-speech or sense.pt of audio or image, and of your own pairs by `edgealign train projection`"
+            f"'{path}' is a checkpoint of another command ('{state['format']}'), not of text-to-speech: name another. "
+            f"Bundles are also made of sense.pt of audio or image, and of your own pairs by `edgealign train projection`"
         )
     if not isinstance(state, dict) or not expected <= set(state):
         raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`: name best.pt or last.pt of a run")
