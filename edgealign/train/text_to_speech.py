@@ -276,7 +276,7 @@ def load_state(path: Path) -> dict:
     if isinstance(state, dict) and "format" in state:
         raise InvalidInput(
             f"'{path}' is a checkpoint of another command ('{state['format']}'), not of text-to-speech: name another. "
-            f"Bundles are also made of sense.pt of audio or image, and of your own pairs by `edgealign train projection`"
+            f"Bundles are also made of sense.pt of audio or image, and of your pairs by `edgealign train projection`"
         )
     if not isinstance(state, dict) or not expected <= set(state):
         raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`: name best.pt or last.pt of a run")
