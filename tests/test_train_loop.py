@@ -232,6 +232,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(data, 
     assert load_state(tmp_path / "last.pt")["step"] == 1
 
 
+def test_a_loss_that_is_not_finite_from_the_start_names_no_checkpoint(data, tmp_path):
+    loop = Loop(data, tiny_loop(steps=4), tmp_path)
+    with torch.no_grad():
+        loop.model.phi[1].weight.fill_(float("nan"))
+    with pytest.raises(Diverged, match=r"step 0: the loss of 'source' is nan. no state was saved yet"):
+        loop.run(silent)
+
+
+def test_the_folder_of_another_run_stays_as_it_is(data, tmp_path):
+    Loop(data, tiny_loop(steps=1), tmp_path).run(silent)
+    split = (tmp_path / "split.json").read_text()
+    other = replace(data, roles=data.roles[::-1])
+    with pytest.raises(InvalidInput, match="trained on other data"):
+        Loop(other, tiny_loop(steps=1), tmp_path)
+    assert (tmp_path / "split.json").read_text() == split
+
+
+def test_a_log_that_cannot_be_written_is_named(data, tmp_path):
+    loop = Loop(data, tiny_loop(steps=1), tmp_path / "run")
+    (tmp_path / "run" / "log.csv").mkdir()
+    with pytest.raises(EdgealignError, match=r"log\.csv' cannot be written: Is a directory"):
+        loop.run(silent)
+
+
 def test_strong_methods_need_strong_pairs(tmp_path):
     weak = replace(tiny_paired(), pairs=np.zeros((0, 2), np.int64))
     with pytest.raises(InvalidInput, match="weak pairs only"):

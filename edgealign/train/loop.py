@@ -96,6 +96,8 @@ class Loop:
             self._resume()
         if processes.rank() == 0:
             self._trim_log()
+            with replace_file(folder / "split.json") as file:
+                file.write(data.split_text.encode())
 
     def run(self, report: Report, minutes: float | None = None) -> None:
         """Train to config.steps, or for so many minutes; a later call goes on as if there had been no stop."""
@@ -175,10 +177,12 @@ class Loop:
                 value = loss(model)
             number = float(value.detach())
             if not math.isfinite(number):
+                last = self.folder / "last.pt"
+                kept = f"'{last}' holds the last good state" if last.exists() else "no state was saved yet"
                 raise Diverged(
-                    f"step {self.step}: the loss of '{stage.task}' is {number}. '{self.folder / 'last.pt'}' holds the "
-                    f"last good state; train in another folder with a smaller inner_learning_rate (now "
-                    f"{self.config.inner_learning_rate}) or outer_learning_rate ({self.config.outer_learning_rate})"
+                    f"step {self.step}: the loss of '{stage.task}' is {number}. {kept}; train in another folder with a "
+                    f"smaller inner_learning_rate (now {self.config.inner_learning_rate}) or outer_learning_rate "
+                    f"({self.config.outer_learning_rate})"
                 )
             seen.append(number)
             return value
@@ -209,8 +213,6 @@ class Loop:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(f"'{self.folder}' cannot hold a run ({error.strerror}): name another folder") from None
-        with replace_file(self.folder / "split.json") as file:
-            file.write(self.data.split_text.encode())
 
     def _resume(self) -> None:
         state = load_state(self.folder / "last.pt")
@@ -246,11 +248,15 @@ class Loop:
         if processes.rank() != 0:
             return
         row = {"step": self.step, "trained_s": round(self.trained_s, 1), **terms}
-        with (self.folder / "log.csv").open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+        path = self.folder / "log.csv"
+        try:
+            with path.open("a", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, row)
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise EdgealignError(f"'{path}' cannot be written: {error.strerror}") from None
         if self.writer is not None:
             for name, value in terms.items():
                 self.writer.add_scalar(name, value, self.step)
