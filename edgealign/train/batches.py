@@ -17,7 +17,6 @@ from edgealign.train.augment import Augmenter
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import CROSSED, STRETCHES, TESTED, Corpus
 from edgealign.train.front_end import WINDOWS
-from edgealign.train.warping import KNOTS, warped
 from edgealign.train.words import sound_of
 
 
@@ -70,10 +69,10 @@ RECORDED_SHARES = {
 
 @dataclass(frozen=True)
 class Splice:
-    """A pseudo-word: parts of up to three recorded words, each (label row, from, to) in shares of the mean take.
+    """A pseudo-word: parts of up to three recorded words, each (label row, from, to) in shares of the word's length.
 
     People recorded few words, so parts of them are put together into thousands of others: whoever said both words
-    also "said" the splice.
+    also "said" the splice. Time runs alike enough in two people's takes for shares of the length to mark one sound.
     """
 
     parts: tuple[tuple[int, float, float], ...]
@@ -91,7 +90,6 @@ class Batches:
         self.recorded = self._recorded()
         sound = {i: sound_of(corpus.labels[i].ipa) for i in self.synthetic}
         self.clips_by_speaker = {label: self._by_speaker(clips) for label, clips in self.recorded.items()}
-        self.moments: dict[int, dict[int, np.ndarray]] = {}  # of the takes of the labels that were spliced, by clip
         self.packs: dict[str, list[int]] = {}
         for label in self.recorded:
             self.packs.setdefault(corpus.labels[label].source.split(":")[0], []).append(label)
@@ -172,23 +170,10 @@ class Batches:
                 speaker = order[i % len(order)] if order else rng.choice(list(clips))
                 chosen.append(rng.choice(clips[speaker]))
             frames = [
-                self._part(clip, *np.interp((first, end), KNOTS, self._moments(label)[clip]), rng)
-                for clip, (label, first, end) in zip(chosen, splice.parts, strict=True)
+                self._part(clip, first, end, rng) for clip, (_, first, end) in zip(chosen, splice.parts, strict=True)
             ]
             takes.append((int(self.corpus.clips["speaker"][chosen[0]]), np.concatenate(frames)))
         return takes
-
-    def _moments(self, label: int) -> dict[int, np.ndarray]:
-        """Where the moments KNOTS of a recorded word are in each of its clips."""
-        if label not in self.moments:
-            clips = self.recorded[label]
-            takes = []
-            for clip in clips:
-                row = self.corpus.clips[clip]
-                first, end = row["offset"] + row["first"], row["offset"] + max(row["end"], row["first"] + 1)
-                takes.append(self.augmenter.clean([self.corpus.spectra[first:end]])[0][0].T.numpy())
-            self.moments[label] = dict(zip(clips, warped(takes), strict=True))
-        return self.moments[label]
 
     def _part(self, clip: int, first: float, end: float, rng: random.Random) -> np.ndarray:
         row = self.corpus.clips[clip]
