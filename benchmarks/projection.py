@@ -26,11 +26,12 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from benchmarks import held_out, rivals, rows
 from edgealign import Bundle, machine
+from edgealign.episodes import mean_and_ci95
 from edgealign.export.import_onnx import ImportOptions, import_onnx
 from edgealign.inputs import Windows
 from edgealign.samples import open_sample
 from edgealign.train import packs, projection
-from edgealign.train.evaluation import Cell, Evaluation, mean_and_ci95
+from edgealign.train.evaluation import Cell, Evaluation
 from edgealign.train.features import SAMPLE_RATE_HZ, Spoken
 from edgealign.train.paired import Protocol
 from edgealign.train.synthesis import Espeak

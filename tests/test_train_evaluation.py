@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny_pairs import tiny_loop, tiny_paired
 
+from edgealign.episodes import mean_and_ci95
 from edgealign.errors import InvalidInput
 from edgealign.train import evaluation as evaluation_module
 from edgealign.train import research
-from edgealign.train.evaluation import Evaluation, Retrieval, mean_and_ci95, ranks, retrieval
+from edgealign.train.evaluation import Evaluation, Retrieval, ranks, retrieval
 from edgealign.train.loop import Loop, build_model
 from edgealign.train.networks import GradientReversal
 from edgealign.train.paired import Paired, Protocol, split_labels

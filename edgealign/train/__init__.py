@@ -5,6 +5,7 @@ front_end   the front end and the window policy that encoders are trained for
 ops         the formulas of the core as torch operators
 losses      alignment and classification losses
 meta        Reptile, and adaptation on a copy
+checkpoints what is kept of a run
 
 The bundle `speech`:
 

@@ -349,8 +349,3 @@ def ranks(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
     """
     best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
     return 1 + ((similarity >= best) & ~right).sum(axis=1)
-
-
-def mean_and_ci95(values: np.ndarray) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval over episodes: 1.96 s / sqrt(n)."""
-    return float(values.mean()), float(1.96 * values.std(ddof=1) / len(values) ** 0.5)

@@ -8,12 +8,10 @@ kind of task does not move what another trains. The checkpoint `best.pt` is chos
 from __future__ import annotations
 
 import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.train import meta, processes
+from edgealign.train.checkpoints import plain, read_checkpoint
 from edgealign.train.evaluation import Evaluation
 from edgealign.train.methods import METHODS, LoopConfig, Stage, expect_pairs
 from edgealign.train.networks import PairedEncoders
@@ -221,7 +220,7 @@ class Loop:
                 f"'{self.folder}' was trained on other data ({state['data_sha256'][:12]}, here "
                 f"{self.data.sha256[:12]}): name the data it was made with, or another run folder"
             )
-        mine = _plain(self.config)
+        mine = plain(self.config)
         other = [name for name, value in state["config"].items() if mine[name] != value and name != "checkpoint_s"]
         if other:
             raise InvalidInput(
@@ -237,7 +236,7 @@ class Loop:
         if processes.rank() != 0:
             return
         state = {
-            "format": FORMAT, "config": _plain(self.config), "data": self.data.name, "data_sha256": self.data.sha256,
+            "format": FORMAT, "config": plain(self.config), "data": self.data.name, "data_sha256": self.data.sha256,
             "split_sha256": self.data.split_sha256, "step": self.step, "best": self.best, "trained_s": self.trained_s,
             "model": self.model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }  # fmt: skip
@@ -285,14 +284,9 @@ def _validation(data: Paired) -> Evaluation:
 
 
 def load_state(path: Path) -> dict:
-    """A checkpoint of `Loop`; InvalidInput for anything else. Only tensors and plain values are unpickled."""
-    try:
-        state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InvalidInput(f"there is no checkpoint '{path}': name best.pt or last.pt of a run") from None
-    except Exception as error:  # whatever a file that is none makes the unpickler stumble over
-        raise InvalidInput(f"'{path}' is not a checkpoint, or is damaged: remove it or name another folder") from error
-    found = state.get("format") if isinstance(state, dict) else None
+    """A checkpoint of `Loop`; InvalidInput for anything else."""
+    state = read_checkpoint(path, "best.pt or last.pt of a run")
+    found = state.get("format")
     if found != FORMAT:
         kind = f"of the format '{found}'" if found else "of another command"
         raise InvalidInput(f"'{path}' is a checkpoint {kind}: this command reads '{FORMAT}', name another folder")
@@ -304,10 +298,6 @@ def load_best(data: Paired, config: LoopConfig, folder: Path) -> PairedEncoders:
     model = build_model(data, config)
     model.load_state_dict(load_state(folder / "best.pt")["model"])
     return model.eval()
-
-
-def _plain(config: LoopConfig) -> dict:
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _tensorboard(folder: Path) -> object:

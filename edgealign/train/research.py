@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from edgealign.episodes import mean_and_ci95
 from edgealign.errors import InvalidInput
 from edgealign.train import packs, pairs_table, processes, published
-from edgealign.train.evaluation import Cell, Evaluation, Retrieval, mean_and_ci95
+from edgealign.train.evaluation import Cell, Evaluation, Retrieval
 from edgealign.train.features import FeatureConfig
 from edgealign.train.listing import Listing
 from edgealign.train.methods import LoopConfig

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from edgealign.errors import InvalidInput
 from edgealign.train import losses
+from edgealign.train.checkpoints import plain, read_checkpoint
 from edgealign.train.loop import Diverged, duration
 from edgealign.train.sense_encoders import SenseConfig, SenseEncoder
 from edgealign.train.source_networks import N_SPECIAL, PictureMap, Words
@@ -168,7 +169,7 @@ class SenseTrainer:
 
     def _save(self, name: str) -> None:
         state = {
-            "format": FORMAT, "config": _plain(self.config), "step": self.step,
+            "format": FORMAT, "config": plain(self.config), "step": self.step,
             "best": self.best, "trained_s": self.trained_s, "average": self.average.state_dict(),
             "encoder": self.encoder.state_dict(), "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -178,7 +179,7 @@ class SenseTrainer:
 
     def _resume(self, path: Path) -> None:
         state = load_state(path)
-        expected = _plain(self.config)
+        expected = plain(self.config)
         if state["config"] != expected:
             different = [name for name in expected if state["config"].get(name) != expected[name]]
             raise InvalidInput(
@@ -192,16 +193,10 @@ class SenseTrainer:
 
 
 def load_state(path: Path, form: str = FORMAT) -> dict:
-    """What `SenseTrainer` or `Sense` saved; InvalidInput for anything else. Nothing but tensors and plain values is
-    unpickled."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InvalidInput(f"there is no checkpoint '{path}': name sense.pt of a run") from None
-    except Exception as error:  # whatever a file that is none makes the unpickler stumble over
-        raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`, or is damaged: name another") from error
-    if not isinstance(state, dict) or state.get("format") != form:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    """What `SenseTrainer` or `Sense` saved; InvalidInput for anything else."""
+    state = read_checkpoint(path, "sense.pt of a run")
+    found = state.get("format")
+    if found != form:
         raise InvalidInput(
             f"'{path}' has the format {found!r}: expected {form!r}, of `edgealign train audio` or `image`"
         )
@@ -250,7 +245,7 @@ class Sense:
             sources["words"] = {"words": _half(self.words), "vocabulary": self.vocabulary}
         if self.pictures is not None:
             sources["pictures"] = {
-                "pictures": _half(self.pictures), "pictures_config": _plain(self.pictures.config),
+                "pictures": _half(self.pictures), "pictures_config": plain(self.pictures.config),
                 "picture_map": _half(self.picture_map),
             }  # fmt: skip
         for name, parts in sources.items():
@@ -259,7 +254,7 @@ class Sense:
         with replace_file(path) as file:
             torch.save(
                 {
-                    "format": SENSE_FORMAT, "config": self.config | {"encoder": _plain(self.encoder.config)},
+                    "format": SENSE_FORMAT, "config": self.config | {"encoder": plain(self.encoder.config)},
                     "encoder": encoder, "sources": list(sources),
                 },
                 file,
@@ -288,10 +283,6 @@ class Sense:
         if modality is not None and sense.modality != modality:
             raise InvalidInput(f"'{path}' is an encoder of the modality {sense.modality}: expected {modality}")
         return sense
-
-
-def _plain(config: object) -> dict:
-    return json.loads(json.dumps(asdict(config)))
 
 
 def _beside(path: Path, source: str) -> Path:

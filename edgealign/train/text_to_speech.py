@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from edgealign.errors import InvalidInput
 from edgealign.train import losses, meta
 from edgealign.train.batches import Batch, Batches, build_vocabulary
+from edgealign.train.checkpoints import plain, read_checkpoint
 from edgealign.train.config import RECIPES, TrainConfig
 from edgealign.train.corpus import Corpus
 from edgealign.train.encoders import AlignedEncoders
@@ -133,7 +134,7 @@ class Trainer:
                 f"'{self.folder}' was trained on another corpus ({state['corpus_sha256'][:12]}, here "
                 f"{self.corpus.sha256[:12]}): name the corpus it was made with, or another run folder"
             )
-        was, now = state["config"], _plain(self.config)
+        was, now = state["config"], plain(self.config)
         other = [name for name in sorted({*was, *now} - {"steps"}) if was.get(name) != now.get(name)]
         if other:
             raise InvalidInput(
@@ -147,7 +148,7 @@ class Trainer:
     def start_from(self, checkpoint: Path) -> None:
         """Begin with the weights of another run; what it never saw of the vocabulary and the phonemes starts afresh."""
         state = load_state(checkpoint)
-        theirs, mine = ({**c["encoders"], "n_tokens": 0} for c in (state["config"], _plain(self.config)))
+        theirs, mine = ({**c["encoders"], "n_tokens": 0} for c in (state["config"], plain(self.config)))
         if theirs != mine:
             raise InvalidInput(f"'{checkpoint}' has other encoders than this run: start from one of the same sizes")
         weights, own = state["average"], self.model.state_dict()
@@ -251,7 +252,7 @@ class Trainer:
 
     def _save(self, name: str) -> None:
         state = {
-            "config": _plain(self.config),
+            "config": plain(self.config),
             "vocabulary": self.vocabulary,
             "phones": "".join(self.batches.phone_ids),
             "corpus_sha256": self.corpus.sha256, "corpus": self.corpus.made_of,
@@ -265,23 +266,14 @@ class Trainer:
 
 
 def load_state(path: Path) -> dict:
-    """What `Trainer` saved; InvalidInput for anything else. Nothing but tensors and plain values is ever unpickled."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InvalidInput(f"there is no checkpoint '{path}': name best.pt or last.pt of a run") from None
-    except Exception as error:  # whatever a file that is none makes the unpickler stumble over
-        raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`, or is damaged: name another") from error
+    """What `Trainer` saved; InvalidInput for anything else."""
+    state = read_checkpoint(path, "best.pt or last.pt of a run")
     expected = {"average", "config", "vocabulary", "corpus_sha256", "step"}
-    if isinstance(state, dict) and "format" in state:
+    if "format" in state:
         raise InvalidInput(
             f"'{path}' is a checkpoint of another command ('{state['format']}'), not of text-to-speech: name another. "
             f"Bundles are also made of sense.pt of audio or image, and of your pairs by `edgealign train projection`"
         )
-    if not isinstance(state, dict) or not expected <= set(state):
+    if not expected <= set(state):
         raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`: name best.pt or last.pt of a run")
     return state
-
-
-def _plain(config: TrainConfig) -> dict:
-    return json.loads(json.dumps(asdict(config)))
