@@ -30,7 +30,7 @@ ULP = 2.0**-24  # half a unit in the last place of float32 at 1
 BACKENDS = ("native", "numpy", "torch_cpu")
 DTYPES = ("float16", "float32", "float64")
 TORCH_OPS = {"sq_l2", "cosine", "nearest", "prototypes"}
-EPISODIC_OPS = {"episodic_step", "episodic_loss", "episodic_step_backward"}  # their table is in tests/test_torch_ops.py
+EPISODIC_OPS = {"episodic_step", "episodic_step_backward"}  # their table is in tests/test_torch_ops.py
 CALIBRATION = Calibration(
     w_bias=-1, w_z=0.5, w_t=0.25, w_distance=-3, w_margin=4, w_loo=1, w_shots=0.3, w_text=-0.5, accept_logit=0.2,
     top=5, prior_loo=0.3, prior_weight=3, lone_margin=0.2,

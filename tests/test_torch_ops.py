@@ -77,8 +77,6 @@ def sample_inputs() -> list:
         pytest.param("episodic_step", episodes(dtype=torch.float32), id="episodic_step"),
         pytest.param("episodic_step", (*episodes(dtype=torch.float32), 1), id="episodic_step, sq_l2"),
         pytest.param("episodic_step", strided(episodes(dtype=torch.float32)), id="episodic_step, strided"),
-        pytest.param("episodic_loss", episodes(dtype=torch.float32), id="episodic_loss"),
-        pytest.param("episodic_loss", strided(episodes(dtype=torch.float32)), id="episodic_loss, strided"),
         pytest.param("episodic_step_backward", backward_arguments(), id="episodic_step_backward"),
     ]
 
@@ -247,7 +245,7 @@ def test_the_episodic_step_is_right_on_every_instruction_set(instruction_set: st
     asked = subprocess.run([sys.executable, "-c", ask], env=environ, capture_output=True, text=True, check=False)
     if asked.stdout != f"{instruction_set}\n":
         pytest.skip(f"this processor or this build has no {instruction_set}")
-    tests = "what_the_formulas_say and native or repeats or beyond_what or loss_alone_is"
+    tests = "what_the_formulas_say and native or repeats or beyond_what"
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", tests]
     done = subprocess.run([sys.executable, *words], env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -319,57 +317,11 @@ def test_zero_rows_and_prototypes_without_direction_have_gradient_zero(
         assert of_queries[0, 3].eq(0).all()
 
 
-LOSSES = {"native": torch.ops.edgealign.episodic_loss, "torch": ops._composed_episodic_loss}
-
-
-@pytest.mark.parametrize("upstream", [1.0, 0.3])
-@pytest.mark.parametrize("shape", [*SHAPES, (40, 5, 2, 200, 128)])  # the last is written past the caches
-@pytest.mark.parametrize("metric", ops.METRICS)
-def test_the_loss_alone_is_the_mean_of_the_losses_of_the_step(metric: str, shape: tuple, upstream: float) -> None:
-    given = episodes(*shape, dtype=torch.float32)
-    with_gradient = [t for t in given if t.requires_grad]
-    losses = [ops.episodic_loss(*given, metric), ops.episodic_step(*given, metric).losses.mean()]
-    have, want = (torch.autograd.grad(upstream * loss, with_gradient) for loss in losses)
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
-    for mine, theirs in zip(have, want, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
-    if upstream == 1:
-        assert torch.equal(have[0], want[0]) and torch.equal(have[1], want[1])
-    with torch.no_grad():
-        torch.testing.assert_close(ops.episodic_loss(*given, metric), losses[0], rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("metric", ops.METRICS)
-def test_first_and_second_derivatives_of_the_loss_alone(metric: str) -> None:
-    def loss(support: Tensor, queries: Tensor, scale: Tensor) -> Tensor:
-        return ops.episodic_loss(support, queries, targets, scale, metric)
-
-    support, queries, targets, scale = episodes(2, 3, 2, 3, 4)
-    assert torch.autograd.gradcheck(loss, (support, queries, scale))
-    support, queries, targets, scale = episodes(1, 2, 2, 2, 3)
-    assert torch.autograd.gradgradcheck(loss, (support, queries, scale))
-
-
-def test_a_gradient_of_the_loss_that_is_changed_in_place_is_not_given_out_again() -> None:
-    given = episodes(dtype=torch.float32)
-    loss = ops.episodic_loss(*given)
-    torch.autograd.grad(loss, given[0], retain_graph=True)[0].zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(loss, given[0])
-
-
-@pytest.mark.parametrize("backend", LOSSES)
-def test_the_loss_alone_of_no_episodes_is_not_a_number(backend: str) -> None:
-    loss, of_support, of_queries, of_scale = LOSSES[backend](*(t.detach() for t in episodes(0, dtype=torch.float32)))
-    assert loss.isnan() and len(of_support) == len(of_queries) == 0 and of_scale == 0
-
-
 @pytest.mark.parametrize("metric", ops.METRICS)
 def test_an_episodic_loss_compiles_without_graph_breaks(metric: str) -> None:
     def loss(support: Tensor, queries: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
         step = ops.episodic_step(2 * support, queries, targets, scale.exp(), metric)
-        alone = ops.episodic_loss(support, 3 * queries, targets, scale, metric)
-        return alone + step.losses.mean() + 0.1 * step.prototypes.square().sum() + ops.episodic_step(
+        return step.losses.mean() + 0.1 * step.prototypes.square().sum() + ops.episodic_step(
             support, queries, targets, 2.0, metric
         ).log_probabilities.mean()  # fmt: skip
 
@@ -434,15 +386,11 @@ def test_episodes_that_do_not_fit_together_are_refused(name: str, backend: str) 
     misfit, message = MISFITS[name]
     with pytest.raises(RuntimeError, match=message):
         STEPS[backend](*misfit(*(t.detach() for t in episodes())))
-    with pytest.raises(RuntimeError, match=message):
-        LOSSES[backend](*misfit(*(t.detach() for t in episodes())))
 
 
 def test_a_wrong_metric_is_named() -> None:
     with pytest.raises(ValueError, match="unknown metric 'dot', expected one of cosine, sq_l2"):
         ops.episodic_step(*episodes(), "dot")
-    with pytest.raises(ValueError, match="unknown metric 'dot', expected one of cosine, sq_l2"):
-        ops.episodic_loss(*episodes(), "dot")
 
 
 def test_the_backward_operator_checks_what_it_is_given() -> None:
@@ -517,8 +465,7 @@ def test_cuda_and_cpu_agree(shape: tuple, metric: int, dtype: torch.dtype, toler
         step = torch.ops.edgealign.episodic_step(*given, metric)
         wrt = [t for t in given if t.requires_grad]
         cotangents = [t.to(device) for t in cotangents_of([t.cpu() for t in step])]
-        alone = torch.ops.edgealign.episodic_loss(*given, metric)
-        made.append([t.cpu() for t in (*step, *alone, *torch.autograd.grad(step, wrt, cotangents))])
+        made.append([t.cpu() for t in (*step, *torch.autograd.grad(step, wrt, cotangents))])
     for cpu, cuda in zip(*made, strict=True):
         torch.testing.assert_close(cuda, cpu, rtol=tolerance, atol=tolerance)
 

@@ -113,15 +113,6 @@ struct Outputs {
     std::tuple<Tensor, Tensor, Tensor, Tensor> all() const { return {losses, log_probabilities, distances, prototypes}; }
 };
 
-// Where nothing else of the step is kept.
-struct OnlyLosses {
-    Tensor losses, log_probabilities, distances, prototypes;
-
-    explicit OnlyLosses(const Episodes &e)
-        : losses(torch::stable::new_empty(e.support, {e.n_episodes})), log_probabilities(losses), distances(losses),
-          prototypes(losses) {}
-};
-
 struct Gradients {
     OptionalTensor losses, log_probabilities, distances, prototypes;
     Tensor support, queries, scale;

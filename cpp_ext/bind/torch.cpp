@@ -180,47 +180,12 @@ void forward(const Episodes &episodes, const Outputs &made) {
 }
 
 template <class Real>
-ea::EpisodicGradients<Real> pointers(const Episodes &episodes, const Gradients &gradients) {
+void backward(const Episodes &episodes, const Outputs &made, const Gradients &gradients) {
+    const auto step = episodes.step<Real>(made, *data<Real>(episodes.scale));
     auto g = gradients.pointers<Real>();
     const int64_t n_rows = episodes.n_episodes * (episodes.n_way * episodes.n_shot + episodes.n_query);
     g.beyond_caches = n_rows * episodes.dim * int64_t(sizeof(Real)) > BEYOND_CACHES_BYTES;
-    return g;
-}
-
-template <class Real>
-void backward(const Episodes &episodes, const Outputs &made, const Gradients &gradients) {
-    const auto step = episodes.step<Real>(made, *data<Real>(episodes.scale));
-    const auto g = pointers<Real>(episodes, gradients);
     over_episodes(episodes.n_episodes, [&](size_t a, size_t b) { return ea::episodic_step_backward(step, g, a, b); });
-}
-
-template <class Real>
-Real sum(const Tensor &values) {
-    double total = 0;
-    for (int64_t i = 0; i < values.numel(); i++) total += data<Real>(values)[i];
-    return Real(total);
-}
-
-template <class Real>
-void loss(const Episodes &episodes, const Gradients &gradients, const Tensor &made, const Tensor &of_scale) {
-    const OnlyLosses losses(episodes);
-    const Real of_each = 1 / Real(episodes.n_episodes);
-    const auto step = episodes.step<Real>(losses, *data<Real>(episodes.scale));
-    const auto g = pointers<Real>(episodes, gradients);
-    over_episodes(episodes.n_episodes,
-                  [&](size_t a, size_t b) { return ea::episodic_loss(step, of_each, g, a, b); });
-    *data<Real>(made) = sum<Real>(losses.losses) / Real(episodes.n_episodes);
-    *data<Real>(of_scale) = sum<Real>(gradients.scale);
-}
-
-// The mean loss, and its gradients.
-std::tuple<Tensor, Tensor, Tensor, Tensor> episodic_loss(Tensor support, Tensor queries, Tensor targets, Tensor scale,
-                                                         int64_t metric) {
-    const Episodes episodes(support, queries, targets, scale, metric);
-    const Gradients gradients(episodes, {}, {}, {}, {});
-    const Tensor made = torch::stable::new_empty(episodes.support, {}), of_scale = torch::stable::new_empty(made, {});
-    (episodes.is_double() ? loss<double> : loss<float>)(episodes, gradients, made, of_scale);
-    return {made, gradients.support, gradients.queries, of_scale};
 }
 
 }  // namespace
@@ -231,8 +196,6 @@ STABLE_TORCH_LIBRARY(edgealign, m) {
     m.def("nearest(Tensor queries, Tensor prototypes, int k=1, int metric=0) -> (Tensor, Tensor)");
     m.def("prototypes(Tensor embeddings, Tensor labels, SymInt n_labels, Tensor? weights=None) -> Tensor");
     m.def("episodic_step(Tensor support, Tensor queries, Tensor targets, Tensor scale, int metric=0) -> (Tensor, Tensor, "
-          "Tensor, Tensor)");
-    m.def("episodic_loss(Tensor support, Tensor queries, Tensor targets, Tensor scale, int metric=0) -> (Tensor, Tensor, "
           "Tensor, Tensor)");
     m.def("episodic_step_backward(Tensor? of_losses, Tensor? of_log_probabilities, Tensor? of_distances, Tensor? "
           "of_prototypes, Tensor support, Tensor queries, Tensor targets, Tensor scale, int metric, Tensor "
@@ -245,6 +208,5 @@ STABLE_TORCH_LIBRARY_IMPL(edgealign, CPU, m) {
     m.impl("nearest", TORCH_BOX(&nearest));
     m.impl("prototypes", TORCH_BOX(&prototypes));
     m.impl("episodic_step", TORCH_BOX((&episodic_step<forward<float>, forward<double>>)));
-    m.impl("episodic_loss", TORCH_BOX(&episodic_loss));
     m.impl("episodic_step_backward", TORCH_BOX((&episodic_step_backward<backward<float>, backward<double>>)));
 }

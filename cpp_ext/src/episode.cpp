@@ -182,45 +182,11 @@ ea_status episodic_step_backward(const EpisodicStep<Real> &step, const EpisodicG
         });
 }
 
-template <class Real>
-ea_status episodic_loss(const EpisodicStep<Real> &step, Real of_each, const EpisodicGradients<Real> &gradients,
-                        size_t first, size_t end) {
-    const size_t n_pairs = step.n_query * step.n_way, n_prototypes = step.n_way * step.dim;
-    const size_t n_support = n_prototypes * step.n_shot, n_queries = step.n_query * step.dim;
-    try {
-        std::vector<Real> kept(2 * n_pairs + n_prototypes);
-        EpisodicStep<Real> one = step;
-        one.log_probabilities = kept.data();
-        one.distances = kept.data() + n_pairs;
-        one.prototypes = kept.data() + 2 * n_pairs;
-        EpisodicGradients<Real> its = gradients;
-        its.losses = &of_each;
-        for (size_t e = first; e < end; e++) {
-            one.support = step.support + e * n_support;
-            one.queries = step.queries + e * n_queries;
-            one.targets = step.targets + e * step.n_query;
-            one.losses = step.losses + e;
-            its.support = gradients.support + e * n_support;
-            its.queries = gradients.queries + e * n_queries;
-            its.scale = gradients.scale + e;
-            ea_status status = episodic_step(one, 0, 1);
-            if (status == EA_OK) status = episodic_step_backward(one, its, 0, 1);
-            if (status != EA_OK) return status;
-        }
-        return EA_OK;
-    } catch (const std::bad_alloc &) {
-        return EA_OUT_OF_MEMORY;
-    }
-}
-
 template ea_status episodic_step(const EpisodicStep<float> &, size_t, size_t);
 template ea_status episodic_step(const EpisodicStep<double> &, size_t, size_t);
 template ea_status episodic_step_backward(const EpisodicStep<float> &, const EpisodicGradients<float> &, size_t,
                                           size_t);
 template ea_status episodic_step_backward(const EpisodicStep<double> &, const EpisodicGradients<double> &, size_t,
                                           size_t);
-template ea_status episodic_loss(const EpisodicStep<float> &, float, const EpisodicGradients<float> &, size_t, size_t);
-template ea_status episodic_loss(const EpisodicStep<double> &, double, const EpisodicGradients<double> &, size_t,
-                                 size_t);
 
 }  // namespace ea

@@ -51,11 +51,6 @@ ea_status episodic_step(const EpisodicStep<Real> &step, size_t first, size_t end
 template <class Real>
 ea_status episodic_step_backward(const EpisodicStep<Real> &step, const EpisodicGradients<Real> &gradients, size_t first,
                                  size_t end);
-// Both at once for the losses alone, `of_each` being the gradient of every loss: an episode is fetched from memory once.
-// Of the outputs of the step, and of the gradients of outputs, only the losses are used.
-template <class Real>
-ea_status episodic_loss(const EpisodicStep<Real> &step, Real of_each, const EpisodicGradients<Real> &gradients,
-                        size_t first, size_t end);
 
 // ---- for src/episode.cpp alone: one episode, by the vectors of an instruction set (kernels/episode.hpp) ----
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["EpisodicStep", "backend", "cosine", "episodic_loss", "episodic_step", "nearest", "prototypes", "sq_l2"]
+__all__ = ["EpisodicStep", "backend", "cosine", "episodic_step", "nearest", "prototypes", "sq_l2"]
 
 LIBRARY = Path(__file__).parents[1] / "_torch_ops.so"
 CUDA_LIBRARY = LIBRARY.with_name("_torch_ops_cuda.so")  # there only where it was built with a CUDA toolkit
@@ -27,8 +27,6 @@ SCHEMAS = (
     "nearest(Tensor queries, Tensor prototypes, int k=1, int metric=0) -> (Tensor, Tensor)",
     "prototypes(Tensor embeddings, Tensor labels, SymInt n_labels, Tensor? weights=None) -> Tensor",
     "episodic_step(Tensor support, Tensor queries, Tensor targets, Tensor scale, int metric=0) -> (Tensor, Tensor, "
-    "Tensor, Tensor)",
-    "episodic_loss(Tensor support, Tensor queries, Tensor targets, Tensor scale, int metric=0) -> (Tensor, Tensor, "
     "Tensor, Tensor)",
     "episodic_step_backward(Tensor? of_losses, Tensor? of_log_probabilities, Tensor? of_distances, Tensor? "
     "of_prototypes, Tensor support, Tensor queries, Tensor targets, Tensor scale, int metric, Tensor "
@@ -92,29 +90,11 @@ def episodic_step(
     directions repeat to the bit, with any number of threads; second derivatives are computed by torch's own operators.
     A target out of range, NaN and infinity are a RuntimeError; on CUDA, finding them waits for the device.
     """
-    given = support, queries, targets, *_scale_and_metric(queries, scale, metric)
-    return EpisodicStep(*torch.ops.edgealign.episodic_step(*given))
-
-
-def episodic_loss(
-    support: Tensor, queries: Tensor, targets: Tensor, scale: Tensor | float = 1.0, metric: str = "cosine"
-) -> Tensor:
-    """The mean of the losses of `episodic_step`, a tensor of no dimensions, where nothing else of the step is needed.
-
-    Where a gradient is wanted, it is made along with the loss, while an episode is in the caches: embeddings are read
-    from memory once and not twice, and memory of their size is held between forward and backward. Loss and gradients
-    are those of `episodic_step(...).losses.mean()` within rounding.
-    """
-    given = support, queries, targets, *_scale_and_metric(queries, scale, metric)
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given):
-        return torch.ops.edgealign.episodic_loss(*given)[0]
-    return torch.ops.edgealign.episodic_step(*given)[0].mean()
-
-
-def _scale_and_metric(queries: Tensor, scale: Tensor | float, metric: str) -> tuple[Tensor, int]:
     if metric not in METRICS:
         raise ValueError(f"unknown metric '{metric}', expected one of {', '.join(METRICS)}")
-    return scale if isinstance(scale, Tensor) else queries.new_full((), scale), METRICS[metric]
+    if not isinstance(scale, Tensor):
+        scale = queries.new_full((), scale)
+    return EpisodicStep(*torch.ops.edgealign.episodic_step(support, queries, targets, scale, METRICS[metric]))
 
 
 # ---- formulas out of torch's operators: gradients, and what runs where the core does not ----
@@ -242,18 +222,6 @@ def _torch_episodic_step_backward(
     )
 
 
-def _composed_episodic_loss(
-    support: Tensor, queries: Tensor, targets: Tensor, scale: Tensor, metric: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = support, queries, targets, scale, metric
-    losses, *made = torch.ops.edgealign.episodic_step(*given)
-    of_each = torch.full_like(losses, 1 / max(1, len(losses)))
-    of_support, of_queries, of_scale = torch.ops.edgealign.episodic_step_backward(
-        of_each, None, None, None, *given, *made
-    )
-    return losses.mean(), of_support, of_queries, of_scale.sum()
-
-
 # ---- gradients ----
 
 
@@ -307,29 +275,6 @@ def _episodic_step_backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, 
     return of_support, of_queries, None, of_scale.sum(), None
 
 
-def _keep_gradients(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *given, ctx.metric = inputs
-    ctx.save_for_backward(*given, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _episodic_loss_backward(ctx, of_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if of_loss is None:
-        return None, None, None, None, None
-    *given, of_support, of_queries, of_scale = ctx.saved_tensors
-    if torch.is_grad_enabled():  # for second derivatives
-        of_losses = of_loss.expand(len(of_support)) / len(of_support)
-        of_support, of_queries, of_scale = _torch_episodic_step_backward(
-            of_losses, None, None, None, *given, ctx.metric, *(None, None, None)
-        )
-        return of_support, of_queries, None, of_scale.sum(), None
-    # Most often the loss is all there is to differentiate. Not asked of what is traced, nor of a device to wait for.
-    if type(of_loss) is Tensor and of_loss.device.type == "cpu" and of_loss == 1:
-        return of_support, of_queries, None, of_scale, None
-    return of_support * of_loss, of_queries * of_loss, None, of_scale * of_loss, None
-
-
 # ---- shapes, for torch.compile ----
 
 
@@ -359,14 +304,6 @@ def _fake_episodic_step(
     pairs = (n_episodes, queries.shape[1], n_way)
     shapes = ((n_episodes,), pairs, pairs, (n_episodes, n_way, dim))
     return tuple(support.new_empty(shape) for shape in shapes)
-
-
-def _fake_episodic_loss(
-    support: Tensor, queries: Tensor, targets: Tensor, scale: Tensor, metric: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_episodes(support, queries, targets, scale, metric)
-    of_support, of_queries = support.new_empty(support.shape), queries.new_empty(queries.shape)
-    return scale.new_empty(()), of_support, of_queries, scale.new_empty(())
 
 
 def _fake_episodic_step_backward(*arguments: Tensor | int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -418,14 +355,13 @@ def _load() -> dict[str, bool]:
         "prototypes": _torch_prototypes,
         "episodic_step": _torch_episodic_step,
         "episodic_step_backward": _torch_episodic_step_backward,
-        "episodic_loss": _composed_episodic_loss,
     }
     for schema in SCHEMAS:
         name = schema.partition("(")[0]
         if not native:
             torch.library.define(f"edgealign::{name}", schema.removeprefix(name))
             torch.library.impl(f"edgealign::{name}", "cpu", formulas[name])
-        if not (native_cuda and name.startswith("episodic_step")):  # not the loss, which is composed of the two
+        if not (native_cuda and name.startswith("episodic_step")):
             torch.library.impl(f"edgealign::{name}", "cuda", formulas[name])
     for name, fake in (
         ("sq_l2", _fake_distances),
@@ -434,14 +370,12 @@ def _load() -> dict[str, bool]:
         ("prototypes", _fake_prototypes),
         ("episodic_step", _fake_episodic_step),
         ("episodic_step_backward", _fake_episodic_step_backward),
-        ("episodic_loss", _fake_episodic_loss),
     ):
         torch.library.register_fake(f"edgealign::{name}", fake)
     torch.library.register_autograd("edgealign::sq_l2", _sq_l2_backward, setup_context=_keep_pair)
     torch.library.register_autograd("edgealign::cosine", _cosine_backward, setup_context=_keep_pair)
     torch.library.register_autograd("edgealign::prototypes", _prototypes_backward, setup_context=_keep_labels)
     torch.library.register_autograd("edgealign::episodic_step", _episodic_step_backward, setup_context=_keep_episodes)
-    torch.library.register_autograd("edgealign::episodic_loss", _episodic_loss_backward, setup_context=_keep_gradients)
     return {"cpu": native, "cuda": native_cuda}
 
 
