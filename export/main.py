@@ -150,7 +150,7 @@ def _of_checkpoint(
         raise InvalidInput(f"'{checkpoint}' is of text-to-speech: name with --corpus what it was trained on")
     if weights is not None:
         loaded.save_half(weights)
-    return export_speech(checkpoint, corpus, output, say)
+    return export_speech(loaded, corpus, output, say)
 
 
 def _refuse(belongs_to: str, **options: object) -> None:

@@ -53,14 +53,15 @@ TEXT_WEIGHT = 0.75
 GOLDEN_TEXTS = (("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None), ("water", "grapheme", None))
 
 
-def export_speech(checkpoint_path: Path, corpus_path: Path, target: Path, report: Callable[[str], None]) -> Bundle:
+def export_speech(
+    checkpoint: graph.Checkpoint, corpus_path: Path, target: Path, report: Callable[[str], None]
+) -> Bundle:
     """Write the bundle at `target`: int8 and fp32 encoders, text encoder, background bank, decision and card.
 
     corpus_path   quantization samples, bank and validation words. One that was rendered anew will do: whether a word is
                   for validation is said by how it sounds, and of a recording by the packs' splits
     """
     check_target(target)
-    checkpoint = graph.Checkpoint.load(checkpoint_path)
     corpus = Corpus(corpus_path)
     checkpoint.check(corpus)
     if checkpoint.corpus_sha256 != corpus.sha256:
