@@ -65,10 +65,10 @@ def calibrate(
     from edgealign.writing import check_place
 
     recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
+    labels = recognizer.store.labels()  # first: where there is no store, that is to be said, and not its folder
     check_place(thresholds.path_of(recognizer.store_path))
     heard, failures = _hear(recognizer, recordings, tables, tier, fmin, fmax, audio_speed)
     own = thresholds.leave_one_out_probabilities(recognizer.store, recognizer.bundle)
-    labels = recognizer.store.labels()
     made, hours = thresholds.calibrate(heard, labels, own, recognizer.accept_probability, per_hour)
     thresholds.save(recognizer.store, recognizer.store_path, made, hours, per_hour)
     where = printable(thresholds.path_of(recognizer.store_path))

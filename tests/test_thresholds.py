@@ -100,6 +100,15 @@ def test_a_table_tells_where_the_labels_are(tmp_path: Path, samples_folder: Path
     assert other.code == 4 and "nothing.txt" in other.err and other.out == ""
 
 
+@pytest.mark.parametrize("command", ["calibrate", "simulate"])
+def test_without_a_store_that_is_what_is_said(tmp_path: Path, edgealign, command: str) -> None:
+    (tmp_path / "noise").mkdir()
+    store = tmp_path / "no folder" / "words.store"
+    ran = edgealign(command, tmp_path / "noise", "--store", store)
+    assert ran.code == 3
+    assert ran.err == f"error: there is no store at '{store}': enroll recordings first\n"
+
+
 def test_a_table_that_does_not_say_all_calibrates_nothing(tmp_path: Path, samples_folder: Path, edgealign) -> None:
     edgealign("enroll", samples_folder)
     soundfile.write(tmp_path / "tape.wav", tape([0, 1])[0], RATE_HZ)
