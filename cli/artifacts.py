@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,10 +10,14 @@ import typer
 
 from edgealign.cli.options import BUNDLE_HELP, Modality, ModalityOption, StoreOption, store_path
 from edgealign.cli.output import counted, print_facts, printable, table
+from edgealign.errors import InvalidInput
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgealign.bundle import Bundle
     from edgealign.inputs import Input
+    from edgealign.store import Store
 
 store_app = typer.Typer(
     help="Look after a store of labels.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -30,13 +35,22 @@ BundleArgument = Annotated[
 
 
 @store_app.command("list")
-def list_labels(store: StoreOption = None, modality: ModalityOption = None) -> None:
+def list_labels(
+    label: Annotated[
+        str | None, typer.Argument(metavar="[LABEL]", help="List the samples of this label, not the labels.")
+    ] = None,
+    store: StoreOption = None,
+    modality: ModalityOption = None,
+) -> None:
     """The labels and what each was learned from."""
     import numpy as np
 
     from edgealign.store import PICTURE, RECORDING, TEXT, Store
 
     opened = Store.load(store_path(store, modality))
+    if label is not None:
+        _list_samples(opened, label)
+        return
     rows = opened.rows()
     labels = opened.labels()
     counts = {
@@ -51,6 +65,17 @@ def list_labels(store: StoreOption = None, modality: ModalityOption = None) -> N
         for i, label in enumerate(labels)
     )
     print(table(columns, lines))
+
+
+def _list_samples(store: Store, label: str) -> None:
+    from edgealign.store import RECORDING, TEXT, sample_id
+
+    rows = _rows_of(store, label)
+    if not len(rows):
+        raise InvalidInput(f"the store has no label '{label}': `edgealign store list` names them")
+    kinds = {RECORDING: "picture" if store.modality == "image" else "recording", TEXT: "text"}
+    lines = ((row["name"], kinds.get(row["kind"], "picture to start from"), sample_id(row)) for row in rows)
+    print(table(("sample", "what it is", "id"), lines))
 
 
 @store_app.command("info")
@@ -78,21 +103,75 @@ def store_info(store: StoreOption = None, modality: ModalityOption = None) -> No
 @store_app.command("remove")
 def remove(
     labels: Annotated[list[str], typer.Argument(metavar="LABELS...", help="The labels to remove.")],
+    samples: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sample",
+            help="Remove this sample of the one label, by the name or id that `store list LABEL` prints; may be "
+            "repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
     store: StoreOption = None,
     modality: ModalityOption = None,
 ) -> None:
-    """Remove labels, as one operation that `undo` takes back."""
+    """Remove labels, or samples of one, as one operation that `undo` takes back.
+
+    A sample that is still in the folder comes back when the folder is enrolled again.
+    """
     from edgealign.store import Store
 
+    if samples and len(labels) > 1:
+        raise InvalidInput(f"{len(labels)} labels and a sample were given: name the one label that the sample is of")
     with Store.update(store_path(store, modality)) as opened:
-        removed = [(label, opened.remove(label)) for label in labels]
+        if samples:
+            for sample in samples:
+                opened.remove(labels[0], sample)
+            n_left = len(_rows_of(opened, labels[0]))
+        else:
+            removed = [(label, opened.remove(label)) for label in labels]
+    if samples:
+        what = counted(len(samples), "sample")
+        print(f"removed {what} of {printable(labels[0])}, which has {counted(n_left, 'sample')} left")
+        return
     for label, n_samples in removed:
         print(f"removed {printable(label)} ({counted(n_samples, 'sample')})")
 
 
+@store_app.command("rename")
+def rename(
+    label: Annotated[str, typer.Argument(metavar="LABEL", help="The label as it is.")],
+    new_label: Annotated[str, typer.Argument(metavar="NEW", help="Its new name; one that is there already is joined.")],
+    store: StoreOption = None,
+    modality: ModalityOption = None,
+) -> None:
+    """Give a label another name, as one operation that `undo` takes back.
+
+    Two labels become one where the new name is one of the others: both keep what they learned, nothing is there twice.
+    """
+    from edgealign.sources import checked_label
+    from edgealign.store import Store
+
+    new_label = checked_label(new_label)
+    with Store.update(store_path(store, modality)) as opened:
+        joins = new_label in opened.labels()
+        n_moved = opened.rename(label, new_label)
+        n_samples = len(_rows_of(opened, new_label))
+    done = f"renamed {printable(label)} to {printable(new_label)}"
+    if joins:
+        done += f", which was there: {counted(n_moved, 'sample')} joined it"
+    print(f"{done} ({counted(n_samples, 'sample')})")
+
+
+def _rows_of(store: Store, label: str) -> np.ndarray:
+    """The rows of a label; none where it is not in the store."""
+    labels, rows, name = store.labels(), store.rows(), unicodedata.normalize("NFC", label)
+    return rows[rows["label"] == labels.index(name)] if name in labels else rows[:0]
+
+
 @store_app.command("undo")
 def undo(store: StoreOption = None, modality: ModalityOption = None) -> None:
-    """Undo the last enroll, remove or merge."""
+    """Undo the last enroll, remove, rename or merge."""
     from edgealign.store import Store
 
     with Store.update(store_path(store, modality)) as opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,12 +129,13 @@ class Quality:
                     other = self.labels[others[1][row]]
                     warnings.append(
                         f"{clip} is more like '{other}' ({others[0][row]:.2f} away) than like the rest of "
-                        f"'{self.labels[label]}' ({distance:.2f} away): check that it is what its label says"
+                        f"'{self.labels[label]}' ({distance:.2f} away): check that it is what its label says, or "
+                        f"{_takes_out(self.labels[label], self.names[row])}"
                     )
                 elif len(own) >= MIN_RECORDINGS_FOR_OUTLIERS and distance > limit:
                     warnings.append(
                         f"{clip} is unlike the rest of '{self.labels[label]}' ({distance:.2f} away, {limit:.2f} would "
-                        f"be usual at most): listen to it"
+                        f"be usual at most): listen to it, or {_takes_out(self.labels[label], self.names[row])}"
                     )
         return _shortened(warnings, "clips")
 
@@ -185,11 +187,16 @@ def in_two_labels(store: Store, labels: Sequence[str]) -> list[str]:
     for same in places.values():
         found = dict.fromkeys(f"'{all_labels[rows['label'][row]]}'" for row in same)
         if len(found) > 1:
+            last = rows[same[-1]]
             warnings.append(
-                f"'{rows['name'][same[0]]}' was learned as {' and as '.join(found)}: if one of them is wrong, "
-                f"`edgealign store remove` that label and enroll the rest of it again"
+                f"'{last['name']}' was learned as {' and as '.join(found)}: if one of them is wrong, "
+                f"{_takes_out(all_labels[last['label']], last['name'])}, or likewise with the other label"
             )
     return _shortened(warnings, "clips")
+
+
+def _takes_out(label: str, name: str) -> str:
+    return f"take it out with `edgealign store remove {shlex.quote(label)} --sample {shlex.quote(name)}`"
 
 
 def _shortened(warnings: list[str], what: str) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgealign import kernels
 from edgealign.errors import BundleMismatch, EdgealignError, InvalidInput, StoreUnreadable, StoreUnwritable
+from edgealign.escaping import printable
 from edgealign.kernels import PICTURE, RECORDING, TEXT, Calibration
 
 try:
@@ -19,7 +20,7 @@ try:
 except ImportError:
     _core = None
 
-__all__ = ["PICTURE", "RECORDING", "TEXT", "Matcher", "Store"]
+__all__ = ["PICTURE", "RECORDING", "TEXT", "Matcher", "Store", "sample_id"]
 
 # What to do with a store after its encoder was replaced: embeddings of two encoders mean nothing to each other.
 ANOTHER_ENCODER = (
@@ -27,7 +28,8 @@ ANOTHER_ENCODER = (
 )
 LOCK_WAIT_S = 60.0  # an enrollment holds the lock for milliseconds; longer than this is a stuck process
 LOCK_POLL_S = 0.01
-ROW = np.dtype([("label", np.int32), ("kind", np.int32), ("name", object)])
+ROW = np.dtype([("label", np.int32), ("kind", np.int32), ("sha256", np.uint8, 32), ("name", object)])
+ID_DIGITS = 8  # of a sample's sha256 that tell it from another of the same name
 
 
 @contextmanager
@@ -190,10 +192,43 @@ class Store:
             short_names = [_short_name(name) for name in names]
             return _core.store_add(self._native, label, kind, embeddings, b"".join(sha256s), short_names)
 
-    def remove(self, label: str) -> int:
-        """Take a label out. Returns of how many samples; InvalidInput where there is no such label."""
+    def remove(self, label: str, sample: str | None = None) -> int:
+        """Take a label out, or one of its samples. Returns of how many samples.
+
+        sample   its name, which a terminal may have shown escaped, or `sample_id`
+        raises   InvalidInput where there is no such label or sample, or several are named so
+        """
+        label = unicodedata.normalize("NFC", label)
+        row = None if sample is None else self._row_of(label, sample)
         with self._change():
-            return _core.store_remove(self._native, unicodedata.normalize("NFC", label))
+            if row is None:
+                return _core.store_remove(self._native, label)
+            _core.store_remove_row(self._native, row)
+            return 1
+
+    def _row_of(self, label: str, sample: str) -> int:
+        labels, rows = self.labels(), self.rows()
+        own = np.flatnonzero(rows["label"] == labels.index(label)) if label in labels else ()
+        if not len(own):
+            raise InvalidInput(f"the store has no label '{label}'")
+        fits = [int(row) for row in own if sample in (rows["name"][row], printable(rows["name"][row]))]
+        fits = fits or [int(row) for row in own if sample == sample_id(rows[row])]
+        if len(fits) > 1:
+            ids = ", ".join(sample_id(rows[row]) for row in fits)
+            raise InvalidInput(f"{len(fits)} samples of '{label}' are named '{sample}': say which by its id, of {ids}")
+        if not fits:
+            raise InvalidInput(f"'{label}' has no sample '{sample}': `edgealign store list '{label}'` names them")
+        return fits[0]
+
+    def rename(self, label: str, new_label: str) -> int:
+        """Give the samples of a label to another one, where they come last. Returns how many.
+
+        A label that is there already is joined; of what both have, one is kept, and is not counted. InvalidInput where
+        there is no such label, and for a new one that is the old one or no label at all.
+        """
+        label, new_label = (unicodedata.normalize("NFC", name) for name in (label, new_label))
+        with self._change():
+            return _core.store_rename(self._native, label, new_label)
 
     def merge(self, other: Store) -> int:
         """Add what another store of the same encoder holds beyond this one. Returns how many samples."""
@@ -210,7 +245,7 @@ class Store:
         return _core.store_labels(self._native)
 
     def rows(self) -> np.ndarray:
-        """Structured [n]: `label` int32, position in `labels`; `kind` int32; `name` str."""
+        """Structured [n]: `label` int32, position in `labels`; `kind` int32; `sha256` uint8 [32]; `name` str."""
         return self._view()[0]
 
     def embeddings(self) -> np.ndarray:
@@ -223,8 +258,9 @@ class Store:
             labels, kinds = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32)
             embeddings = np.empty((n_rows, self.dim), np.float32)
             rows = np.empty(n_rows, ROW)
-            rows["name"] = _core.store_rows(self._native, labels, kinds, embeddings)
-            rows["label"], rows["kind"] = labels, kinds
+            sha256s = np.empty((n_rows, 32), np.uint8)
+            rows["name"] = _core.store_rows(self._native, labels, kinds, sha256s, embeddings)
+            rows["label"], rows["kind"], rows["sha256"] = labels, kinds, sha256s
             self._rows = rows, embeddings
         return self._rows
 
@@ -237,6 +273,11 @@ class Store:
     def sha256(self) -> str:
         """The checksum at the end of the file that this store is, or would be: it covers all bytes before."""
         return _core.store_sha256(self._native).hex()
+
+
+def sample_id(row: np.void) -> str:
+    """What tells a row of `Store.rows` from another of the same name: the first digits of its sha256."""
+    return row["sha256"].tobytes().hex()[:ID_DIGITS]
 
 
 class Matcher(kernels.Matcher):

@@ -487,6 +487,27 @@ def test_store_commands(taught, samples_folder: Path, tmp_path: Path) -> None:
     assert taught("store", "remove", "maji", "never").code == 2
     assert len(taught("store", "list").out.splitlines()) == 4  # all or nothing
 
+    listed = [line.split() for line in taught("store", "list", "maji").out.splitlines()]
+    assert listed[0] == ["sample", "what", "it", "is", "id"]
+    assert [line[1] for line in listed[1:]] == ["recording"] * 5
+    removed = taught("store", "remove", "maji", "--sample", listed[1][0], "--sample", listed[2][-1])
+    assert removed.out == "removed 2 samples of maji, which has 3 samples left\n"
+    assert [line.split() for line in taught("store", "list", "maji").out.splitlines()] == [listed[0], *listed[3:]]
+    assert taught("store", "remove", "maji", "moto", "--sample", listed[3][0]).code == 2
+    assert taught("store", "remove", "maji", "--sample", listed[3][0], "--sample", "never.wav").code == 2
+    taught("store", "undo")  # both at once; what was refused left no operation behind
+    assert [line.split() for line in taught("store", "list", "maji").out.splitlines()] == listed
+    assert "no label 'never'" in taught("store", "list", "never").err
+
+    assert taught("store", "rename", "maji", " water ").out == "renamed maji to water (5 samples)\n"
+    joined = taught("store", "rename", "water", "moto")
+    assert joined.out == "renamed water to moto, which was there: 5 samples joined it (10 samples)\n"
+    assert len(taught("store", "list").out.splitlines()) == 3
+    assert taught("store", "rename", "moto", " ").code == taught("store", "rename", "never", "x").code == 2
+    taught("store", "undo")
+    taught("store", "undo")
+    assert len(taught("store", "list").out.splitlines()) == 4
+
     elsewhere = tmp_path / "elsewhere.store"
     taught("enroll", samples_folder / "maji", "--label", "water", "--store", elsewhere)
     merged = taught("store", "merge", elsewhere)

@@ -267,6 +267,18 @@ class Model:
             if row[0] == label and not row[3]:
                 row[3] = self.n_ops
 
+    def drop(self, index: int) -> None:
+        self.n_ops += 1
+        [row for row in self.rows if not row[3]][index][3] = self.n_ops
+
+    def rename(self, label: str, new_label: str) -> int:
+        moved = [(new_label, source) for owner, source in self.live() if owner == label]
+        n_ops = self.n_ops
+        n_moved = self.add(moved)
+        self.n_ops = n_ops  # the same operation
+        self.remove(label)
+        return n_moved
+
     def undo(self) -> None:
         self.rows = [row for row in self.rows if row[2] != self.n_ops]
         for row in self.rows:
@@ -287,6 +299,8 @@ some_labels, some_sources = st.sampled_from("abc"), st.lists(st.integers(0, 5), 
 steps = st.one_of(
     st.tuples(st.just("add"), some_labels, some_sources),
     st.tuples(st.just("remove"), some_labels),
+    st.tuples(st.just("drop"), st.integers(0, 20)),
+    st.tuples(st.just("rename"), some_labels, some_labels),
     st.tuples(st.just("undo")),
     st.tuples(st.just("merge"), st.lists(st.tuples(some_labels, some_sources), max_size=3)),
     st.tuples(st.just("reload")),
@@ -307,6 +321,12 @@ def test_any_sequence_of_changes_does_what_the_model_does(
         elif step == "remove" and arguments[0] in model.labels():
             made.remove(arguments[0])
             model.remove(arguments[0])
+        elif step == "drop" and arguments[0] < len(model.live()):
+            label, source = model.live()[arguments[0]]
+            assert made.remove(label, str(source)) == 1
+            model.drop(arguments[0])
+        elif step == "rename" and arguments[0] in model.labels() and arguments[0] != arguments[1]:
+            assert made.rename(*arguments) == model.rename(*arguments)
         elif step == "undo" and model.n_ops:
             made.undo()
             model.undo()
@@ -324,6 +344,98 @@ def test_any_sequence_of_changes_does_what_the_model_does(
         assert [(labels[row["label"]], int(row["name"])) for row in made.rows()] == model.live()
         for (_, source), row in zip(model.live(), made.embeddings(), strict=True):
             assert (row == source_row(source)).all()
+
+
+# ---- rename, and remove a sample ----
+
+
+def test_a_renamed_label_keeps_all_that_was_learned(path: Path) -> None:
+    made = new_store()
+    enroll(made, "maji", 3)
+    enroll(made, "maji", 1, TEXT, seed=1)
+    enroll(made, "moto")
+    before = content(made)
+    with made.operation():
+        assert made.rename("maji", "water") == 4
+    made.save(path)
+    loaded = Store.load(path)
+    assert loaded.labels() == ["moto", "water"]
+    water = loaded.rows()["label"] == 1
+    assert loaded.rows()["name"][water].tolist() == ["maji0.wav", "maji1.wav", "maji2.wav", "maji0.wav"]
+    assert loaded.rows()["kind"][water].tolist() == [RECORDING] * 3 + [TEXT]
+    np.testing.assert_array_equal(loaded.embeddings()[water], np.concatenate([embeddings(3), embeddings(1, seed=1)]))
+    assert loaded.rows()["sha256"][water][0].tobytes() == digest("maji", 0, 0)
+    loaded.undo()
+    assert content(loaded) == before
+
+
+def test_a_label_that_is_renamed_to_another_joins_it_and_undo_parts_them() -> None:
+    made = new_store()
+    add_sources(made, "maji", [0, 1])
+    add_sources(made, "Maji", [1, 2, 3])
+    before = content(made)
+    assert made.rename("Maji", "maji") == 2
+    assert made.labels() == ["maji"]
+    assert made.rows()["name"].tolist() == ["0", "1", "2", "3"]
+    made.undo()
+    assert content(made) == before
+
+
+def test_a_label_that_holds_nothing_else_leaves_when_it_is_renamed() -> None:
+    made = new_store()
+    add_sources(made, "a", [0, 1])
+    add_sources(made, "b", [0])
+    before = content(made)
+    assert made.rename("b", "a") == 0
+    assert made.labels() == ["a"]
+    made.undo()
+    assert content(made) == before
+
+
+def test_a_rename_beyond_the_limit_of_rows_is_refused_and_changes_nothing() -> None:
+    n_rows = 1_000_000  # EA_MAX_ROWS; those of the past count, which undo may bring back
+    made = Store.create("speech", ENCODER, 1)
+    sources = [i.to_bytes(32, "big") for i in range(n_rows)]
+    made.add("a", np.ones((n_rows, 1), np.float32), RECORDING, sources, [""] * n_rows)
+    with pytest.raises(InvalidInput, match="at most 1000000 rows"):
+        made.rename("a", "b")
+    assert (made.labels(), made.n_ops) == (["a"], 1)
+
+
+def test_a_sample_is_removed_by_its_name_and_comes_back_by_undo() -> None:
+    made = new_store()
+    enroll(made, "maji", 3)
+    before = content(made)
+    assert made.remove("maji", "maji1.wav") == 1
+    assert made.rows()["name"].tolist() == ["maji0.wav", "maji2.wav"]
+    np.testing.assert_array_equal(made.embeddings(), embeddings(3)[[0, 2]])
+    made.undo()
+    assert content(made) == before
+
+
+def test_the_last_sample_of_a_label_takes_the_label_with_it() -> None:
+    made = new_store()
+    enroll(made, "maji", 1)
+    enroll(made, "moto", 1)
+    made.remove("maji", "maji0.wav")
+    assert made.labels() == ["moto"]
+
+
+def test_samples_of_one_name_are_told_apart_by_their_ids() -> None:
+    made = new_store()
+    sources = [digest(0), digest(1)]
+    made.add("maji", embeddings(2), RECORDING, sources, ["1.wav", "1.wav"])
+    ids = [source.hex()[:8] for source in sources]
+    with pytest.raises(InvalidInput, match=f"2 samples of 'maji' are named '1.wav'.* {ids[0]}, {ids[1]}"):
+        made.remove("maji", "1.wav")
+    made.remove("maji", ids[0])
+    np.testing.assert_array_equal(made.embeddings(), embeddings(2)[1:])
+
+
+def test_a_name_is_found_as_a_terminal_shows_it() -> None:
+    made = new_store()
+    made.add("maji", embeddings(1), RECORDING, [digest(0)], ["a\x1b[2Jb.wav"])
+    assert made.remove("maji", r"a\x1b[2Jb.wav") == 1
 
 
 # ---- merge ----
@@ -467,6 +579,13 @@ def test_a_stuck_writer_is_reported(path: Path, monkeypatch: pytest.MonkeyPatch)
         (lambda made: made.add("a", embeddings(2), RECORDING, [digest(0)], ["", ""]), "2 embeddings need as many"),
         (lambda made: made.add("a", embeddings(1), RECORDING, [b"short"], [""]), "sha256s of 32 bytes"),
         (lambda made: made.remove("b"), "no label 'b'"),
+        (lambda made: made.remove("b", "maji0.wav"), "no label 'b'"),
+        (lambda made: made.remove("maji", "other.wav"), "'maji' has no sample 'other.wav'"),
+        (lambda made: made.remove("maji", ""), "'maji' has no sample ''"),
+        (lambda made: made.rename("b", "c"), "no label 'b'"),
+        (lambda made: made.rename("maji", "maji"), "'maji' is the name of the label already"),
+        (lambda made: made.rename("maji", ""), "label has 0 bytes"),
+        (lambda made: made.rename("maji", "x" * 1025), "label has 1025 bytes"),
     ],
 )
 def test_a_change_that_makes_no_sense_is_refused_and_changes_nothing(
@@ -647,7 +766,7 @@ def test_the_file_of_format_1_is_read() -> None:
     golden = Store.load(GOLDEN)
     assert (golden.modality, golden.encoder_sha256, golden.dim, golden.n_ops) == ("speech", ENCODER, 3, 3)
     assert golden.labels() == ["maji", "ماء 💧"]
-    assert golden.rows().tolist() == [
+    assert golden.rows()[["label", "kind", "name"]].tolist() == [
         (0, RECORDING, "a.wav"),
         (0, RECORDING, "b.wav"),
         (1, TEXT, "ماء"),

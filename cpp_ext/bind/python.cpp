@@ -686,18 +686,20 @@ PyObject *store_labels(PyObject *const *items, Py_ssize_t count) {
     return list;
 }
 
-// Fills labels and kinds [n], embeddings [n, dim]; returns the names.
+// Fills labels and kinds [n], source sha256s [n, 32] and embeddings [n, dim]; returns the names.
 PyObject *store_rows(PyObject *const *items, Py_ssize_t count) {
-    Arguments arguments(items, count, 4);
+    Arguments arguments(items, count, 5);
     auto *store = arguments.handle<ea_store>(0, STORE);
     const size_t n_rows = ea_store_n_rows(store), dim = ea_store_dim(store);
     int32_t *labels = arguments.out<int32_t>(1, n_rows), *kinds = arguments.out<int32_t>(2, n_rows);
-    float *embeddings = arguments.out<float>(3, n_rows, dim);
+    uint8_t *sha256s = arguments.out<uint8_t>(3, n_rows, 32);
+    float *embeddings = arguments.out<float>(4, n_rows, dim);
     PyObject *names = PyList_New(Py_ssize_t(n_rows));
     for (size_t i = 0; names && i < n_rows; i++) {
         ea_store_row row;
         ea_store_get_row(store, i, &row);
         labels[i] = row.label, kinds[i] = row.kind;
+        std::memcpy(sha256s + 32 * i, row.source_sha256, 32);
         std::memcpy(embeddings + i * dim, row.embedding, dim * sizeof(float));
         PyList_SetItem(names, Py_ssize_t(i), PyUnicode_FromString(row.name));
     }
@@ -736,6 +738,22 @@ PyObject *store_remove(PyObject *const *items, Py_ssize_t count) {
     size_t n_removed = 0;
     check(ea_store_remove(arguments.handle<ea_store>(0, STORE), arguments.text(1), &n_removed, message), message);
     return PyLong_FromSize_t(n_removed);
+}
+
+PyObject *store_remove_row(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 2);
+    char message[EA_MESSAGE_BYTES] = "";
+    check(ea_store_remove_row(arguments.handle<ea_store>(0, STORE), arguments.size(1), message), message);
+    return none();
+}
+
+PyObject *store_rename(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 3);
+    char message[EA_MESSAGE_BYTES] = "";
+    size_t n_moved = 0;
+    check(ea_store_rename(arguments.handle<ea_store>(0, STORE), arguments.text(1), arguments.text(2), &n_moved, message),
+          message);
+    return PyLong_FromSize_t(n_moved);
 }
 
 PyObject *store_merge(PyObject *const *items, Py_ssize_t count) {
@@ -795,6 +813,8 @@ PyMethodDef functions[] = {
     FUNCTION("store_begin_op", store_begin_op),
     FUNCTION("store_add", store_add),
     FUNCTION("store_remove", store_remove),
+    FUNCTION("store_remove_row", store_remove_row),
+    FUNCTION("store_rename", store_rename),
     FUNCTION("store_merge", store_merge),
     FUNCTION("store_undo", store_undo),
     FUNCTION("store_sha256", store_sha256),

@@ -359,6 +359,12 @@ EA_API void ea_store_begin_op(ea_store *store);
 EA_API ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, const float *embeddings, size_t n_rows,
                               const uint8_t *source_sha256s, const char *const *names, size_t *n_added, char *message);
 EA_API ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed, char *message);
+/* Take one row out; index as in ea_store_get_row, and those behind it move up. */
+EA_API ea_status ea_store_remove_row(ea_store *store, size_t index, char *message);
+/* Give the rows of a label to another one, new or known, where they come last; those that it has already are not there
+   twice. *n_moved counts the others. */
+EA_API ea_status ea_store_rename(ea_store *store, const char *label, const char *new_label, size_t *n_moved,
+                                 char *message);
 /* Add what `other` holds and this store does not. */
 EA_API ea_status ea_store_merge(ea_store *store, const ea_store *other, size_t *n_added, char *message);
 EA_API ea_status ea_store_undo(ea_store *store, char *message);

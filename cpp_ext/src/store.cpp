@@ -157,7 +157,38 @@ ea_status add_rows(ea_store &store, const std::vector<NewRow> &candidates, size_
     return EA_OK;
 }
 
+// Marks rows that are there as removed by the open operation, or by a new one.
+template <class Gone>
+size_t remove_rows(ea_store &store, Gone gone) {
+    const uint64_t op = open_op(store);
+    size_t n_removed = 0;
+    for (size_t i = 0; i < store.rows.size(); i++) {
+        if (store.rows[i].removed_op || !gone(i)) continue;
+        store.rows[i].removed_op = op;
+        n_removed++;
+    }
+    store.rebuild_view();
+    return n_removed;
+}
+
+ea_status check_label(const char *label, char *message) {
+    const size_t label_bytes = std::strlen(label);
+    if (label_bytes < 1 || label_bytes > EA_MAX_LABEL_BYTES)
+        return fail(message, EA_INVALID_ARGUMENT, "the label has %zu bytes of UTF-8, expected 1 to %d", label_bytes,
+                    EA_MAX_LABEL_BYTES);
+    if (!valid_utf8(label)) return fail(message, EA_INVALID_ARGUMENT, "the label is not UTF-8");
+    return EA_OK;
+}
+
+ea_status no_label(const char *label, char *message) {
+    return fail(message, EA_NOT_FOUND, "the store has no label '%.100s'", label);
+}
+
 }  // namespace
+
+bool ea_store::has(std::string_view label) const {
+    return std::any_of(view.labels.begin(), view.labels.end(), [&](uint32_t l) { return labels[l] == label; });
+}
 
 void ea_store::rebuild_view() {
     view.rows.clear();
@@ -224,11 +255,7 @@ void ea_store_begin_op(ea_store *store) { store->op_open = false; }
 
 ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, const float *embeddings, size_t n_rows,
                        const uint8_t *source_sha256s, const char *const *names, size_t *n_added, char *message) {
-    const size_t label_bytes = std::strlen(label);
-    if (label_bytes < 1 || label_bytes > EA_MAX_LABEL_BYTES)
-        return fail(message, EA_INVALID_ARGUMENT, "the label has %zu bytes of UTF-8, expected 1 to %d", label_bytes,
-                    EA_MAX_LABEL_BYTES);
-    if (!valid_utf8(label)) return fail(message, EA_INVALID_ARGUMENT, "the label is not UTF-8");
+    if (const ea_status status = check_label(label, message)) return status;
     if (!known_kind(uint32_t(kind)))
         return fail(message, EA_INVALID_ARGUMENT, "%d is not a kind of sample", kind);
     for (size_t i = 0; i < n_rows; i++)
@@ -249,16 +276,45 @@ ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, const f
 ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed, char *message) {
     return guarded(message, [&] {
         *n_removed = 0;
-        const auto there = [&](const StoreRow &row) { return !row.removed_op && store->labels[row.label] == label; };
-        if (std::none_of(store->rows.begin(), store->rows.end(), there))
-            return fail(message, EA_NOT_FOUND, "the store has no label '%.100s'", label);
-        const uint64_t op = open_op(*store);
-        for (StoreRow &row : store->rows) {
-            if (!there(row)) continue;
-            row.removed_op = op;
-            ++*n_removed;
+        if (!store->has(label)) return no_label(label, message);
+        *n_removed = remove_rows(*store, [&](size_t i) { return store->labels[store->rows[i].label] == label; });
+        return EA_OK;
+    });
+}
+
+ea_status ea_store_remove_row(ea_store *store, size_t index, char *message) {
+    return guarded(message, [&] {
+        if (index >= store->view.rows.size())
+            return fail(message, EA_NOT_FOUND, "the store has %zu rows, and none with the index %zu",
+                        store->view.rows.size(), index);
+        open_op(*store);  // may drop rows of the past, which moves the others
+        const size_t gone = store->view.rows[index];
+        remove_rows(*store, [&](size_t i) { return i == gone; });
+        return EA_OK;
+    });
+}
+
+ea_status ea_store_rename(ea_store *store, const char *label, const char *new_label, size_t *n_moved, char *message) {
+    *n_moved = 0;
+    if (const ea_status status = check_label(new_label, message)) return status;
+    if (!std::strcmp(label, new_label))
+        return fail(message, EA_INVALID_ARGUMENT, "'%.100s' is the name of the label already", label);
+    return guarded(message, [&] {
+        if (!store->has(label)) return no_label(label, message);
+        // Copies: what they are made of moves while they are added.
+        std::vector<StoreRow> moved;
+        std::vector<float> embeddings;
+        for (size_t at : store->view.rows) {
+            if (store->labels[store->rows[at].label] != label) continue;
+            moved.push_back(store->rows[at]);
+            embeddings.insert(embeddings.end(), store->embedding(at), store->embedding(at) + store->dim);
         }
-        store->rebuild_view();
+        std::vector<NewRow> candidates;
+        for (const StoreRow &row : moved)
+            candidates.push_back({new_label, row.name, row.kind, row.source_sha256.data(),
+                                  embeddings.data() + candidates.size() * store->dim});
+        if (const ea_status status = add_rows(*store, candidates, n_moved, message)) return status;
+        remove_rows(*store, [&](size_t i) { return store->labels[store->rows[i].label] == label; });
         return EA_OK;
     });
 }

@@ -57,5 +57,6 @@ struct ea_store {
     ea::Digest digest;  // the checksum of the file
 
     const float *embedding(size_t row) const { return embeddings.data() + row * dim; }
+    bool has(std::string_view label) const;
     void rebuild_view();
 };

@@ -209,6 +209,9 @@ void store(const std::string &folder) {
             ea_store_row row;
             ea_store_get_row(loaded, i, &row);
         }
+        size_t n_moved = 0;
+        ea_store_rename(loaded, "label", "other", &n_moved, message);
+        ea_store_remove_row(loaded, 0, message);
         ea_store_undo(loaded, message);
     }
     ea_store_free(loaded);
