@@ -151,14 +151,22 @@ def enroll(
     bundle: BundleOption = None,
     variant: VariantOption = None,
     device: DeviceOption = Device.AUTO,
-    channel: ChannelOption = "mix",
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            "--channel",
+            help="mix for the mean of all channels, or a number from 1. Default: what a table says, else mix.",
+            metavar="mix|K",
+        ),
+    ] = None,
 ) -> None:
     """Learn labels from recordings or pictures, or from text.
 
     Adds to what the store knows of a label. Prints what was learned, and how far so few samples can be trusted.
     """
-    from edgealign.audio import parse_channel
+    from edgealign.audio import MIX, parse_channel
 
+    channel_wanted = None if channel is None else parse_channel(channel) or MIX
     samples, tables = split_tables(samples or (), tables)
     recognizer = open_recognizer(store, bundle, modality, device, variant=variant, files=samples, enrolling=True)
     report = recognizer.enroll(
@@ -169,7 +177,7 @@ def enroll(
         image=image,
         language=language,
         labels_are_words=labels_are_words,
-        channel=parse_channel(channel),
+        channel=channel_wanted,
         tables=tables,
         tier=tier,
     )

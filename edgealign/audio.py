@@ -42,6 +42,7 @@ MAX_RATE_HZ = 500_000
 MIN_DURATION_S = 0.025  # one window of the front end
 MAX_MAGNITUDE = 1e6  # floating-point files may hold any scale, but energies must stay finite in float32
 BLOCK_VALUES = 2**17  # samples times channels that are decoded at once: 512 KiB
+MIX = "mix"  # the mean of all channels, where a channel is named
 LAST_SAMPLES = 1024  # that are decoded at once where a larger block has a fault in it
 LENGTH_ERROR = 0.02  # of the length that formats other than WAV announce, which is an estimate
 
@@ -262,7 +263,7 @@ def _cause(error: Exception) -> str:
 
 def parse_channel(text: str) -> int | None:
     """`mix` -> None, the mean of all channels; "1" -> 1, the first channel."""
-    if text == "mix":
+    if text == MIX:
         return None
     if text.isdecimal() and int(text) >= 1:
         return int(text)

@@ -77,8 +77,7 @@ def collect_excerpts(
                 unusable.add(str(error))
                 continue
             if entry.file in places:
-                channel = entry.channel if entry.channel != 1 else None
-                found.append(Excerpt(name, places[entry.file], entry.start_s, entry.end_s, channel))
+                found.append(Excerpt(name, places[entry.file], entry.start_s, entry.end_s, entry.channel))
     return found, problems
 
 

@@ -8,11 +8,11 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgealign.audio import AudioSource
+from edgealign.audio import MIX, AudioSource
 from edgealign.bundle import Bundle
 from edgealign.errors import (
     AnnotationUnreadable,
@@ -256,7 +256,7 @@ class Recognizer:
         language: str | None = None,
         labels_are_words: bool = False,
         sample_rate_hz: float | None = None,
-        channel: int | None = None,
+        channel: int | Literal["mix"] | None = None,
         tables: Iterable[str | os.PathLike] = (),
         tier: str | None = None,
     ) -> EnrollReport:
@@ -264,6 +264,7 @@ class Recognizer:
 
         sources   files, folders (see `sources.collect_clips`), or arrays with a label and, of sound, their
                   sample_rate_hz; with tables, the recordings that these are about (see `excerpts.collect_excerpts`)
+        channel   counts from 1, or "mix" for the mean of all; None is the one that a table names, else the mean of all
         tables, tier   files of annotations, and which tier of EAF and TextGrid: every annotation is a clip
         label     for all of them; without it the folder names are the labels, or the text is
         text, ipa   the word as it is written, or as it is pronounced
@@ -325,7 +326,7 @@ class Recognizer:
         sources: Sample | Iterable[Sample],
         label: str | None,
         sample_rate_hz: float | None,
-        channel: int | None,
+        channel: int | Literal["mix"] | None,
         warnings: list[str],
         failures: list[EdgealignError],
     ) -> Iterable[_Row]:
@@ -344,7 +345,7 @@ class Recognizer:
         for clip_label, sample in todo:
             try:
                 rate_hz = sample_rate_hz if isinstance(sample, np.ndarray) else None
-                source = open_sample(self.bundle, sample, rate_hz, channel)
+                source = open_sample(self.bundle, sample, rate_hz, None if channel == MIX else channel)
                 found = embed(self.bundle, source, hashed=True)
                 if found is None:
                     raise EnrollmentRefused(f"{_no_sound(source)}: record it closer or louder")
@@ -361,7 +362,7 @@ class Recognizer:
         tables: Sequence[str | os.PathLike],
         tier: str | None,
         label: str | None,
-        channel: int | None,
+        channel: int | Literal["mix"] | None,
         failures: list[EdgealignError],
     ) -> Iterable[_Row]:
         from edgealign.audio import AudioExcerpt
@@ -382,7 +383,9 @@ class Recognizer:
         for excerpt in excerpts:
             try:
                 heard_channel = excerpt.channel if channel is None else channel
-                source = AudioExcerpt(excerpt.path, excerpt.start_s, excerpt.end_s, heard_channel, pad_s)
+                source = AudioExcerpt(
+                    excerpt.path, excerpt.start_s, excerpt.end_s, None if heard_channel == MIX else heard_channel, pad_s
+                )
                 found = embed(self.bundle, source, hashed=True, whole=True)
             except InputUnreadable as error:
                 failures.append(error)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgealign import __version__, kernels
-from edgealign.audio import AudioFile
+from edgealign.audio import MIX, AudioFile
 from edgealign.errors import AnnotationUnreadable, EdgealignError, InputUnreadable, InvalidInput
 from edgealign.inputs import ClipWindows, ImageInput
 from edgealign.recognizer import Recognizer
@@ -29,7 +29,7 @@ from edgealign.sources import is_audio_name
 from edgealign.store import RECORDING
 from edgealign.timestamps import recorded_at, utc_text
 
-MIX, ALL = "mix", "all"
+ALL = "all"
 
 AnyScanner = Scanner | WindowScanner
 

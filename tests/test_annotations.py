@@ -66,13 +66,14 @@ def test_raven_tables_are_read_with_one_row_per_selection_and_times_inside_the_f
         "File Offset (s)\tSpecies\n"
         '1\tWaveform 1\t1\t10.0\t11.5\t0\t8000\ta.wav\t10.0\t"great" tit\n'
         '1\tSpectrogram 1\t1\t10.0\t11.5\t2000\t8000\ta.wav\t10.0\t"great" tit\n'
-        "2\tSpectrogram 1\t2\t610.0\t611.0\t2000\t8000\tb.wav\t10.0\tcrow\n",
+        "2\tSpectrogram 1\t2\t610.0\t611.0\t2000\t8000\tb.wav\t10.0\tcrow\n"
+        "2\tWaveform 3\t3\t610.0\t611.0\t2000\t8000\tb.wav\t10.0\tcrow\n",
         encoding="utf-8",
     )
     back = read(path)
-    assert essence(back.annotations) == [(10.0, 11.5, '"great" tit'), (10.0, 11.0, "crow")]
-    assert [a.file for a in back.annotations] == ["a.wav", "b.wav"]
-    assert [a.channel for a in back.annotations] == [1, 2]
+    assert essence(back.annotations) == [(10.0, 11.5, '"great" tit'), (10.0, 11.0, "crow"), (10.0, 11.0, "crow")]
+    assert [a.file for a in back.annotations] == ["a.wav", "b.wav", "b.wav"]
+    assert [a.channel for a in back.annotations] == [1, 2, 3]
     ours = tmp_path / "ours.txt"
     ours.write_text(tables.write_raven(FOUND, "tape.wav", "/x/tape.wav", (60.0, 7600.0)), encoding="utf-8")
     assert essence(read(ours).annotations) == essence(FOUND)

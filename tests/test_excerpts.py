@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,75 @@ def test_an_eaf_finds_its_recording_whatever_the_name(annotated: tuple, tmp_path
     table.write_bytes(eaf.new({"words": found[:2]}, str(renamed)))
     ran = edgealign("enroll", "--table", table)
     assert ran.code == 0, ran.err
+
+
+@pytest.fixture
+def stereo(tmp_path: Path) -> tuple[Path, list[Annotation]]:
+    """Other words on each channel at the same times, and where those of the first channel are."""
+    left, truth = tape([0, 1, 2, 0, 1, 2], gap_s=0.5)
+    right, _ = tape([1, 2, 0, 1, 2, 0], gap_s=0.5, seed=5)
+    n_samples = min(len(left), len(right))
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([left[:n_samples], right[:n_samples]], axis=1), RATE_HZ)
+    inside = [place for place in truth if place[1] * RATE_HZ < n_samples]
+    return path, [Annotation(start_s, end_s, LABELS[word]) for start_s, end_s, word in inside]
+
+
+def learned(edgealign, store: Path, *arguments: object) -> np.ndarray:
+    ran = edgealign("enroll", *arguments, "--store", store)
+    assert ran.code == 0, ran.err
+    return Store.load(store).embeddings()
+
+
+@pytest.mark.parametrize("kind", ["raven", "csv"])
+@pytest.mark.parametrize("channel", [1, 2])
+def test_an_excerpt_is_learned_from_the_channel_that_its_table_names(
+    kind: str, channel: int, stereo: tuple, tmp_path: Path, edgealign
+) -> None:
+    path, found = stereo
+    samples, _ = soundfile.read(path)
+    mono = tmp_path / "mono" / "stereo.wav"
+    mono.parent.mkdir()
+    soundfile.write(mono, samples[:, channel - 1], RATE_HZ)
+    plain = write("audacity", path, found).rename(tmp_path / "mono" / "stereo.txt")
+    expected = learned(edgealign, tmp_path / "mono.store", mono, "--table", plain)
+    if kind == "raven":
+        table = write("raven", path, [replace(entry, channel=channel) for entry in found])
+    else:
+        table = tmp_path / "stereo.csv"
+        rows = "".join(f"{entry.start_s},{entry.end_s},{entry.label},{channel}\n" for entry in found)
+        table.write_text("start_s,end_s,label,channel\n" + rows)
+    assert (learned(edgealign, tmp_path / "named.store", path, "--table", table) == expected).all()
+    # What the command line names wins.
+    mixed = learned(edgealign, tmp_path / "mixed.store", path, "--table", table, "--channel", "mix")
+    assert (mixed == learned(edgealign, tmp_path / "plain.store", path, "--table", plain)).all()
+    assert not (mixed == expected).all()
+    other = learned(edgealign, tmp_path / "other.store", path, "--table", table, "--channel", 3 - channel)
+    assert not (other == expected).all() and not (other == mixed).all()
+
+
+def test_what_a_scan_of_all_channels_mixed_wrote_for_raven_is_learned_from_the_mix(
+    stereo: tuple, tmp_path: Path, edgealign
+) -> None:
+    path, found = stereo
+    table = write("raven", path, found)
+    assert table.read_text().splitlines()[1].split("\t")[2] == "1"
+    expected = learned(edgealign, tmp_path / "mixed.store", path, "--table", write("audacity", path, found))
+    assert (learned(edgealign, tmp_path / "raven.store", path, "--table", table) == expected).all()
+    added = table.read_text().splitlines()[:2]  # a selection that was made in Raven has nothing in our column
+    table.write_text(added[0] + "\n" + added[1].removesuffix("mix") + "\n")
+    (first,) = learned(edgealign, tmp_path / "first.store", path, "--table", table)
+    assert not (first == expected[0]).all()
+
+
+def test_a_channel_that_a_recording_lacks_is_a_failure_of_its_rows_alone(
+    stereo: tuple, tmp_path: Path, edgealign
+) -> None:
+    path, found = stereo
+    table = write("raven", path, [replace(found[0], channel=3), *found[1:]])
+    ran = edgealign("enroll", path, "--table", table)
+    assert ran.code == 5 and "channel 3 was asked for" in ran.err
+    assert len(Store.load(tmp_path / "stores" / "speech.store").rows()) == len(found) - 1
 
 
 def test_a_table_without_rows_says_that_nothing_is_there(annotated: tuple, tmp_path: Path, edgealign) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from edgealign.annotations import Annotation, Table
+from edgealign.audio import MIX
 from edgealign.errors import AnnotationUnreadable
 from edgealign.escaping import FORMULA_STARTS, printable
 
@@ -96,7 +97,7 @@ def _read_rows(rows: csv.reader, columns: dict[str, int], path: str, unnamed: st
         )
     selection, view, rank = columns.get("selection"), columns.get("view"), columns.get("rank")
     file, offset, channel = find(FILE), find(OFFSET), columns.get("channel")
-    score, low, high = find(SCORE), find(LOW), find(HIGH)
+    heard, score, low, high = columns.get(HEARD.lower()), find(SCORE), find(LOW), find(HIGH)
     table = Table()
     seen: set[tuple[str, ...]] = set()
     for row in rows:
@@ -110,7 +111,7 @@ def _read_rows(rows: csv.reader, columns: dict[str, int], path: str, unnamed: st
         # Raven writes a row for the waveform and one for the spectrogram of the same selection. Selections are numbered
         # anew where tables of several files were put together.
         if selection is not None and view is not None:
-            row_of_view = tuple(map(field, (selection, start, end, file)))
+            row_of_view = tuple(map(field, (selection, channel, start, end, file)))
             if row_of_view in seen:
                 continue
             seen.add(row_of_view)
@@ -130,7 +131,7 @@ def _read_rows(rows: csv.reader, columns: dict[str, int], path: str, unnamed: st
         text = field(label) or unnamed or ""
         if text[:1] == "'" and text[1:2] in FORMULA_STARTS:
             text = text[1:]  # what csv_row put before it
-        number = field(channel)
+        number = "" if field(heard) == MIX else field(channel)
         table.add(
             where,
             Annotation(
@@ -167,9 +168,11 @@ def write_audacity(annotations: Sequence[Annotation]) -> str:
     return "".join(lines)
 
 
+# Raven knows no mix of channels: its Channel says 1 then, and this column of ours, which it keeps, what was heard.
+HEARD = "Heard Channel"
 RAVEN_COLUMNS = (
     "Selection", "View", "Channel", "Begin Time (s)", "End Time (s)", "Low Freq (Hz)", "High Freq (Hz)", "Begin File",
-    "Begin Path", "File Offset (s)", "Annotation", "Confidence",
+    "Begin Path", "File Offset (s)", "Annotation", "Confidence", HEARD,
 )  # fmt: skip
 
 
@@ -186,7 +189,7 @@ def write_raven(
         row = (
             str(number), "Spectrogram 1", str(found.channel or 1), f"{found.start_s:.6f}", f"{found.end_s:.6f}",
             f"{low:.1f}", f"{high:.1f}", _one_line(begin_file), _one_line(begin_path), f"{found.start_s:.6f}",
-            _one_line(found.label), "" if found.score is None else f"{found.score:.4f}",
+            _one_line(found.label), "" if found.score is None else f"{found.score:.4f}", str(found.channel or MIX),
         )  # fmt: skip
         lines.append("\t".join(row) + "\n")
     return "".join(lines)
