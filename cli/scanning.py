@@ -76,7 +76,7 @@ def scan(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes. Default: one per processor.", metavar="N")
+        int | None, typer.Option("--workers", min=1, help="Processes. Default: one per usable processor.", metavar="N")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
 ) -> None:
@@ -85,6 +85,7 @@ def scan(
     The same command again goes on where an interrupted one stopped.
     """
     from edgealign import thresholds
+    from edgealign.machine import usable_processors
     from edgealign.scan import ScanOptions
     from edgealign.scan_outputs import FAILED, Outputs
     from edgealign.scan_runs import check_channel, find_recordings, run
@@ -106,7 +107,7 @@ def scan(
     if output.exists() and not output.is_dir():
         raise InvalidInput(f"'{output}' is a file: --output names a folder")
     progress = (lambda share, n_done: None) if quiet else Progress(len(found.recordings))
-    n_workers = workers or os.cpu_count() or 1
+    n_workers = workers or usable_processors()
     try:
         summary = run(
             recognizer, found, outputs, options, channel=channel, zone=zone, workers=n_workers, progress=progress

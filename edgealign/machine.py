@@ -1,4 +1,4 @@
-"""What a report says of the machine that it was made on."""
+"""The machine that this runs on, and what a report says of it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def describe() -> dict[str, str]:
 def cpu_name() -> str:
     """The processor's own name where the system tells it, else its architecture."""
     return _linux_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
+def usable_processors() -> int:
+    """How many processors this process may run on: a container, a batch system or taskset may leave it some of them."""
+    if hasattr(os, "process_cpu_count"):
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def peak_rss_mb() -> float:

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from toy_bundle import word_clip
 
-from edgealign import Bundle, Recognizer
+from edgealign import Bundle, Recognizer, scan_runs
 from edgealign.annotations import Annotation, eaf
 from edgealign.audio import AudioArray
 from edgealign.errors import InvalidInput
@@ -394,6 +394,28 @@ def test_a_run_that_is_killed_loses_at_most_the_file_in_hand(
     assert {p.name for p in (tmp_path / "cut").glob("*.txt")} == {f"{i}.txt" for i in range(8)}
     entries = [json.loads(line) for line in journal.read_bytes().splitlines()][1:]
     assert len({entry["key"] for entry in entries}) == len(entries) == 8
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are not pinned on this system")
+def test_a_scan_that_may_use_one_processor_starts_no_more_processes(
+    field_folder: Path, tmp_path: Path, edgealign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    with_processes = scan_runs._with_processes
+
+    def counted(job: object, todo: object, workers: int, show: object) -> object:
+        started.append(workers)
+        return with_processes(job, todo, workers, show)
+
+    monkeypatch.setattr(scan_runs, "_with_processes", counted)
+    allowed = os.sched_getaffinity(0)
+    for n_processors in range(1, min(len(allowed), 2) + 1):
+        try:
+            os.sched_setaffinity(0, sorted(allowed)[:n_processors])
+            assert edgealign("scan", field_folder, "-o", tmp_path / str(n_processors), "-q").code == 0
+        finally:
+            os.sched_setaffinity(0, allowed)
+        assert started == [2] * (n_processors - 1)
 
 
 def test_workers_end_with_a_run_that_is_killed(tmp_path: Path, samples_folder: Path, edgealign) -> None:
