@@ -37,8 +37,10 @@ class Fit(StrEnum):
 
 def import_model(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model, with samples as its only input.")],
-    target: Annotated[Path, typer.Option("-o", help="Folder of the bundle to write.", metavar="BUNDLE")],
     modality: Annotated[Modality, typer.Option("--modality", help="What the samples are.")],
+    target: Annotated[
+        Path | None, typer.Option("-o", help="Folder of the bundle to write.  [required]", metavar="BUNDLE")
+    ] = None,
     kind: Annotated[Input | None, typer.Option("--input", help="What the model takes.")] = None,
     sample_rate: Annotated[
         int | None, typer.Option("--sample-rate", help="Sample rate of the sound that it takes.", metavar="HZ")
@@ -65,8 +67,9 @@ def import_model(
     mean: Annotated[str, typer.Option("--mean", help="Subtracted from pixels in 0 to 1: one number, or R,G,B.")] = "0",
     std: Annotated[str, typer.Option("--std", help="What they are then divided by.")] = "1",
     normalize: Annotated[Normalize, typer.Option("--normalize", help="What is done to waveforms.")] = Normalize.NONE,
-    output: Annotated[
-        str | None, typer.Option("--output", help="The output, or inner tensor, that is the embedding.", metavar="NAME")
+    embedding: Annotated[
+        str | None,
+        typer.Option("--embedding", "--output", help="The output, or inner tensor, to use.", metavar="NAME"),
     ] = None,
     pool: Annotated[
         Pool | None, typer.Option("--pool", help="How several frames become one embedding; none keeps them all.")
@@ -91,6 +94,9 @@ def import_model(
         raise MissingExtra(
             f"importing needs {error.name}, which is not installed: pip install 'edgealign[export]'"
         ) from None
+    if target is None:  # said here because --output is the folder in other commands
+        given = "" if embedding is None else f", because '{embedding}' is taken for the name of a tensor here"
+        raise InvalidInput(f"the folder of the bundle is missing{given}: add -o BUNDLE")
     if kind is None:
         if modality is not Modality.IMAGE:
             raise InvalidInput("what the model takes is not in the file: add --input waveform or log_mel")
@@ -109,7 +115,7 @@ def import_model(
         mean=_colors(mean, "--mean"),
         std=_colors(std, "--std"),
         normalize=normalize.value,
-        output=output,
+        output=embedding,
         pool=None if pool is None else pool.value,
         background=background,
         name=name,

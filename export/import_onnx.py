@@ -298,7 +298,9 @@ def _embedding_of(model: ForeignModel, plan: Plan, options: ImportOptions) -> tu
         raise refused[0]
     if len(tried) > 1:
         shown = ", ".join(f"'{name}' {list(found[name].shape)}" for name in tried)
-        raise InvalidInput(f"'{model.name}' has several outputs that may be the embedding ({shown}): add --output NAME")
+        raise InvalidInput(
+            f"'{model.name}' has several outputs that may be the embedding ({shown}): add --embedding NAME"
+        )
     name, steps = next(iter(tried.items()))
     if found[name].dtype != np.float32:
         steps = [Step("cast", 1), *steps]
@@ -384,7 +386,7 @@ def _compare(session: Session, plan: Plan, probe: Probe, output: str, after: Seq
     first = rows[0][0]
     if all(1 - first @ have < 1e-9 for have, _ in rows[1:]):
         raise InvalidInput(
-            f"the output '{output}' of '{probe.model.name}' is the same for different samples: name another --output"
+            f"the output '{output}' of '{probe.model.name}' is the same for different samples: name another --embedding"
         )
     return max(drift, 0.0)
 

@@ -247,7 +247,7 @@ def test_of_several_outputs_one_must_be_named_and_inner_tensors_may_be(tmp_path:
         assert bundle.dim == dim
         kept = {tensor.name for tensor in onnx.load(Path(bundle.path, "encoder.onnx")).graph.initializer}
         assert ("two" in kept) == (name == "other"), "what the embedding does not need is cut"
-    with pytest.raises(InvalidInput, match=r"several outputs.*'first' \[1, 6\], 'other' \[1, 9\].*--output"):
+    with pytest.raises(InvalidInput, match=r"several outputs.*'first' \[1, 6\], 'other' \[1, 9\].*--embedding"):
         bring_in(two_outputs(), tmp_path, **options)
     with pytest.raises(InvalidInput, match="no output 'third': it has 'first', 'other'"):
         bring_in(two_outputs(), tmp_path, **options, output="third")
@@ -526,6 +526,9 @@ def test_import_enroll_and_classify_from_the_command_line(edgealign: Callable[..
     assert "windows of 1 s every 0.5 s" in info.out
     assert edgealign("doctor", *store).code == 0
     assert edgealign("bundle", "import", tmp_path / "birds.onnx", "--modality", "audio", "-o", "b").code == 2
+    lost = edgealign("bundle", "import", tmp_path / "birds.onnx", "--modality", "audio", "--output", tmp_path / "b")
+    assert lost.code == 2 and "taken for the name of a tensor" in lost.err and "add -o BUNDLE" in lost.err
+    assert not (tmp_path / "b").exists()
     ran = edgealign("bundle", "import", tmp_path / "other" / "0.wav", "--modality", "image", "-o", tmp_path / "b")
     assert ran.code == 4 and "no ONNX model" in ran.err
     Image.fromarray(picture(0)).save(tmp_path / "one.png")
