@@ -41,7 +41,11 @@ BLOCK_S = 0.02  # what is read of a microphone or a pipe at once
 CLIP_MARGIN_S = 0.25
 SAMPLE_FORMATS = {"s16": "<i2", "f32": "<f4"}
 FORMATS_IN_WAV = {(1, 16): "s16", (3, 32): "f32"}  # by format tag and bits
-NOT_PCM = {b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3", b"FORM": "AIFF", b"caff": "CAF"}  # how such files begin
+RIFF_BYTES, EXTENSIBLE_BYTES, EXTENSIBLE = 12, 40, 0xFFFE
+MOST_BEFORE_SAMPLES = 2**16  # bytes of a WAV in a pipe, where nothing can be passed over unheard
+NOT_PCM = {  # how such files begin
+    b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3", b"FORM": "AIFF", b"caff": "CAF", b"RIFF": "RIFF", b"RF64": "RIFF",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,16 @@ class RawPcm(AudioSource):
         frame_bytes = self.n_channels * self._dtype.itemsize
         block_bytes = max(1, int(BLOCK_S * self.sample_rate_hz)) * frame_bytes
         rest = b""
-        is_first = True
+        at_start = True
         # read1 gives what there is: waiting for a full block would delay answers.
         while data := self._stream.read1(block_bytes):
             data = rest + data
-            if is_first:
-                data, is_first = data[self._header_bytes(data) :], False
+            if at_start:
+                header_bytes = self._header_bytes(data)
+                if header_bytes is None:
+                    rest = data
+                    continue
+                data, at_start = data[header_bytes:], False
             n_bytes = len(data) // frame_bytes * frame_bytes
             rest = data[n_bytes:]
             block = np.frombuffer(data[:n_bytes], self._dtype).reshape(-1, self.n_channels).astype(np.float32)
@@ -192,20 +200,51 @@ class RawPcm(AudioSource):
                 block /= 32768
             if len(block):
                 yield block
+        if at_start and len(rest) >= RIFF_BYTES:
+            raise InputUnreadable(f"'{self.name}' ends in the header of a WAV: no sound came")
 
-    def _header_bytes(self, data: bytes) -> int:
-        """How much at the start of a pipe is the header of a WAV, as arecord writes one unless it is told not to.
+    def _header_bytes(self, data: bytes) -> int | None:
+        """How much at the start of a pipe is the header of a WAV, as arecord writes one unless it is told not to; None
+        before enough has come to know.
 
         InputUnreadable for what is no PCM, InvalidInput for a WAV of another rate, other channels or another format.
         """
-        kind = next((kind for magic, kind in NOT_PCM.items() if data.startswith(magic)), None)
+        if len(data) < RIFF_BYTES:
+            return None
+        is_wav = data[:4] in (b"RIFF", b"RF64") and data[8:RIFF_BYTES] == b"WAVE"
+        kind = next((kind for magic, kind in NOT_PCM.items() if data.startswith(magic) and not is_wav), None)
         if kind is not None:
             raise InputUnreadable(f"'{self.name}' begins as {kind} does: raw PCM is expected in a pipe, name the file")
-        at = data.find(b"fmt ", 12, 64)
-        if data[:4] != b"RIFF" or data[8:12] != b"WAVE" or not 12 <= at <= len(data) - 24:
+        if not is_wav:
             return 0
-        tag, n_channels, rate_hz = struct.unpack_from("<HHI", data, at + 8)
-        bits = struct.unpack_from("<H", data, at + 22)[0]
+        wav = f"'{self.name}' begins as a WAV file does"
+        form = None
+        at = RIFF_BYTES
+        while at + 8 <= len(data):
+            name, size = struct.unpack_from("<4sI", data, at)
+            at += 8
+            if name == b"data":
+                if form is None:
+                    raise InputUnreadable(f"{wav}, and has its samples before their format")
+                self._check_form(form)
+                return at
+            if name == b"fmt ":
+                if size < 16:
+                    raise InputUnreadable(f"{wav}, and has a damaged format")
+                form = data[at : at + min(size, EXTENSIBLE_BYTES)]
+                if len(form) < min(size, EXTENSIBLE_BYTES):
+                    return None
+            at += size + size % 2
+            if at > MOST_BEFORE_SAMPLES:
+                raise InputUnreadable(f"{wav}, and has no samples in its first 64 KiB")
+        return None
+
+    def _check_form(self, form: bytes) -> None:
+        """InvalidInput where the content of a chunk "fmt " is not what is expected."""
+        tag, n_channels, rate_hz = struct.unpack_from("<HHI", form)
+        bits = struct.unpack_from("<H", form, 14)[0]
+        if tag == EXTENSIBLE and len(form) == EXTENSIBLE_BYTES:
+            tag = struct.unpack_from("<H", form, 24)[0]
         found = rate_hz, n_channels, FORMATS_IN_WAV.get((tag, bits), f"{bits} bits")
         expected = self.sample_rate_hz, self.n_channels, self.sample_format
         if found != expected:
@@ -214,8 +253,6 @@ class RawPcm(AudioSource):
                 f"'{self.name}' begins as a WAV file of {have} does, but raw PCM of {want} is expected: say what comes "
                 f"with --rate, --channels and --sample-format"
             )
-        sound = data.find(b"data", at)
-        return 0 if sound < 0 else min(sound + 8, len(data))
 
 
 class PacedFile(AudioFile):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import sys
 import time
 import types
@@ -372,6 +373,40 @@ def test_a_file_in_a_pipe_is_heard_only_as_what_it_is(
         assert ran.code == 2 and "--rate, --channels and --sample-format" in ran.err and not ran.out
     ran = piped(RATE, format="FLAC")
     assert ran.code == 4 and "begins as FLAC does" in ran.err
+
+
+class Dripping(io.BytesIO):
+    """A pipe whose writer is slow: few bytes at once."""
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        return super().read1(7 if self.tell() < 200 else size)
+
+
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64"])
+def test_a_header_is_no_sound_however_it_comes(form: str) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, RATE).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, format=form, subtype="PCM_16")
+    junk = b"LIST" + struct.pack("<I", 101) + bytes(102)  # before the format, of an odd length
+    data = file.getvalue()
+    for whole in (data, data[:12] + junk + data[12:]):
+        heard = np.concatenate(list(RawPcm(Dripping(whole), RATE).blocks(RATE)))
+        assert len(heard) >= RATE and np.abs(heard[:RATE] - samples).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"RIFF" + bytes(4) + b"AVI LIST" + bytes(9), "begins as RIFF does"),
+        (b"RIFF" + bytes(4) + b"WAVEdata" + bytes(400), "samples before their format"),
+        (b"RIFF" + bytes(4) + b"WAVEfmt " + struct.pack("<I", 8) + bytes(400), "damaged format"),
+        (b"RIFF" + bytes(4) + b"WAVELIST" + struct.pack("<I", 2**20) + bytes(400), "no samples in its first 64 KiB"),
+        (b"RIFF" + bytes(4) + b"WAVELIST" + struct.pack("<I", 400) + bytes(100), "ends in the header of a WAV"),
+    ],
+)
+def test_a_wav_in_a_pipe_without_samples_is_refused(data: bytes, said: str) -> None:
+    with pytest.raises(InputUnreadable, match=said):
+        list(RawPcm(io.BytesIO(data), RATE).blocks(RATE))
 
 
 def test_listening_before_enrolling_says_so(edgealign: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +123,45 @@ def test_it_hears_a_pipe_as_python_does(rt: Callable, toy_bundle: Bundle, store:
     assert len(rt(*words, stdin=stereo).out.splitlines()) == 6
 
 
-@pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.aiff"])
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64"])
+def test_it_takes_the_header_of_a_wav_in_its_pipe_as_python_does(rt: Callable, form: str) -> None:
+    samples = np.concatenate([word_clip(i % 3, i, silence_s=0.4) for i in range(3)])
+
+    def heard(data: bytes) -> list[dict]:
+        ran = rt("listen", "--json", stdin=data)
+        assert (ran.code, ran.err) == (0, "")
+        return [json.loads(line) | {"heard_s": None} for line in ran.out.splitlines()]  # blocks begin elsewhere
+
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, format=form, subtype="PCM_16")
+    data = file.getvalue()
+    expected = heard(data[-2 * len(samples) :])
+    assert len(expected) == 3
+    junk = b"LIST" + struct.pack("<I", 101) + bytes(102)
+    assert heard(data) == heard(data[:12] + junk + data[12:]) == expected
+    soundfile.write(file := io.BytesIO(), samples, RATE, format=form, subtype="FLOAT")
+    ran = rt("listen", stdin=file.getvalue())
+    assert (ran.code, ran.out) == (2, "") and "16000 Hz, 1 channel(s) and f32 does, but raw PCM of" in ran.err
+    assert rt("listen", "--sample-format", "f32", stdin=file.getvalue()).out.count("\n") == 3
+    assert rt("listen", "--rate", 8000, stdin=data).code == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"RIFF" + bytes(4) + b"AVI LIST" + bytes(9), "begins with RIFF"),
+        (b"RIFF" + bytes(4) + b"WAVEdata" + bytes(400), "samples before their format"),
+        (b"RIFF" + bytes(4) + b"WAVEfmt " + struct.pack("<I", 8) + bytes(400), "damaged format"),
+        (b"RIFF" + bytes(4) + b"WAVELIST" + struct.pack("<I", 2**20) + bytes(400), "no samples in its first 64 KiB"),
+        (b"RIFF" + bytes(4) + b"WAVELIST" + struct.pack("<I", 400) + bytes(100), "ends in the header of a WAV"),
+    ],
+)
+def test_a_wav_in_its_pipe_without_samples_is_refused(rt: Callable, data: bytes, said: str) -> None:
+    ran = rt("listen", stdin=data)
+    assert (ran.code, ran.out) == (4, "") and said in ran.err
+
+
+@pytest.mark.parametrize("name", ["x.flac", "x.aiff"])
 def test_a_file_in_its_pipe_is_no_sound(rt: Callable, tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / name, word_clip(0, 8), RATE)
     ran = rt("listen", stdin=(tmp_path / name).read_bytes())

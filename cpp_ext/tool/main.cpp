@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,7 +25,8 @@ constexpr const char *HELP =
     R"(edgealign-rt: names enrolled words, without Python
 
   edgealign-rt classify [options] FILE.wav...     the label of each clip, or unknown
-  edgealign-rt listen   [options]                 words in raw PCM on standard input, as they are said
+  edgealign-rt listen   [options]                 words in raw PCM on standard input, as they are said; the header of a
+                                                  WAV may come before it
   edgealign-rt enroll   [options] FILE.wav...     learn the word of each clip; its label is the name of its folder
 
   --store FILE      store; default: $EDGEALIGN_STORE/speech.store, else your user-data folder
@@ -335,12 +337,50 @@ int enroll(const Options &options) {
     return silent ? REFUSED : INPUT;
 }
 
-// What a pipe begins with where somebody sends a file through it: heard as PCM, it would be noise without a word.
-void check_raw(const char *start, size_t n_bytes) {
-    for (const char *magic : {"RIFF", "fLaC", "OggS", "FORM", "ID3"})
-        if (n_bytes >= 4 && !std::memcmp(start, magic, std::strlen(magic)))
+std::string described(uint32_t rate_hz, uint32_t n_channels, const std::string &samples) {
+    return std::to_string(rate_hz) + " Hz, " + std::to_string(n_channels) + " channel(s) and " + samples;
+}
+
+// How much at the start of a pipe is the header of a WAV; nothing while that is open. Any other file is refused: heard as
+// PCM, it would be noise without a word.
+std::optional<size_t> header_bytes(const std::vector<char> &start, const Options &options) {
+    if (start.size() < 12) return std::nullopt;
+    const auto begins = [&](const char *magic) { return !std::memcmp(start.data(), magic, std::strlen(magic)); };
+    const bool is_wav = (begins("RIFF") || begins("RF64")) && !std::memcmp(start.data() + 8, "WAVE", 4);
+    for (const char *magic : {"RIFF", "RF64", "fLaC", "OggS", "FORM", "ID3", "caff"})
+        if (begins(magic) && !is_wav)
             throw std::runtime_error(std::string("standard input begins with ") + magic +
                                      ", as files do: raw PCM is expected, such as arecord -t raw writes it");
+    if (!is_wav) return 0;
+    WavFormat found;
+    std::optional<size_t> at;
+    try {
+        at = find_samples(reinterpret_cast<const uint8_t *>(start.data()), start.size(), &found);
+    } catch (const std::runtime_error &error) {
+        throw std::runtime_error(std::string("standard input begins as a WAV file does, and ") + error.what());
+    }
+    if (!at) return at;
+    const std::string samples = found.tag == 1 && found.bits == 16   ? "s16"
+                                : found.tag == 3 && found.bits == 32 ? "f32"
+                                                                     : std::to_string(found.bits) + " bits";
+    const std::string have = described(found.rate_hz, found.n_channels, samples);
+    const std::string want = described(options.rate, options.channels, options.sample_format);
+    if (have != want)
+        throw Usage{"standard input begins as a WAV file of " + have + " does, but raw PCM of " + want
+                    + " is expected: say what comes with --rate, --channels and --sample-format"};
+    return at;
+}
+
+// Appends what standard input gives; false at its end.
+bool read_on(std::vector<char> &bytes, size_t at_most) {
+    const size_t held = bytes.size();
+    bytes.resize(held + at_most);
+    ssize_t count;
+    do count = read(STDIN_FILENO, bytes.data() + held, at_most);
+    while (count < 0 && errno == EINTR);
+    if (count < 0) throw std::runtime_error(std::string("standard input breaks off: ") + std::strerror(errno));
+    bytes.resize(held + size_t(count));
+    return count > 0;
 }
 
 int listen(const Options &options) {
@@ -351,24 +391,28 @@ int listen(const Options &options) {
     edgealign::Stream stream(opened.recognizer, options.rate, options.channels, options.debounce_s);
     const bool is_float = options.sample_format == "f32";
     const size_t frame = options.channels * (is_float ? sizeof(float) : sizeof(int16_t));
-    std::vector<char> bytes(std::max<size_t>(1, options.rate / 50) * frame);
-    size_t held = 0;
-    for (bool is_first = true; true; is_first = false) {
-        const ssize_t count = read(STDIN_FILENO, bytes.data() + held, bytes.size() - held);
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) throw std::runtime_error(std::string("standard input breaks off: ") + std::strerror(errno));
-        held += size_t(count);
-        if (is_first) check_raw(bytes.data(), held);
-        if (count == 0) stream.end();
-        const size_t n_frames = held / frame;
+    const size_t block = std::max<size_t>(1, options.rate / 50) * frame;
+    std::vector<char> bytes;
+    bytes.reserve(2 * block);
+    bool at_start = true;
+    for (bool goes_on = true; goes_on;) {
+        goes_on = read_on(bytes, block);
+        if (at_start) {
+            const std::optional<size_t> header = header_bytes(bytes, options);
+            if (!header && goes_on) continue;
+            if (!header && bytes.size() >= 12) throw std::runtime_error("standard input ends in the header of a WAV");
+            bytes.erase(bytes.begin(), bytes.begin() + ptrdiff_t(header.value_or(0)));
+            at_start = false;
+        }
+        if (!goes_on) stream.end();
+        const size_t n_frames = bytes.size() / frame;
         const ea_status status = is_float ? stream.push(reinterpret_cast<const float *>(bytes.data()), n_frames)
                                           : stream.push(reinterpret_cast<const int16_t *>(bytes.data()), n_frames);
-        if (status != EA_OK && count > 0) throw edgealign::Error(status, "");
-        held -= n_frames * frame;
-        std::memmove(bytes.data(), bytes.data() + n_frames * frame, held);
+        if (status != EA_OK && goes_on) throw edgealign::Error(status, "");
+        bytes.erase(bytes.begin(), bytes.begin() + ptrdiff_t(n_frames * frame));
         while (const auto answer = stream.poll(std::max<size_t>(options.top_k, 2))) printer.heard(*answer);
-        if (count == 0) return DONE;
     }
+    return DONE;
 }
 
 int exit_code(ea_status status) {
