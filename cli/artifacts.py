@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,6 @@ from edgealign.cli.output import counted, print_facts, printable, table
 from edgealign.errors import InvalidInput
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from edgealign.bundle import Bundle
     from edgealign.inputs import Input
     from edgealign.store import Store
@@ -68,13 +65,14 @@ def list_labels(
 
 
 def _list_samples(store: Store, label: str) -> None:
-    from edgealign.store import RECORDING, TEXT, sample_id
+    from edgealign.store import RECORDING, TEXT
 
-    rows = _rows_of(store, label)
-    if not len(rows):
+    own = store.rows_of(label)
+    if not len(own):
         raise InvalidInput(f"the store has no label '{label}': `edgealign store list` names them")
     kinds = {RECORDING: "picture" if store.modality == "image" else "recording", TEXT: "text"}
-    lines = ((row["name"], kinds.get(row["kind"], "picture to start from"), sample_id(row)) for row in rows)
+    rows, ids = store.rows(), store.ids()
+    lines = ((rows["name"][row], kinds.get(rows["kind"][row], "picture to start from"), ids[row]) for row in own)
     print(table(("sample", "what it is", "id"), lines))
 
 
@@ -127,7 +125,7 @@ def remove(
         if samples:
             for sample in samples:
                 opened.remove(labels[0], sample)
-            n_left = len(_rows_of(opened, labels[0]))
+            n_left = len(opened.rows_of(labels[0]))
         else:
             removed = [(label, opened.remove(label)) for label in labels]
     if samples:
@@ -156,17 +154,11 @@ def rename(
     with Store.update(store_path(store, modality)) as opened:
         joins = new_label in opened.labels()
         n_moved = opened.rename(label, new_label)
-        n_samples = len(_rows_of(opened, new_label))
+        n_samples = len(opened.rows_of(new_label))
     done = f"renamed {printable(label)} to {printable(new_label)}"
     if joins:
         done += f", which was there: {counted(n_moved, 'sample')} joined it"
     print(f"{done} ({counted(n_samples, 'sample')})")
-
-
-def _rows_of(store: Store, label: str) -> np.ndarray:
-    """The rows of a label; none where it is not in the store."""
-    labels, rows, name = store.labels(), store.rows(), unicodedata.normalize("NFC", label)
-    return rows[rows["label"] == labels.index(name)] if name in labels else rows[:0]
 
 
 @store_app.command("undo")

@@ -20,7 +20,7 @@ try:
 except ImportError:
     _core = None
 
-__all__ = ["PICTURE", "RECORDING", "TEXT", "Matcher", "Store", "sample_id"]
+__all__ = ["PICTURE", "RECORDING", "TEXT", "Matcher", "Store"]
 
 # What to do with a store after its encoder was replaced: embeddings of two encoders mean nothing to each other.
 ANOTHER_ENCODER = (
@@ -28,8 +28,8 @@ ANOTHER_ENCODER = (
 )
 LOCK_WAIT_S = 60.0  # an enrollment holds the lock for milliseconds; longer than this is a stuck process
 LOCK_POLL_S = 0.01
-ROW = np.dtype([("label", np.int32), ("kind", np.int32), ("sha256", np.uint8, 32), ("name", object)])
-ID_DIGITS = 8  # of a sample's sha256 that tell it from another of the same name
+ROW = np.dtype([("label", np.int32), ("kind", np.int32), ("name", object)])
+ID_DIGITS = 8  # of the SHA-256 of a sample's source
 
 
 @contextmanager
@@ -195,7 +195,7 @@ class Store:
     def remove(self, label: str, sample: str | None = None) -> int:
         """Take a label out, or one of its samples. Returns of how many samples.
 
-        sample   its name, which a terminal may have shown escaped, or `sample_id`
+        sample   its name, which a terminal may have shown escaped, or its id, see `ids`
         raises   InvalidInput where there is no such label or sample, or several are named so
         """
         label = unicodedata.normalize("NFC", label)
@@ -207,15 +207,14 @@ class Store:
             return 1
 
     def _row_of(self, label: str, sample: str) -> int:
-        labels, rows = self.labels(), self.rows()
-        own = np.flatnonzero(rows["label"] == labels.index(label)) if label in labels else ()
+        own, rows, ids = self.rows_of(label), self.rows(), self.ids()
         if not len(own):
             raise InvalidInput(f"the store has no label '{label}'")
         fits = [int(row) for row in own if sample in (rows["name"][row], printable(rows["name"][row]))]
-        fits = fits or [int(row) for row in own if sample == sample_id(rows[row])]
+        fits = fits or [int(row) for row in own if sample == ids[row]]
         if len(fits) > 1:
-            ids = ", ".join(sample_id(rows[row]) for row in fits)
-            raise InvalidInput(f"{len(fits)} samples of '{label}' are named '{sample}': say which by its id, of {ids}")
+            which = ", ".join(ids[row] for row in fits)
+            raise InvalidInput(f"{len(fits)} samples of '{label}' are named '{sample}': name one by its id, of {which}")
         if not fits:
             raise InvalidInput(f"'{label}' has no sample '{sample}': `edgealign store list '{label}'` names them")
         return fits[0]
@@ -245,8 +244,18 @@ class Store:
         return _core.store_labels(self._native)
 
     def rows(self) -> np.ndarray:
-        """Structured [n]: `label` int32, position in `labels`; `kind` int32; `sha256` uint8 [32]; `name` str."""
+        """Structured [n]: `label` int32, position in `labels`; `kind` int32; `name` str."""
         return self._view()[0]
+
+    def rows_of(self, label: str) -> np.ndarray:
+        """Where the rows of a label are in `rows`; empty where it is not in the store."""
+        labels, name = self.labels(), unicodedata.normalize("NFC", label)
+        return np.flatnonzero(self.rows()["label"] == (labels.index(name) if name in labels else -1))
+
+    def ids(self) -> list[str]:
+        """What tells rows of the same name apart, as in `rows`: the first digits of the SHA-256 of their sources."""
+        digests = _core.store_sources(self._native)
+        return [digests[at : at + ID_DIGITS // 2].hex() for at in range(0, len(digests), 32)]
 
     def embeddings(self) -> np.ndarray:
         """float32 [n, dim], as in `rows`."""
@@ -258,9 +267,8 @@ class Store:
             labels, kinds = np.empty(n_rows, np.int32), np.empty(n_rows, np.int32)
             embeddings = np.empty((n_rows, self.dim), np.float32)
             rows = np.empty(n_rows, ROW)
-            sha256s = np.empty((n_rows, 32), np.uint8)
-            rows["name"] = _core.store_rows(self._native, labels, kinds, sha256s, embeddings)
-            rows["label"], rows["kind"], rows["sha256"] = labels, kinds, sha256s
+            rows["name"] = _core.store_rows(self._native, labels, kinds, embeddings)
+            rows["label"], rows["kind"] = labels, kinds
             self._rows = rows, embeddings
         return self._rows
 
@@ -273,11 +281,6 @@ class Store:
     def sha256(self) -> str:
         """The checksum at the end of the file that this store is, or would be: it covers all bytes before."""
         return _core.store_sha256(self._native).hex()
-
-
-def sample_id(row: np.void) -> str:
-    """What tells a row of `Store.rows` from another of the same name: the first digits of its sha256."""
-    return row["sha256"].tobytes().hex()[:ID_DIGITS]
 
 
 class Matcher(kernels.Matcher):

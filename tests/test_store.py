@@ -364,7 +364,7 @@ def test_a_renamed_label_keeps_all_that_was_learned(path: Path) -> None:
     assert loaded.rows()["name"][water].tolist() == ["maji0.wav", "maji1.wav", "maji2.wav", "maji0.wav"]
     assert loaded.rows()["kind"][water].tolist() == [RECORDING] * 3 + [TEXT]
     np.testing.assert_array_equal(loaded.embeddings()[water], np.concatenate([embeddings(3), embeddings(1, seed=1)]))
-    assert loaded.rows()["sha256"][water][0].tobytes() == digest("maji", 0, 0)
+    assert loaded.ids()[2] == digest("maji", 0, 0).hex()[:8]
     loaded.undo()
     assert content(loaded) == before
 
@@ -766,7 +766,7 @@ def test_the_file_of_format_1_is_read() -> None:
     golden = Store.load(GOLDEN)
     assert (golden.modality, golden.encoder_sha256, golden.dim, golden.n_ops) == ("speech", ENCODER, 3, 3)
     assert golden.labels() == ["maji", "ماء 💧"]
-    assert golden.rows()[["label", "kind", "name"]].tolist() == [
+    assert golden.rows().tolist() == [
         (0, RECORDING, "a.wav"),
         (0, RECORDING, "b.wav"),
         (1, TEXT, "ماء"),

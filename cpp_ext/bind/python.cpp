@@ -686,24 +686,35 @@ PyObject *store_labels(PyObject *const *items, Py_ssize_t count) {
     return list;
 }
 
-// Fills labels and kinds [n], source sha256s [n, 32] and embeddings [n, dim]; returns the names.
+// Fills labels and kinds [n], embeddings [n, dim]; returns the names.
 PyObject *store_rows(PyObject *const *items, Py_ssize_t count) {
-    Arguments arguments(items, count, 5);
+    Arguments arguments(items, count, 4);
     auto *store = arguments.handle<ea_store>(0, STORE);
     const size_t n_rows = ea_store_n_rows(store), dim = ea_store_dim(store);
     int32_t *labels = arguments.out<int32_t>(1, n_rows), *kinds = arguments.out<int32_t>(2, n_rows);
-    uint8_t *sha256s = arguments.out<uint8_t>(3, n_rows, 32);
-    float *embeddings = arguments.out<float>(4, n_rows, dim);
+    float *embeddings = arguments.out<float>(3, n_rows, dim);
     PyObject *names = PyList_New(Py_ssize_t(n_rows));
     for (size_t i = 0; names && i < n_rows; i++) {
         ea_store_row row;
         ea_store_get_row(store, i, &row);
         labels[i] = row.label, kinds[i] = row.kind;
-        std::memcpy(sha256s + 32 * i, row.source_sha256, 32);
         std::memcpy(embeddings + i * dim, row.embedding, dim * sizeof(float));
         PyList_SetItem(names, Py_ssize_t(i), PyUnicode_FromString(row.name));
     }
     return names;
+}
+
+// The source sha256 of every row, one after the other.
+PyObject *store_sources(PyObject *const *items, Py_ssize_t count) {
+    Arguments arguments(items, count, 1);
+    auto *store = arguments.handle<ea_store>(0, STORE);
+    std::string digests;
+    for (size_t i = 0; i < ea_store_n_rows(store); i++) {
+        ea_store_row row;
+        ea_store_get_row(store, i, &row);
+        digests.append(reinterpret_cast<const char *>(row.source_sha256), 32);
+    }
+    return PyBytes_FromStringAndSize(digests.data(), Py_ssize_t(digests.size()));
 }
 
 PyObject *store_begin_op(PyObject *const *items, Py_ssize_t count) {
@@ -810,6 +821,7 @@ PyMethodDef functions[] = {
     FUNCTION("store_info", store_info),
     FUNCTION("store_labels", store_labels),
     FUNCTION("store_rows", store_rows),
+    FUNCTION("store_sources", store_sources),
     FUNCTION("store_begin_op", store_begin_op),
     FUNCTION("store_add", store_add),
     FUNCTION("store_remove", store_remove),
