@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import soundfile
 
 from benchmarks import episodes, held_out, rivals, rows
@@ -188,6 +189,17 @@ def text_embeddings(bundle: Bundle, pack: str, labels: Sequence[str]) -> np.ndar
     return np.stack([bundle.encode_text(bundle.tokenizer.encode(text, language=language)) for text, language in texts])
 
 
+def read_text_embeddings(bundle: Bundle, pack: str, labels: Sequence[str]) -> np.ndarray | None:
+    """The same by a text encoder that read all words of the word lists, those of the pack too; its teacher is the same
+    speech encoder, which did not hear them. None where there is none."""
+    texts, path = [label_text(pack, label) for label in labels], held_out.reader_of(bundle)
+    if path is None or None in texts or pack not in held_out.READ:
+        return None
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    inputs = [bundle.tokenizer.encode(text, language=language).inputs for text, language in texts]
+    return np.concatenate([session.run(None, one)[0] for one in inputs])
+
+
 def episode_distances(answers: Answers, episode: Episode, text: np.ndarray | None, text_weight: float) -> np.ndarray:
     """Distance of each query to each label: float [n_queries, n_way].
 
@@ -253,11 +265,11 @@ def measure_pack(
     """All methods on the same episodes of one pack; with texts where pack and bundle have them.
 
     A condition that the pack has too few clips for is told and left out.
-    "text" asks the queries of "other speaker", k = 1, without its support, so that both are paired.
+    "text" and "read text" ask the queries of "other speaker", k = 1, without its support, so that all are paired.
     """
     measured: list[Measured] = []
-    texts = None if bundle is None else _texts_by_label(pack, bundle)
-    able = [] if texts is None else [method for method in methods if method.startswith(OURS)]
+    texts = {} if bundle is None else _texts_by_label(pack, bundle)
+    able = [method for method in methods if method.startswith(OURS)]
     for condition, k in CELLS:
         try:
             drawn = episodes.draw(pack.clips, condition, k, n_episodes, seed)
@@ -266,9 +278,10 @@ def measure_pack(
             continue
         sha256 = episodes.save(pack.clips, drawn, folder)
         asked = [(condition, k, method, None, 0.0) for method in methods]
-        asked += [(f"{condition} with text", k, method, texts, bundle.text_weight) for method in able]
-        if (condition, k) == ("other speaker", 1):
-            asked += [("text", 0, method, texts, np.inf) for method in able]
+        for name, of_label in texts.items():
+            asked += [(f"{condition} with {name}", k, method, of_label, bundle.text_weight) for method in able]
+            if (condition, k) == ("other speaker", 1):
+                asked += [(name, 0, method, of_label, np.inf) for method in able]
         for name, n_shot, method, text, weight in asked:
             started = time.perf_counter()
             shares = accuracies(methods[method], drawn, text, weight)
@@ -286,7 +299,8 @@ def measure_open_set(
     embeddings  float32 [n_clips, dim]
     others      name of a kind of sound -> float32 [n, dim]; OPEN_SET_OTHERS of each are drawn for an episode
 
-    "open set, text" asks the queries of "open set", k = 1, of labels that have a text in place of its support.
+    "open set, text" and "open set, read text" ask the queries of "open set", k = 1, of labels that have a text in place
+    of its support.
     """
     texts = _texts_by_label(pack, bundle)
     measured = []
@@ -294,8 +308,8 @@ def measure_open_set(
         drawn = episodes.draw(pack.clips, "open set", k, n_episodes, seed)
         sha256 = episodes.save(pack.clips, drawn, folder)
         asked = [("open set", k, None)]
-        if k == 1 and texts is not None:
-            asked.append(("open set, text", 0, texts))
+        if k == 1:
+            asked += [(f"open set, {name}", 0, of_label) for name, of_label in texts.items()]
         for condition, n_shot, text in asked:
             started = time.perf_counter()
             shares = open_set_shares(drawn, embeddings, bundle, others, text, seed)
@@ -337,10 +351,14 @@ def open_set_shares(
     return shares
 
 
-def _texts_by_label(pack: Pack, bundle: Bundle) -> dict[str, np.ndarray] | None:
+def _texts_by_label(pack: Pack, bundle: Bundle) -> dict[str, dict[str, np.ndarray]]:
+    """ "text" and "read text", where there are such -> label -> float32 [dim]."""
     labels = sorted({clip.label for clip in pack.clips})
-    embedded = text_embeddings(bundle, pack.name, labels)
-    return None if embedded is None else dict(zip(labels, embedded, strict=True))
+    embedded = {
+        "text": text_embeddings(bundle, pack.name, labels),
+        "read text": read_text_embeddings(bundle, pack.name, labels),
+    }
+    return {name: dict(zip(labels, x, strict=True)) for name, x in embedded.items() if x is not None}
 
 
 def _matcher(
@@ -387,9 +405,10 @@ def to_rows(pack: Pack, measured: list[Measured], compared: Sequence[tuple[str, 
             if one.method == method and rival is not None:
                 add("fewshot difference", one, one.shares - rival.shares, minus=other)
     for one in measured:
-        bare = by_key.get((one.condition.removesuffix(" with text"), one.k, one.method, one.measure))
-        if one.condition.endswith(" with text") and one.method == compared[0][0]:
-            add("fewshot difference", one, one.shares - bare.shares, minus="without text")
+        bare, _, text = one.condition.partition(" with ")
+        if text and one.method == compared[0][0]:
+            without = by_key[bare, one.k, one.method, one.measure]
+            add("fewshot difference", one, one.shares - without.shares, minus="without text")
     return made
 
 

@@ -288,11 +288,12 @@ class TorchEager(Edgealign):
         import torch
 
         from edgealign.export import graph
+        from edgealign.train.text_to_speech import Checkpoint
 
         torch.set_num_threads(self.n_threads)
         self.torch = torch
         weights = Path(graph.__file__).parent / "weights" / "text-to-speech.pt"
-        encoders = graph.Checkpoint.load(weights).encoders
+        encoders = Checkpoint.load(weights).encoders
         self.encoder = graph.ExportedSpeech(encoders, torch.zeros(self.bundle.dim)).eval()
 
     def encode(self, frames):

@@ -16,10 +16,12 @@ from benchmarks import rows
 RESULTS = Path(__file__).parent / "RESULTS.md"
 CONDITIONS = (
     ("same speaker", 1), ("same speaker", 5), ("other speaker", 1), ("other speaker", 5),
-    ("several speakers", 3), ("text", 0),
+    ("several speakers", 3), ("text", 0), ("read text", 0),
     ("other speaker with text", 1), ("other speaker with text", 5), ("same speaker with text", 1),
     ("same speaker with text", 5), ("several speakers with text", 3),
-    ("open set, text", 0), ("open set", 1), ("open set", 5),
+    ("other speaker with read text", 1), ("other speaker with read text", 5), ("same speaker with read text", 1),
+    ("same speaker with read text", 5), ("several speakers with read text", 3),
+    ("open set, text", 0), ("open set, read text", 0), ("open set", 1), ("open set", 5),
 )  # fmt: skip
 LATENCY_NOTE = (
     "Times by the clock, then processor time, which other processes on the machine disturb less. Accuracy: mean over "

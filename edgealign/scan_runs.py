@@ -28,6 +28,7 @@ from edgealign.scan_windows import WindowScanner
 from edgealign.sources import is_audio_name
 from edgealign.store import RECORDING
 from edgealign.timestamps import recorded_at, utc_text
+from edgealign.workers import end_with_parent
 
 ALL = "all"
 
@@ -427,27 +428,16 @@ _worker: dict[str, Any] = {}
 
 def _start_worker(job: ScanJob, searched_bytes: Any, stop: Any) -> None:
     import signal
-    import threading
 
     from edgealign.bundle import Bundle
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells the workers
     bundle = Bundle.open(job.bundle_path, variant=job.variant, device=job.device)
     recognizer = Recognizer(bundle, job.store_path)
     if recognizer.store.sha256 != job.store_sha256:
         raise EdgealignError(f"'{job.store_path}' was changed while the scan began: run it again")
     _worker.update(job=job, scanner=make_scanner(recognizer, job.options), searched=searched_bytes, stop=stop)
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when the run is killed: it would wait for more work for ever."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(path: str, size_bytes: int) -> dict[str, Any] | EdgealignError:

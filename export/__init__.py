@@ -4,7 +4,7 @@ main        the command
 graph       a checkpoint's encoders as ONNX files that give what torch gives
 quantize    int8, and what it costs
 decision    the numbers of the decision between a label and unknown
-speech      all of it: the bundle `speech`; last_maps are fitted anew for it
+speech      all of it: the bundle `speech`
 senses      all of it: the bundles `audio` and `image`
 projection  heads of `edgealign train projection`, folded into the graphs of their bundles
 

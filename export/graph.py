@@ -5,20 +5,15 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from edgealign.errors import EdgealignError, InvalidInput
+from edgealign.errors import EdgealignError
 from edgealign.export.quantize import session_of
-from edgealign.train.corpus import EVALUATION_PACKS, Corpus
-from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder, TextEncoder
-from edgealign.train.text_to_speech import load_state
-from edgealign.writing import replace_file
+from edgealign.train.encoders import AlignedEncoders, SpeechEncoder, TextEncoder, centered
 
 OPSET = 17
 PARITY_TOLERANCE = 2e-5  # of unit embeddings, fp32, torch against ONNX Runtime
@@ -28,62 +23,6 @@ TEXT_SHAPES = ((1, 3), (1, 9), (4, 14), (1, 40))  # batch, tokens
 
 class ParityLost(EdgealignError):
     """An exported encoder does not give what its checkpoint gives."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What training saved: encoders in evaluation mode, the text vocabulary, and where they come from."""
-
-    encoders: AlignedEncoders
-    vocabulary: dict
-    config: dict
-    corpus_sha256: str
-    corpus: dict | None  # `Corpus.made_of`; None where an older version did not say
-    step: int
-
-    @classmethod
-    def load(cls, path: Path) -> Checkpoint:
-        state = load_state(path)
-        try:
-            config = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"]["encoders"].items()}
-            encoders = AlignedEncoders(EncoderConfig(**config))
-            encoders.load_state_dict({name: tensor.float() for name, tensor in state["average"].items()})
-        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-            raise InvalidInput(f"'{path}' was saved by another version of `edgealign train`: train again") from error
-        return cls(
-            encoders.eval(), state["vocabulary"], state["config"], state["corpus_sha256"], state.get("corpus"),
-            state["step"],
-        )  # fmt: skip
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """Packs whose test words and speakers training did not hear; where a checkpoint does not say, all packs."""
-        return tuple(self.config.get("left_out", EVALUATION_PACKS))
-
-    def check(self, corpus: Corpus) -> None:
-        """InvalidInput where a corpus was rendered otherwise than the one of training."""
-        if self.corpus is None or self.corpus_sha256 == corpus.sha256:
-            return
-        there = corpus.made_of
-        other = [name for name, value in self.corpus.items() if name != "recordings" and there.get(name) != value]
-        if self.corpus["recordings"] and not there["recordings"]:  # the other way round there is more to fit on
-            other.append("recordings")
-        if other:
-            is_and_was = ", ".join(f"{name} = {there.get(name)} where it was {self.corpus[name]}" for name in other)
-            raise InvalidInput(
-                f"the corpus was not rendered as that of training ({is_and_was}): name the corpus of training, or "
-                f"render one with the same options"
-            )
-
-    def save_half(self, path: Path) -> None:
-        """The weights alone in half precision: what training can start from, and what the bundle can be made of."""
-        state = {name: t.half() if t.is_floating_point() else t for name, t in self.encoders.state_dict().items()}
-        whole = {
-            "average": state, "vocabulary": self.vocabulary, "config": self.config, "step": self.step,
-            "corpus_sha256": self.corpus_sha256, "corpus": self.corpus,
-        }  # fmt: skip
-        with replace_file(path) as file:
-            torch.save(whole, file)
 
 
 class ExportedSpeech(nn.Module):
@@ -113,12 +52,6 @@ class ExportedText(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return centered(self.encoder(tokens), self.center)
-
-
-def centered(x: Tensor, center: Tensor) -> Tensor:
-    x = x / torch.sqrt((x * x).sum(dim=1, keepdim=True))
-    x = x - center
-    return x / torch.sqrt((x * x).sum(dim=1, keepdim=True))
 
 
 def speech_to_onnx(module: ExportedSpeech, n_mels: int) -> bytes:

@@ -142,14 +142,14 @@ def _of_checkpoint(
         if weights is not None:
             Sense.load(checkpoint).save(weights)
         return export_sense(checkpoint, packs_folder(data), cache or default_cache(), output, say, split, small)
-    from edgealign.export.graph import Checkpoint
     from edgealign.export.speech import export_speech
+    from edgealign.train.text_to_speech import Checkpoint
 
     loaded = Checkpoint.load(checkpoint)
     if corpus is None:
         raise InvalidInput(f"'{checkpoint}' is of text-to-speech: name with --corpus what it was trained on")
     if weights is not None:
-        loaded.save_half(weights)
+        loaded.save(weights, half=True)
     return export_speech(loaded, corpus, output, say)
 
 

@@ -20,6 +20,7 @@ from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
 from edgealign.train import made_sounds, pictures, sounds, starts
+from edgealign.train.encoders import centered
 from edgealign.train.front_end import SOUND_FRONT_END, mel_filters
 from edgealign.train.sense_data import SenseData
 from edgealign.train.sense_encoders import SenseEncoder
@@ -62,7 +63,7 @@ class Exported(nn.Module):
         self.encoder, self.center = copy.deepcopy(encoder), nn.Buffer(center)
 
     def forward(self, x: Tensor) -> Tensor:
-        return graph.centered(self.encoder(x), self.center)
+        return centered(self.encoder(x), self.center)
 
 
 class ExportedWords(nn.Module):
@@ -73,7 +74,7 @@ class ExportedWords(nn.Module):
         self.words, self.center = words, nn.Buffer(center)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return graph.centered(self.words(tokens), self.center)
+        return centered(self.words(tokens), self.center)
 
 
 class ExportedPictures(nn.Module):
@@ -85,7 +86,7 @@ class ExportedPictures(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.encoder(image)
-        return graph.centered(self.mapped(x / torch.sqrt((x * x).sum(dim=1, keepdim=True))), self.center)
+        return centered(self.mapped(x / torch.sqrt((x * x).sum(dim=1, keepdim=True))), self.center)
 
 
 class Encoded:

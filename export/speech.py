@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 
 from edgealign import __version__, demo
 from edgealign.bundle import Bundle, check_target, write_bundle
-from edgealign.export import decision, graph, last_maps
-from edgealign.export.last_maps import Pooled
+from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
+from edgealign.train import last_maps
 from edgealign.train.batches import Batches
+from edgealign.train.clips import Clips
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import EVALUATION_PACKS, STRETCHES, Corpus, EvaluationPack
-from edgealign.train.encoders import AlignedEncoders
+from edgealign.train.corpus import EVALUATION_PACKS, Corpus, EvaluationPack
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
+from edgealign.train.text_to_speech import Checkpoint
 
 CARD = Path(__file__).with_name("speech_card.md")
 ATTRIBUTION = [
@@ -45,17 +45,13 @@ def attribution(left_out: Collection[str]) -> list[str]:
 
 BANK_WORDS, BANK_RECORDINGS, BANK_NOISES = 950, 200, 250
 CALIBRATION_CLIPS, HELD_OUT_CLIPS = 300, 200
-REFIT_WORDS, REFIT_CLIPS, REFIT_RECORDINGS = 6000, 3, 120  # clips of each synthetic word, and of each recorded one
 # Recordings that a typed word counts as. Chosen on validation words said by flite, a synthesizer that training does not
-# hear: of 0.125 to 3, three quarters served words asked by the enrolled voice and by another. Voices of training would
-# flatter text.
-TEXT_WEIGHT = 0.75
+# hear: of 0.5 to 3, one served words asked by the enrolled voice and by another. Voices of training would flatter text.
+TEXT_WEIGHT = 1.0
 GOLDEN_TEXTS = (("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None), ("water", "grapheme", None))
 
 
-def export_speech(
-    checkpoint: graph.Checkpoint, corpus_path: Path, target: Path, report: Callable[[str], None]
-) -> Bundle:
+def export_speech(checkpoint: Checkpoint, corpus_path: Path, target: Path, report: Callable[[str], None]) -> Bundle:
     """Write the bundle at `target`: int8 and fp32 encoders, text encoder, background bank, decision and card.
 
     corpus_path   quantization samples, bank and validation words. One that was rendered anew will do: whether a word is
@@ -74,10 +70,9 @@ def export_speech(
     batches = Batches(corpus, checkpoint.vocabulary, TrainConfig(encoders=config, left_out=left_out))
     clips = Clips(corpus, batches, seed=11)
 
-    encoders = refit(checkpoint.encoders, clips)
-    centers = _centers(encoders, clips)
-    speech = graph.ExportedSpeech(encoders, centers[0])
-    text = graph.ExportedText(encoders, centers[1])
+    finished = checkpoint.finished or last_maps.finish(checkpoint.encoders, clips)
+    speech = graph.ExportedSpeech(finished.encoders, finished.speech_center)
+    text = graph.ExportedText(finished.encoders, finished.text_center)
     speech_fp32 = graph.speech_to_onnx(speech, config.n_mels)
     text_fp32 = graph.text_to_onnx(text, config.n_tokens)
     report("encoders exported, parity with torch holds")
@@ -129,137 +124,33 @@ def fit_decision(
     noises = embed(Clips(clips.corpus, clips.batches, seed=12).noises(100))
     # A pool of one word has nothing that could be mistaken for it; a synthetic corpus has no recorded ones.
     kinds = [synthetic for synthetic in (True, False) if len(clips.corpus.select("val", synthetic)) > 1]
-    pools = [clips.pool(embed, embed_tokens, synthetic) for synthetic in kinds]
+    pools = [pool_of(clips, embed, embed_tokens, synthetic) for synthetic in kinds]
     calibration = decision.fit(pools, noises, bank, TEXT_WEIGHT)
     for line in decision.report(calibration, pools, noises, bank, TEXT_WEIGHT):
         report(line)
     return calibration
 
 
+def pool_of(clips: Clips, embed: decision.Embed, embed_tokens: decision.Embed, synthetic: bool) -> decision.Pool:
+    """Embedded meta-validation words, half of the clips as they are and half under field conditions."""
+    corpus, batches = clips.corpus, clips.batches
+    labels = corpus.select("val", synthetic)
+    rows = [int(clip) for label in labels for clip in corpus.clips_of[label]]
+    rows = clips.rng.permutation(rows)[:2500].tolist()
+    half = len(rows) // 2
+    speech = np.concatenate([embed(clips.plain(rows[:half])), embed(clips.in_the_field(rows[half:]))])
+    spelled = [i for i in labels if corpus.labels[i].text]
+    kinds = clips.rng.permutation([i % 2 for i in range(len(spelled))])
+    text = {
+        label: embed_tokens(batches.tokens([label], ("grapheme", "ipa")[kind], None)[0].numpy())[0]
+        for label, kind in zip(spelled, kinds, strict=True)
+    }
+    return decision.Pool(speech, corpus.clips["label"][rows], corpus.clips["speaker"][rows], text)
+
+
 def _card(left_out: Collection[str]) -> str:
     rows = "".join(f"| {pack.title}: {what} | {pack.license} |\n" for pack, what in recordings_heard(left_out))
     return CARD.read_text(encoding="utf-8").replace("{recordings}\n", rows)
-
-
-class Clips:
-    """Log-mels [n_mels, n_frames] of a corpus, each at its own length, drawn with a seed."""
-
-    def __init__(self, corpus: Corpus, batches: Batches, seed: int) -> None:
-        self.corpus, self.batches, self.seed = corpus, batches, seed
-        self.rng = np.random.default_rng(seed)
-
-    def training_words(self, n: int) -> list[np.ndarray]:
-        """n synthetic words under field conditions, one clip a word; all where the corpus has fewer."""
-        labels = self.rng.choice(self.batches.synthetic, min(n, len(self.batches.synthetic)), replace=False)
-        return self.in_the_field([int(self.rng.choice(self.corpus.clips_of[i])) for i in labels])
-
-    def recordings(self, n: int) -> list[np.ndarray]:
-        """Words that people said, none of those that accuracy is measured on: a word that lies in the bank is taken for
-        "anything else" sooner. None where the corpus is synthetic alone."""
-        labels = self.corpus.select("train", synthetic=False)
-        rows = [clip for label in labels for clip in self.corpus.clips_of[label]]
-        rows = self.rng.choice(rows, min(n, len(rows)), replace=False) if rows else []
-        return self.in_the_field([int(i) for i in rows])
-
-    def noises(self, n: int) -> list[np.ndarray]:
-        """Pieces of recorded noise, 0.3 to 1.5 s, and colored noise where none was recorded."""
-        pieces = []
-        for _ in range(n):
-            frames = int(self.rng.integers(30, 150))
-            if len(self.corpus.noise) > frames:
-                start = int(self.rng.integers(len(self.corpus.noise) - frames))
-                pieces.append(self.corpus.noise[start : start + frames])
-            else:
-                slope = np.linspace(0, float(self.rng.uniform(-60, 10)), self.corpus.spectra.shape[1])
-                pieces.append((120 + slope + self.rng.normal(0, 8, (frames, len(slope)))).clip(1, 255).astype(np.uint8))
-        return self._lengths(*self.batches.augmenter.clean(pieces))
-
-    def several_of_each(self, n_words: int, n_clips: int) -> tuple[list[int], list[int]]:
-        """Up to n_clips clips each of n_words synthetic words: the word of each, and its row in the corpus."""
-        words = self.rng.choice(self.batches.synthetic, min(n_words, len(self.batches.synthetic)), replace=False)
-        return self._drawn({int(word): self.corpus.clips_of[word] for word in words}, n_clips)
-
-    def recorded_words(self, n_clips: int) -> tuple[list[int], list[int]]:
-        """The same of every word that people said and training heard."""
-        words = {
-            word: rows for word, rows in self.batches.recorded.items()
-            if not self.corpus.labels[word].source.startswith(f"{STRETCHES}:")
-        }  # fmt: skip
-        return self._drawn(words, n_clips)
-
-    def _drawn(self, clips_of: Mapping[int, Sequence[int]], n_clips: int) -> tuple[list[int], list[int]]:
-        drawn = [(word, int(row)) for word, rows in clips_of.items() for row in self.rng.permutation(rows)[:n_clips]]
-        return [word for word, _ in drawn], [row for _, row in drawn]
-
-    def token_rows(self, n: int) -> list[np.ndarray]:
-        """Token ids int64 [1, n_tokens] of n words, or of all, spellings and IPA in turn."""
-        n = min(n, len(self.batches.synthetic))
-        return self.texts_of(self.rng.choice(self.batches.synthetic, n, replace=False).tolist())
-
-    def texts_of(self, words: Sequence[int]) -> list[np.ndarray]:
-        kinds = ("grapheme", "ipa")
-        return [self.batches.tokens([i], kinds[at % 2], None)[0].numpy() for at, i in enumerate(words)]
-
-    def pool(self, embed: decision.Embed, embed_tokens: decision.Embed, synthetic: bool) -> decision.Pool:
-        """Embedded meta-validation words, half of the clips as they are and half under field conditions."""
-        labels = self.corpus.select("val", synthetic)
-        rows = [int(clip) for label in labels for clip in self.corpus.clips_of[label]]
-        rows = self.rng.permutation(rows)[:2500].tolist()
-        half = len(rows) // 2
-        speech = np.concatenate([embed(self._plain(rows[:half])), embed(self.in_the_field(rows[half:]))])
-        spelled = [i for i in labels if self.corpus.labels[i].text]
-        kinds = self.rng.permutation([i % 2 for i in range(len(spelled))])
-        text = {
-            label: embed_tokens(self.batches.tokens([label], ("grapheme", "ipa")[kind], None)[0].numpy())[0]
-            for label, kind in zip(spelled, kinds, strict=True)
-        }
-        return decision.Pool(speech, self.corpus.clips["label"][rows], self.corpus.clips["speaker"][rows], text)
-
-    def _plain(self, rows: list[int]) -> list[np.ndarray]:
-        parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-        cut = [[self.batches.cut(clip, None) for clip in part] for part in parts]
-        return [x for part in cut for x in self._lengths(*self.batches.augmenter.clean(part))]
-
-    def in_the_field(self, rows: list[int]) -> list[np.ndarray]:
-        generator = torch.Generator().manual_seed(self.seed)
-        parts = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-        cut = [[self.batches.cut(clip, None) for clip in part] for part in parts]
-        return [x for part in cut for x in self._lengths(*self.batches.augmenter(part, generator))]
-
-    @staticmethod
-    def _lengths(log_mels: torch.Tensor, mask: torch.Tensor) -> list[np.ndarray]:
-        return [x[:, : int(m.sum())].numpy() for x, m in zip(log_mels, mask, strict=True)]
-
-
-def refit(encoders: AlignedEncoders, clips: Clips) -> AlignedEncoders:
-    """The encoders with last maps fitted on words of training, see `last_maps`."""
-
-    @torch.inference_mode()
-    def said(words: list[int], rows: list[int]) -> Pooled:
-        frames = [encoders.speech.frames(torch.from_numpy(x)[None]) for x in clips.in_the_field(rows)]
-        pooled = torch.cat([encoders.speech.pooling.statistics(*x) for x in frames])
-        return Pooled(pooled.double().numpy(), np.array(words))
-
-    @torch.inference_mode()
-    def written(words: list[int]) -> Pooled:
-        letters = [encoders.text.letters(torch.from_numpy(x)) for x in clips.texts_of(words)]
-        pooled = torch.cat([encoders.text.pooling.statistics(*x) for x in letters])
-        return Pooled(pooled.double().numpy(), np.array(words))
-
-    words, rows = clips.several_of_each(REFIT_WORDS, REFIT_CLIPS)
-    recorded = clips.recorded_words(REFIT_RECORDINGS)
-    return last_maps.refitted(
-        encoders, said(words, rows), said(*recorded) if recorded[0] else None, written(list(dict.fromkeys(words)))
-    )
-
-
-def _centers(encoders: AlignedEncoders, clips: Clips) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean unit embedding of training words in each modality: taken out, so that the two clouds lie on one another."""
-    with torch.inference_mode():
-        spoken = clips.training_words(600) + clips.recordings(200)
-        speech = [encoders.embed_speech(torch.from_numpy(x)[None]) for x in spoken]
-        text = [encoders.embed_text(torch.from_numpy(x)) for x in clips.token_rows(800)]
-    return torch.cat(speech).mean(dim=0).clone(), torch.cat(text).mean(dim=0).clone()
 
 
 def runner_of(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray], np.ndarray]:

@@ -17,10 +17,11 @@ from edgealign import Bundle, Recognizer, demo, golden, kernels
 from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph, quantize, speech
 from edgealign.export.decision import FEATURES, Pool
-from edgealign.export.graph import Checkpoint, ExportedSpeech, ExportedText, ParityLost, session_of
+from edgealign.export.graph import ExportedSpeech, ExportedText, ParityLost, session_of
 from edgealign.export.main import main
 from edgealign.export.quantize import QuantizationLost, measure_drift
 from edgealign.kernels import Calibration
+from edgealign.train.text_to_speech import Checkpoint
 
 # Encoders of 24 channels lose more than those that ship.
 TINY_SNR_DB = 3.0
@@ -423,7 +424,7 @@ def test_the_command_refuses_wrong_input_in_one_sentence(export, tmp_path):
 def test_a_corpus_that_was_rendered_anew_will_do(trained_run, recorded_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "MIN_SNR_DB", TINY_SNR_DB)
     lines: list[str] = []
-    checkpoint = graph.Checkpoint.load(trained_run / "best.pt")
+    checkpoint = Checkpoint.load(trained_run / "best.pt")
     made = speech.export_speech(checkpoint, recorded_corpus.folder, tmp_path / "bundle", lines.append)
     made.verify()
     assert any("training heard" in line and recorded_corpus.corpus.sha256[:12] in line for line in lines)
@@ -448,7 +449,7 @@ def test_a_corpus_that_was_rendered_with_other_options_is_refused(export, traine
 
 def test_an_encoder_that_lost_too_much_leaves_no_bundle(trained_run, spoken_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "MIN_SNR_DB", 90.0)
-    checkpoint = graph.Checkpoint.load(trained_run / "best.pt")
+    checkpoint = Checkpoint.load(trained_run / "best.pt")
     with pytest.raises(QuantizationLost):
         speech.export_speech(checkpoint, spoken_corpus.folder, tmp_path / "bundle", lambda line: None)
     assert list(tmp_path.iterdir()) == []

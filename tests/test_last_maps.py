@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgealign.export import last_maps
-from edgealign.export.last_maps import Pooled
+from edgealign.train import last_maps
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig
+from edgealign.train.last_maps import Pooled
 
 CONFIG = EncoderConfig(dim=8, heads=2, head_channels=4, speech_channels=16, text_channels=16, stem_channels=8)
 N_STATISTICS = 16

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_run import InThisProcess, rendering_here, small_files
 
+from edgealign import workers
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.train import corpus as corpora
 from edgealign.train.augment import decode_power
@@ -165,7 +166,7 @@ def test_a_word_is_said_in_the_accents_of_its_language(given_words, monkeypatch)
     monkeypatch.setattr(Espeak, "set_voice", listen)
     (given_words / "words.tsv").write_text("lamp\ten\tlamp\nkitabu\tsw\tkitabu\n", encoding="utf-8")
     with rendering_here():
-        build(given_words, CorpusConfig(renders_per_word=20), None, 1, silent)
+        build(given_words, CorpusConfig(renders_per_word=60), None, 1, silent)
     assert {"en-us", "en-gb-scotland"} < set(heard) <= {"en", "sw", *ACCENTS["en"]}
 
 
@@ -197,13 +198,13 @@ def test_an_interrupted_rendering_goes_on_where_it_stopped(given_words):
     config, lines = CorpusConfig(renders_per_word=2), []
     with rendering_here() as patch:
         patch.setattr(corpora, "WORDS_PER_SHARD", 3)
-        patch.setattr(corpora, "ProcessPoolExecutor", StopsAfterOne)
+        patch.setattr(workers, "ProcessPoolExecutor", StopsAfterOne)
         with pytest.raises(KeyboardInterrupt):
             build(given_words, config, None, 1, silent)
         with np.load(given_words / "shards" / "espeak-000000.npz") as shard:
             first = shard["spectra"]
         assert not (given_words / "manifest.json").exists()
-        patch.setattr(corpora, "ProcessPoolExecutor", InThisProcess)
+        patch.setattr(workers, "ProcessPoolExecutor", InThisProcess)
         build(given_words, config, None, 1, lines.append)
     assert sorted(line.split(":")[0] for line in lines) == ["rendered espeak-000003", "rendered espeak-000006"]
     assert_hashes_match(given_words)
@@ -217,10 +218,10 @@ def test_an_interrupted_rendering_does_not_go_on_with_other_options(tmp_path, as
     small = {"languages": ("sw",), "words_per_language": 20, "longer_lists": (), "renders_per_word": 1}
     with rendering_here() as patch:
         patch.setattr(corpora, "WORDS_PER_SHARD", 10)
-        patch.setattr(corpora, "ProcessPoolExecutor", StopsAfterOne)
+        patch.setattr(workers, "ProcessPoolExecutor", StopsAfterOne)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path / "corpus", CorpusConfig(**small), None, 1, silent)
-        patch.setattr(corpora, "ProcessPoolExecutor", InThisProcess)
+        patch.setattr(workers, "ProcessPoolExecutor", InThisProcess)
         with pytest.raises(InvalidInput, match=rf"was begun with {next(iter(asked))} = .*name another corpus folder"):
             build(tmp_path / "corpus", CorpusConfig(**small | asked), None, 1, silent)
         build(tmp_path / "corpus", CorpusConfig(**small), None, 1, silent)

@@ -12,6 +12,7 @@ from tiny_run import STEPS, small_files, tiny_config
 from torch import nn
 
 from edgealign.errors import EdgealignError, InvalidInput
+from edgealign.train import text_to_speech
 from edgealign.train.batches import RECORDED_SHARES, Batch, Batches, build_vocabulary
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import STRETCHES, TESTED, Corpus, Label
@@ -392,21 +393,23 @@ def weights(folder, part: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("recipe", ["joint", "croma"])
-def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(recorded_corpus, tmp_path, quick_score, recipe):
+def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(
+    recorded_corpus, tmp_path, quick_score, monkeypatch, recipe
+):
     """Cut at step 3 of 4, where the last checkpoint is of step 2."""
     config = tiny_config(recipe=recipe)
     Trainer(recorded_corpus.corpus, config, tmp_path / "whole").run(silent)
 
     interrupted = Trainer(recorded_corpus.corpus, config, tmp_path / "cut")
-    update = interrupted._update_average
+    update = text_to_speech.follow
 
-    def cut() -> None:
-        update()
+    def cut(*arguments: object) -> None:
+        update(*arguments)
         if interrupted.step == 2:
             raise PowerCut
 
-    interrupted._update_average = cut
-    with pytest.raises(PowerCut):
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(text_to_speech, "follow", cut)
         interrupted.run(silent)
     early = weights(tmp_path / "cut", "model")
     resumed = Trainer(recorded_corpus.corpus, config, tmp_path / "cut")

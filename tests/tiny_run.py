@@ -46,10 +46,11 @@ class InThisProcess:
 @contextmanager
 def rendering_here() -> Iterator[pytest.MonkeyPatch]:
     """`corpus.build` renders with espeak-ng alone, in this process, and keeps a quarter of the words for validation."""
+    from edgealign import workers
     from edgealign.train import corpus, words
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "ProcessPoolExecutor", InThisProcess)
+        patch.setattr(workers, "ProcessPoolExecutor", InThisProcess)
         patch.setattr(corpus, "festival_voices_installed", frozenset)
         patch.setattr(words, "VALIDATION_SHARE", 1 / 4)
         yield patch

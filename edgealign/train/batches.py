@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch import Tensor
 from edgealign.text import Tokenizer, normalize
 from edgealign.train.augment import Augmenter
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import CROSSED, STRETCHES, TESTED, Corpus
+from edgealign.train.corpus import CROSSED, STRETCHES, TESTED, Corpus, Label
 from edgealign.train.front_end import WINDOWS
-from edgealign.train.words import sound_of
+from edgealign.train.words import Word, sound_of
 
 
 def build_vocabulary(corpus: Corpus) -> dict:
@@ -250,23 +250,8 @@ class Batches:
         return self.corpus.spectra[row["offset"] + first : row["offset"] + max(end, first + 1)]
 
     def tokens(self, labels: list[int], kind: str, rng: random.Random | None) -> tuple[Tensor, Tensor]:
-        """Token ids int64 [n, longest] and mask [n, 1, longest]. With `rng` the language, stress and length marks are
-        sometimes left out, as people leave them out."""
-        rows = []
-        for i in labels:
-            label = self.corpus.labels[i]
-            text, language = (label.text, label.language) if kind == "grapheme" else (label.ipa, label.language)
-            if rng and rng.random() < (0.3 if kind == "grapheme" else 0.6):
-                language = None
-            if kind == "ipa" and rng:
-                if rng.random() < 0.4:
-                    text = text.replace("ˈ", "").replace("ˌ", "")
-                if rng.random() < 0.3:
-                    text = text.replace("ː", "")
-            rows.append(torch.from_numpy(self.tokenizer.encode(text, kind, language).ids))
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).float().unsqueeze(1)
+        """Token ids int64 [n, longest] and mask [n, 1, longest] of label rows, see `token_row`."""
+        return padded([token_row(self.tokenizer, self.corpus.labels[i], kind, rng) for i in labels])
 
     def ahead(self, first: int, end: int, depth: int = 4) -> Iterator[Batch]:
         """Batches first..end-1, drawn by a thread while the caller trains."""
@@ -300,6 +285,27 @@ class Batches:
         finally:
             stop.set()
             thread.join()
+
+
+def token_row(tokenizer: Tokenizer, word: Label | Word, kind: str, rng: random.Random | None) -> Tensor:
+    """Token ids int64 [n_tokens] of one word. With `rng` language, stress and length marks are sometimes left out, as
+    people leave them out."""
+    text, language = word.text if kind == "grapheme" else word.ipa, word.language
+    if rng and rng.random() < (0.3 if kind == "grapheme" else 0.6):
+        language = None
+    if kind == "ipa" and rng:
+        if rng.random() < 0.4:
+            text = text.replace("ˈ", "").replace("ˌ", "")
+        if rng.random() < 0.3:
+            text = text.replace("ː", "")
+    return torch.from_numpy(tokenizer.encode(text, kind, language).ids)
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Token ids int64 [n, longest] and mask [n, 1, longest]."""
+    ids = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1])[None] < lengths[:, None]).float().unsqueeze(1)
 
 
 def _phones(corpus: Corpus) -> list[str]:

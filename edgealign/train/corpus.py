@@ -21,9 +21,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +41,7 @@ from edgealign.train.synthesis import (
     say_with_festival,
 )
 from edgealign.train.words import Word
+from edgealign.workers import results
 from edgealign.writing import replace_file
 
 N_BINS = FRONT_END.n_fft // 2 + 1
@@ -57,10 +56,11 @@ CLIP = np.dtype([
     ("speaker", "i4"),  # recordings with one number share a voice
 ])  # fmt: skip
 
-# espeak-ng variants that only validation hears, and those that are effects rather than voices; `rob` crashes the
-# library at high tempo.
+# espeak-ng variants that only validation hears, and those that are effects rather than voices; `rob` and `Henrique`
+# crash the library at high tempo.
 VALIDATION_VARIANTS = ("f4", "m7", "Andy", "linda", "klatt3", "antonio")
-EFFECT_VARIANTS = ("Demonic", "Tweaky", "croak", "Storm", "UniRobot", "Mr serious", "Nguyen", "fast", "rob")
+EFFECT_VARIANTS = ("Demonic", "Tweaky", "croak", "Storm", "UniRobot", "Mr serious", "Nguyen", "fast")
+EFFECT_VARIANTS += ("rob", "Henrique")
 
 LONGEST_WORD_FRAMES = 180  # a recording labeled with one word whose sound is longer holds something else
 SHORTEST_STRETCH_FRAMES = 40
@@ -177,11 +177,10 @@ def build(folder: Path, config: CorpusConfig, data: Path | None, workers: int, r
     tasks = [task for task in tasks if not (shards / f"{task[0]}-{task[1]:06d}.npz").exists()]
     started = time.monotonic()
     try:
-        # An executor, no multiprocessing.Pool: a synthesizer that crashes its process must end the call, not hang it.
-        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (folder, config, data)) as pool:
-            for done, future in enumerate(as_completed([pool.submit(_render, task) for task in tasks]), 1):
-                left_s = (time.monotonic() - started) / done * (len(tasks) - done)
-                report(f"rendered {future.result()}: {done} of {len(tasks)} shards, about {left_s / 60:.1f} min left")
+        rendered = results(_render, tasks, workers, _start_worker, (folder, config, data))
+        for done, name in enumerate(rendered, 1):
+            left_s = (time.monotonic() - started) / done * (len(tasks) - done)
+            report(f"rendered {name}: {done} of {len(tasks)} shards, about {left_s / 60:.1f} min left")
         _join(folder, asked, words)
     except OSError as error:
         if error.filename is not None:
@@ -305,7 +304,7 @@ def _espeak_shard(start: int) -> Iterator[tuple]:
             accent = rng.choice((word.language, *ACCENTS.get(word.language, ())))
             if not espeak.set_voice(accent, manner):
                 continue
-            samples = _trimmed(espeak.say(word.text))
+            samples = trimmed(espeak.say(word.text))
             if len(samples) >= 0.08 * FRONT_END.sample_rate_hz:
                 loud = np.clip(samples * (0.5 * clipping / np.abs(samples).max()), -0.5, 0.5)
                 yield loud, None, ("word", i), f"espeak {variant}"
@@ -321,7 +320,7 @@ def _festival_shard(index: int) -> Iterator[tuple]:
         chosen = own[part::3]
         said = say_with_festival(voice, [word.text for _, word in chosen], stretch=(0.85, 1.0, 1.25)[part])
         for (i, _), samples in zip(chosen, said, strict=True):
-            samples = np.zeros(0, np.float32) if samples is None else _trimmed(samples)
+            samples = np.zeros(0, np.float32) if samples is None else trimmed(samples)
             if 0.1 < len(samples) / FRONT_END.sample_rate_hz < 3:
                 yield samples * (0.5 / np.abs(samples).max()), None, ("word", i), f"festival {voice.name}"
 
@@ -419,7 +418,7 @@ def _rows(path: Path) -> Iterable[dict[str, str]]:
         yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _trimmed(samples: np.ndarray) -> np.ndarray:
+def trimmed(samples: np.ndarray) -> np.ndarray:
     """Without the digital silence that synthesizers put around a word."""
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max(initial=0))
     return samples[loud[0] : loud[-1] + 1] if len(loud) else samples[:0]

@@ -13,7 +13,7 @@ import typer
 from edgealign.cli.output import say
 from edgealign.errors import InvalidInput
 from edgealign.train import sense_commands
-from edgealign.train.options import Data, Minutes, Run, chosen_settings, given_packs
+from edgealign.train.options import Data, Minutes, Run, Threads, chosen_settings, given_packs
 from edgealign.train.projection_command import projection
 from edgealign.train.research_commands import COMMANDS
 
@@ -65,8 +65,7 @@ def text_to_speech(
     chosen = tuple(name.strip() for name in languages.split(",") if name.strip())
     corpus_config = CorpusConfig(seed=seed, languages=chosen, words_per_language=words)
     build(corpus, corpus_config, data, workers=os.cpu_count() or 1, report=say)
-    left_out = () if leave_out == "none" else tuple(name.strip() for name in leave_out.split(",") if name.strip())
-    config = TrainConfig(recipe=recipe, seed=seed, steps=steps, left_out=left_out)
+    config = TrainConfig(recipe=recipe, seed=seed, steps=steps, left_out=_packs(leave_out))
     config = replace(config, **chosen_settings(settings, TrainConfig))
     trainer = Trainer(Corpus(corpus), config, run)
     if start_from is not None and trainer.step == 0:
@@ -74,6 +73,45 @@ def text_to_speech(
     trainer.run(say, minutes)
     if trainer.step >= config.steps:
         print(run / "best.pt")
+
+
+@app.command("spelling")
+def spelling(
+    run: Run,
+    checkpoint: Annotated[Path, typer.Option(help="best.pt of `train text-to-speech`; its speech encoder stays.")],
+    corpus: Annotated[Path, typer.Option(help="Folder of the corpus that it was trained on.")],
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule.")] = 2000,
+    minutes: Minutes = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the words.")] = 0,
+    leave_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Recorded packs, or none: while there are any, no word that accuracy is measured on is read. Default: "
+            "those that the checkpoint left out."
+        ),
+    ] = None,
+    settings: Annotated[str, typer.Option("--set", help="Fields of SpellingConfig: name=number, with commas.")] = "",
+    threads: Threads = 1,
+) -> None:
+    """The last stage of text-to-speech: how all words of the word lists are spelled."""
+    import torch
+
+    from edgealign.train.spelling import SpellingConfig, SpellingTrainer
+    from edgealign.train.text_to_speech import Checkpoint
+
+    torch.set_num_threads(threads)
+    given = Checkpoint.load(checkpoint)
+    left_out = given.left_out if leave_out is None else _packs(leave_out)
+    config = SpellingConfig(seed=seed, steps=steps, left_out=left_out)
+    config = replace(config, **chosen_settings(settings, SpellingConfig))
+    trainer = SpellingTrainer(run, given, corpus, config, os.cpu_count() or 1, say)
+    trainer.run(say, minutes)
+    if trainer.step >= config.steps:
+        print(run / "best.pt")
+
+
+def _packs(leave_out: str) -> tuple[str, ...]:
+    return () if leave_out == "none" else tuple(name.strip() for name in leave_out.split(",") if name.strip())
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from edgealign.errors import InvalidInput
-from edgealign.train import losses, meta
+from edgealign.train import last_maps, losses, meta
 from edgealign.train.batches import Batch, Batches, build_vocabulary
 from edgealign.train.checkpoints import plain, read_checkpoint
+from edgealign.train.clips import Clips
 from edgealign.train.config import RECIPES, TrainConfig
-from edgealign.train.corpus import Corpus
-from edgealign.train.encoders import AlignedEncoders
+from edgealign.train.corpus import EVALUATION_PACKS, Corpus
+from edgealign.train.encoders import AlignedEncoders, EncoderConfig, follow
+from edgealign.train.last_maps import Finished
 from edgealign.train.loop import Diverged
 from edgealign.train.validation import Validation
 from edgealign.writing import replace_file
@@ -190,7 +192,7 @@ class Trainer:
             else:
                 terms = self._croma_step(batch)
                 self._expect_finite(terms)
-            self._update_average()
+            follow(self.average, self.model, min(config.average_decay, (1 + self.step) / (10 + self.step)))
             self.step += 1
             self.trained_s = before + time.monotonic() - started
             if self.step % 25 == 0:
@@ -232,14 +234,6 @@ class Trainer:
         done = (self.step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
         return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.config.average_decay, (1 + self.step) / (10 + self.step))
-        for mine, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay)
-        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            mine.copy_(mine.lerp(theirs, 1 - decay) if mine.is_floating_point() else theirs)
-
     def _validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
         scores = self.validation.score(self.average)
         report("validation " + " ".join(f"{name} {value:.1f}" for name, value in scores.items()))
@@ -266,7 +260,7 @@ class Trainer:
 
 
 def load_state(path: Path) -> dict:
-    """What `Trainer` saved; InvalidInput for anything else."""
+    """What `Trainer` or `SpellingTrainer` saved; InvalidInput for anything else."""
     state = read_checkpoint(path, "best.pt or last.pt of a run")
     expected = {"average", "config", "vocabulary", "corpus_sha256", "step"}
     if "format" in state:
@@ -277,3 +271,80 @@ def load_state(path: Path) -> dict:
     if not expected <= set(state):
         raise InvalidInput(f"'{path}' is not a checkpoint of `edgealign train`: name best.pt or last.pt of a run")
     return state
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training saved: encoders in evaluation mode, the text vocabulary, and where they come from.
+
+    finished   the encoders once more, where their last maps were fitted anew already; else None
+    """
+
+    encoders: AlignedEncoders
+    finished: Finished | None
+    vocabulary: dict
+    config: dict
+    corpus_sha256: str
+    corpus: dict | None  # `Corpus.made_of`; None where an older version did not say
+    step: int
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        state = load_state(path)
+        try:
+            config = {k: tuple(v) if isinstance(v, list) else v for k, v in state["config"]["encoders"].items()}
+            encoders = AlignedEncoders(EncoderConfig(**config))
+            encoders.load_state_dict({name: tensor.float() for name, tensor in state["average"].items()})
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise InvalidInput(f"'{path}' was saved by another version of `edgealign train`: train again") from error
+        centers = state.get("centers")
+        finished = None if centers is None else Finished(encoders.eval(), *(center.float() for center in centers))
+        return cls(
+            encoders.eval(), finished, state["vocabulary"], state["config"], state["corpus_sha256"],
+            state.get("corpus"), state["step"],
+        )  # fmt: skip
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Packs whose test words and speakers training did not hear; where a checkpoint does not say, all packs."""
+        return tuple(self.config.get("left_out", EVALUATION_PACKS))
+
+    def check(self, corpus: Corpus) -> None:
+        """InvalidInput where a corpus was rendered otherwise than the one of training."""
+        if self.corpus is None or self.corpus_sha256 == corpus.sha256:
+            return
+        there = corpus.made_of
+        other = [name for name, value in self.corpus.items() if name != "recordings" and there.get(name) != value]
+        if self.corpus["recordings"] and not there["recordings"]:  # the other way round there is more to fit on
+            other.append("recordings")
+        if other:
+            is_and_was = ", ".join(f"{name} = {there.get(name)} where it was {self.corpus[name]}" for name in other)
+            raise InvalidInput(
+                f"the corpus was not rendered as that of training ({is_and_was}): name the corpus of training, or "
+                f"render one with the same options"
+            )
+
+    def finish(self, corpus: Corpus) -> Checkpoint:
+        """The same with new last maps, fitted on a corpus that was rendered as that of training."""
+        self.check(corpus)
+        config = TrainConfig(encoders=self.encoders.config, left_out=self.left_out)
+        finished = last_maps.finish(self.encoders, Clips(corpus, Batches(corpus, self.vocabulary, config), seed=11))
+        return replace(self, encoders=finished.encoders, finished=finished)
+
+    def save(self, path: Path, half: bool = False) -> None:
+        """The weights alone: what training can start from, and what the bundle can be made of.
+
+        half    in half precision
+        """
+
+        def kept(tensor: Tensor) -> Tensor:
+            return tensor.half() if half and tensor.is_floating_point() else tensor
+
+        centers = self.finished and [kept(self.finished.speech_center), kept(self.finished.text_center)]
+        whole = {
+            "average": {name: kept(tensor) for name, tensor in self.encoders.state_dict().items()},
+            "centers": centers, "vocabulary": self.vocabulary, "config": self.config,
+            "step": self.step, "corpus_sha256": self.corpus_sha256, "corpus": self.corpus,
+        }  # fmt: skip
+        with replace_file(path) as file:
+            torch.save(whole, file)

@@ -10,7 +10,7 @@ import hashlib
 import random
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +31,13 @@ RESERVED = {
 }
 
 VALIDATION_SHARE = 1 / 50
+SPELLINGS_OF_A_LIST = 10_000
 
 _CLDR_TABLES = ("territories", "languages", "scripts", "months", "days", "eras", "day_periods", "currency_names")
 _CLDR_TABLES += ("unit_display_names", "date_fields", "time_zones", "quarters", "variants")
 _CLDR_NAME_OF_VOICE = {"cmn": "zh", "nb": "no", "en-us": "en", "fr-fr": "fr"}
 _WRITTEN_WITHOUT_SPACES = frozenset({"cmn", "yue", "ja", "th", "lo", "my", "km", "shn"})
+_CHINESE = frozenset({"cmn", "yue"})
 _DEBIAN_LISTS = {
     "american-english": "en", "brazilian": "pt", "bulgarian": "bg", "catalan": "ca", "danish": "da", "esperanto": "eo",
     "french": "fr", "gaelic": "gd", "irish": "ga", "italian": "it", "ngerman": "de", "bokmaal": "nb",
@@ -73,6 +75,15 @@ def reserved_sounds(espeak: Espeak) -> frozenset[str]:
     return frozenset(sounds)
 
 
+def is_reserved(word: Word, sounds: frozenset[str]) -> bool:
+    """Whether a word sounds like a reserved one, or a phrase has one in it.
+
+    sounds   `reserved_sounds`
+    """
+    reserved = {text for texts in RESERVED.values() for text in texts.split()}
+    return word.sound in sounds or any(part in reserved for part in word.text.split())
+
+
 def usable_languages(espeak: Espeak, n_probes: int = 200) -> list[str]:
     """Voices whose phonemes can be trusted: of `n_probes` words under a tenth come back with a language switch, a
     digit or nothing. Tones are digits in tone languages, which stay usable."""
@@ -88,20 +99,51 @@ def usable_languages(espeak: Espeak, n_probes: int = 200) -> list[str]:
 
 
 def collect(espeak: Espeak, language: str, n: int, seed: int) -> list[Word]:
-    """Up to `n` words of a language, half of them short, none of them reserved; seeded."""
+    """Up to `n` words of a language, half of them short, none of them reserved, no two that sound the same; seeded."""
     seen = set(reserved_sounds(espeak))
-    if not espeak.set_voice(language):
-        return []
+    found = []
     candidates = _words_of(language)
     random.Random(f"{seed} {language}").shuffle(candidates)
-    short = [word for word in candidates if len(word) <= 5][: n // 2]
-    found = []
-    for text in list(dict.fromkeys(short + candidates))[:n]:
-        word = Word(text, language, espeak.phonemes(text))
-        if _trusted(word.ipa, language) and 2 <= len(word.sound) <= 24 and word.sound not in seen:
+    for word in _pronounced(espeak, language, _half_short(candidates, n)):
+        if word.sound not in seen:
             seen.add(word.sound)
             found.append(word)
     return found
+
+
+def spellings(espeak: Espeak, language: str) -> list[Word]:
+    """What people may type in a language: many more words, homophones and reserved ones among them, and phrases.
+
+    Of long lists a part is taken, but all English words. Phrases are two short words; in Chinese, whose words are not
+    set apart, two characters.
+    """
+    listed = _listed_words(language)
+    random.Random(language).shuffle(listed)
+    listed = _half_short(listed, len(listed) if language == "en" else SPELLINGS_OF_A_LIST)
+    texts = [*dict.fromkeys([*_cldr_words(language), *listed, *RESERVED.get(language, "").split()])]
+    if language in _CHINESE:
+        parts, n_phrases = sorted({character for text in texts for character in text}), SPELLINGS_OF_A_LIST
+        texts += parts
+    else:
+        parts, n_phrases = [text for text in texts if len(text) <= 7], len(texts) // 8
+    rng, between = random.Random(language), "" if language in _WRITTEN_WITHOUT_SPACES else " "
+    texts += [between.join(rng.choices(parts, k=2)) for _ in range(n_phrases if parts else 0)]
+    return list(_pronounced(espeak, language, dict.fromkeys(texts)))
+
+
+def _half_short(candidates: list[str], n: int) -> list[str]:
+    """Up to n of them, half of up to five letters; in order."""
+    short = [word for word in candidates if len(word) <= 5][: n // 2]
+    return list(dict.fromkeys(short + candidates))[:n]
+
+
+def _pronounced(espeak: Espeak, language: str, texts: Iterable[str]) -> Iterator[Word]:
+    """The texts whose phonemes can be trusted, and are 2 to 24."""
+    if espeak.set_voice(language):
+        for text in texts:
+            word = Word(text, language, espeak.phonemes(text))
+            if _trusted(word.ipa, language) and 2 <= len(word.sound) <= 24:
+                yield word
 
 
 def _trusted(ipa: str, language: str) -> bool:
@@ -121,14 +163,20 @@ def _candidate_languages() -> list[str]:
 
 
 def _words_of(language: str) -> list[str]:
-    words = dict.fromkeys(_cldr_words(language))
+    return list(dict.fromkeys([*_cldr_words(language), *_listed_words(language, 20_000)]))
+
+
+def _listed_words(language: str, drawn: int | None = None) -> list[str]:
+    """Words of Debian's lists in their order, or those among `drawn` lines of each, in random order."""
+    words = []
     for name, list_language in _DEBIAN_LISTS.items():
         path = Path("/usr/share/dict", name)
         if list_language == language and path.exists():
             lines = path.read_text(encoding="utf-8", errors="ignore").split("\n")
-            random.Random(name).shuffle(lines)
-            words |= dict.fromkeys(line for line in lines[:20_000] if line.islower() and _is_word(line))
-    return list(words)
+            if drawn is not None:
+                random.Random(name).shuffle(lines)
+            words += [line for line in lines[:drawn] if line.islower() and _is_word(line)]
+    return words
 
 
 def _cldr_words(language: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The last linear maps of both encoders, fitted anew at export.
+"""The last linear maps of both encoders, fitted anew when training has ended.
 
 Training ends in a linear map that tells the words of training apart, and drops what these do not need: on other words,
 said by people, the statistics that its heads pooled do better than its embeddings. What ships is both:
@@ -24,13 +24,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from edgealign.train.clips import Clips
 from edgealign.train.encoders import AlignedEncoders
 
 STATISTICS_SHARE = 0.5
 EMBEDDING_SHRINKAGE, STATISTICS_SHRINKAGE = 0.9, 0.8
 SYNTHETIC_SHARE = 0.3  # of the covariance within words; the rest is of recorded ones, where there are any
 RIDGE = 30.0
+WORDS, CLIPS, RECORDINGS = 6000, 3, 120  # clips of each synthetic word, and of each recorded one
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,43 @@ class Pooled:
 
     statistics: np.ndarray
     word: np.ndarray
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Encoders with new last maps, and the mean unit embedding of words of training in each modality, float32 [dim]:
+    it is taken out of embeddings, so that the two clouds lie on one another."""
+
+    encoders: AlignedEncoders
+    speech_center: Tensor
+    text_center: Tensor
+
+
+def finish(encoders: AlignedEncoders, clips: Clips) -> Finished:
+    """New last maps from words of training in field conditions."""
+
+    @torch.inference_mode()
+    def said(words: list[int], rows: list[int]) -> Pooled:
+        frames = [encoders.speech.frames(torch.from_numpy(x)[None]) for x in clips.in_the_field(rows)]
+        pooled = torch.cat([encoders.speech.pooling.statistics(*x) for x in frames])
+        return Pooled(pooled.double().numpy(), np.array(words))
+
+    @torch.inference_mode()
+    def written(words: list[int]) -> Pooled:
+        letters = [encoders.text.letters(torch.from_numpy(x)) for x in clips.texts_of(words)]
+        pooled = torch.cat([encoders.text.pooling.statistics(*x) for x in letters])
+        return Pooled(pooled.double().numpy(), np.array(words))
+
+    words, rows = clips.several_of_each(WORDS, CLIPS)
+    recorded = clips.recorded_words(RECORDINGS)
+    made = refitted(
+        encoders, said(words, rows), said(*recorded) if recorded[0] else None, written(list(dict.fromkeys(words)))
+    )
+    with torch.inference_mode():
+        spoken = clips.training_words(600) + clips.recordings(200)
+        speech = [made.embed_speech(torch.from_numpy(x)[None]) for x in spoken]
+        text = [made.embed_text(torch.from_numpy(x)) for x in clips.token_rows(800)]
+    return Finished(made, torch.cat(speech).mean(dim=0).clone(), torch.cat(text).mean(dim=0).clone())
 
 
 def refitted(encoders: AlignedEncoders, synthetic: Pooled, recorded: Pooled | None, texts: Pooled) -> AlignedEncoders:
@@ -58,7 +98,7 @@ def refitted(encoders: AlignedEncoders, synthetic: Pooled, recorded: Pooled | No
         trained = _centered(white @ embedding, clips)
         whole = _centered(_whitening(scaled, STATISTICS_SHRINKAGE, synthetic, recorded) @ scaled, clips)
         share = np.sqrt(STATISTICS_SHARE)
-        both = _Affine(
+        both = Affine(
             np.concatenate([trained.weight, share * whole.weight]),
             np.concatenate([trained.offset, share * whole.offset]),
         )
@@ -68,7 +108,7 @@ def refitted(encoders: AlignedEncoders, synthetic: Pooled, recorded: Pooled | No
         direct = _centered(white @ text_out.weight.double().numpy(), texts.statistics)
         direct = direct.then(components[:dim, :dim]).of_unit_size(texts.statistics)
         regressed = _regression(texts, synthetic, speech).of_unit_size(texts.statistics)
-        text = _Affine(direct.weight + regressed.weight, direct.offset + regressed.offset)
+        text = Affine(direct.weight + regressed.weight, direct.offset + regressed.offset)
         for layer, fitted in ((out, speech), (text_out, text)):
             layer.weight.copy_(torch.from_numpy(fitted.weight))
             layer.bias.copy_(torch.from_numpy(fitted.offset))
@@ -78,7 +118,7 @@ def refitted(encoders: AlignedEncoders, synthetic: Pooled, recorded: Pooled | No
 
 
 @dataclass(frozen=True)
-class _Affine:
+class Affine:
     """x [n, inputs] -> x weight^T + offset; float64."""
 
     weight: np.ndarray
@@ -87,17 +127,17 @@ class _Affine:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return x @ self.weight.T + self.offset
 
-    def then(self, weight: np.ndarray) -> _Affine:
-        return _Affine(weight @ self.weight, weight @ self.offset)
+    def then(self, weight: np.ndarray) -> Affine:
+        return Affine(weight @ self.weight, weight @ self.offset)
 
-    def of_unit_size(self, x: np.ndarray) -> _Affine:
+    def of_unit_size(self, x: np.ndarray) -> Affine:
         size = np.linalg.norm(self(x), axis=1).mean()
-        return _Affine(self.weight / size, self.offset / size)
+        return Affine(self.weight / size, self.offset / size)
 
 
-def _centered(weight: np.ndarray, x: np.ndarray) -> _Affine:
+def _centered(weight: np.ndarray, x: np.ndarray) -> Affine:
     """weight x, less its mean and of unit size over the rows of x."""
-    return _Affine(weight, -(x @ weight.T).mean(axis=0)).of_unit_size(x)
+    return Affine(weight, -(x @ weight.T).mean(axis=0)).of_unit_size(x)
 
 
 def _whitening(weight: np.ndarray, shrinkage: float, synthetic: Pooled, recorded: Pooled | None) -> np.ndarray:
@@ -125,12 +165,17 @@ def _means(x: np.ndarray, word: np.ndarray) -> np.ndarray:
     return sums / count[:, None]
 
 
-def _regression(texts: Pooled, synthetic: Pooled, speech: _Affine) -> _Affine:
+def _regression(texts: Pooled, synthetic: Pooled, speech: Affine) -> Affine:
     """From the statistics of a text to the mean unit embedding of its word's clips."""
     embeddings = speech(synthetic.statistics)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     target = _means(embeddings, synthetic.word)[np.searchsorted(np.unique(synthetic.word), texts.word)]
-    mean, scale = texts.statistics.mean(axis=0), 1 / (texts.statistics.std(axis=0) + 1e-6)
-    x = (texts.statistics - mean) * scale
+    return ridge(texts.statistics, target)
+
+
+def ridge(statistics: np.ndarray, target: np.ndarray) -> Affine:
+    """Ridge regression of targets [n, dim] on statistics float64 [n, n_statistics], in units of their deviations."""
+    mean, scale = statistics.mean(axis=0), 1 / (statistics.std(axis=0) + 1e-6)
+    x = (statistics - mean) * scale
     weight = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (target - target.mean(axis=0))).T * scale
-    return _Affine(weight, target.mean(axis=0) - weight @ mean)
+    return Affine(weight, target.mean(axis=0) - weight @ mean)

@@ -1,0 +1,450 @@
+"""Teach a text encoder how words are spelled: the last stage of what makes the bundle `speech`.
+
+`text_to_speech` hears every word often, and therefore knows few words: how "two" or "eight" sounds cannot be told from
+others. Here the speech encoder is finished (`last_maps`) and stays as it is. Hundreds of thousands of words are said by
+espeak-ng a few times each, embedded and forgotten; what is kept of all that sounds alike is the mean of its unit
+embeddings, together with the clips of the corpus. The text encoder learns to give that mean, for letters and for IPA.
+
+Words are rendered by worker processes into shards, each of which is made once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgealign import kernels
+from edgealign.errors import InvalidInput
+from edgealign.text import Tokenizer
+from edgealign.train import last_maps, losses
+from edgealign.train import words as word_lists
+from edgealign.train.batches import Batches, padded, token_row
+from edgealign.train.checkpoints import plain, read_checkpoint
+from edgealign.train.clips import Clips
+from edgealign.train.config import TrainConfig
+from edgealign.train.corpus import EFFECT_VARIANTS, VALIDATION_VARIANTS, Corpus, Label, trimmed
+from edgealign.train.encoders import AlignedEncoders, centered, follow
+from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
+from edgealign.train.last_maps import Finished
+from edgealign.train.loop import Diverged
+from edgealign.train.sense_encoders import computes_bfloat16
+from edgealign.train.synthesis import (
+    ACCENTS,
+    FESTIVAL_VOICES,
+    Espeak,
+    FestivalVoice,
+    Manner,
+    festival_voices_installed,
+    say_with_festival,
+)
+from edgealign.train.text_to_speech import Checkpoint
+from edgealign.train.words import Word
+from edgealign.workers import results
+from edgealign.writing import replace_file
+
+WORDS_PER_SHARD = 2000
+RENDERS, RENDERS_OF_ENGLISH = 2, 3
+WORDS_OF_FESTIVAL = 30_000  # of each voice; a word takes 10 ms
+LONGEST_S, SHORTEST_S = 2.8, 0.08
+FLOOR_DB = -55.0  # of the faint noise around a rendered word, below its peak
+
+# Voices made of diphones: the others take five times as long.
+_FESTIVAL = {voice.name: voice for voice in FESTIVAL_VOICES if voice.name.endswith("_diphone")}
+
+
+@dataclass(frozen=True)
+class SpellingConfig:
+    seed: int = 0
+    steps: int = 2000
+    words: int = 1024  # in a batch, half of them neighbors in the alphabet
+    letters_share: float = 0.6  # of the words of a batch are spelled; the others are in IPA
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warm_up_steps: int = 100
+    contrast_weight: float = 0.1  # of telling the words of a batch apart, beside the cosine to the target
+    average_decay: float = 0.998
+    validate_every: int = 250
+    left_out: tuple[str, ...] = ()  # packs; while there are any, words that accuracy is measured on are not read
+
+
+@dataclass(frozen=True)
+class Heard:
+    """words, the row of `targets` (float32 [n, dim], unit rows) that each should give, and which are for validation."""
+
+    words: list[Word]
+    row: np.ndarray
+    targets: np.ndarray
+    validation: np.ndarray
+
+
+def listen(
+    folder: Path, corpus_folder: Path, left_out: Sequence[str], workers: int, report: Callable[[str], None]
+) -> Heard:
+    """What the encoder in folder/ear.pt hears of all words there are; goes on with the shards that are there."""
+    said, corpus = folder / "said", Corpus(corpus_folder)
+    said.mkdir(parents=True, exist_ok=True)
+    if not (folder / "words.tsv").exists():
+        _write_words(folder / "words.tsv", sorted({label.language for label in corpus.labels} - {""}))
+    parts = _parts(_read_words(folder / "words.tsv"), corpus.labels)
+    tasks = [(name, i) for name, items in parts.items() for i in range(0, len(items), WORDS_PER_SHARD)]
+    missing = [task for task in tasks if not _shard(said, task).exists()]
+    started = time.monotonic()
+    for done, _ in enumerate(results(_hear, missing, workers, _start_worker, (folder, corpus_folder)), 1):
+        left_s = (time.monotonic() - started) / done * (len(missing) - done)
+        report(f"heard {done} of {len(missing)} shards of words, about {left_s / 60:.1f} min left")
+    return _joined(said, tasks, parts, corpus, left_out)
+
+
+def _parts(words: list[Word], labels: list[Label]) -> dict[str, list[Word] | list[Label]]:
+    """What is heard, by name: words by espeak-ng, labels by their clips, and words by each voice of festival.
+
+    festival is slow: it says the shortest words of its languages, and none that is for validation.
+    """
+    said = sorted((w for w in words if " " not in w.text and not word_lists.is_validation(w.sound)), key=_length)
+    parts = {"words": words, "clips": labels}
+    for name in sorted(festival_voices_installed() & _FESTIVAL.keys()):
+        parts[name] = [word for word in said if word.language == _FESTIVAL[name].language][:WORDS_OF_FESTIVAL]
+    return parts
+
+
+def _length(word: Word) -> tuple[int, str]:
+    return len(word.text), word.text
+
+
+def _joined(
+    said: Path, tasks: Sequence[tuple[str, int]], parts: dict[str, list], corpus: Corpus, left_out: Sequence[str]
+) -> Heard:
+    """Whatever sounds alike has one target. Words of validation are known by their sound, and recorded ones by role."""
+    row_of: dict[str, int] = {}
+    for spoken in (*parts["words"], *corpus.labels):
+        row_of.setdefault(word_lists.sound_of(spoken.ipa), len(row_of))
+    sums = None
+    for name, start in tasks:
+        with np.load(_shard(said, (name, start))) as shard:
+            of_shard = shard["sums"].astype(np.float32)
+        spoken = parts[name][start : start + len(of_shard)]
+        sums = np.zeros((len(row_of), of_shard.shape[1]), np.float32) if sums is None else sums
+        np.add.at(sums, [row_of[word_lists.sound_of(word.ipa)] for word in spoken], of_shard)
+    sizes = np.linalg.norm(sums, axis=1)
+    reserved = word_lists.reserved_sounds(Espeak())
+    spelled = [Word(label.text, label.language, label.ipa) for label in corpus.labels if label.text]
+    kept = [
+        word for word in dict.fromkeys([*parts["words"], *spelled])
+        if sizes[row_of[word.sound]] > 0 and not (left_out and word_lists.is_reserved(word, reserved))
+    ]  # fmt: skip
+    of_validation = {word_lists.sound_of(label.ipa) for label in corpus.labels if label.role == "val"}
+    return Heard(
+        kept,
+        np.array([row_of[word.sound] for word in kept]),
+        sums / np.maximum(sizes, 1e-9)[:, None],
+        np.array([word.sound in of_validation or word_lists.is_validation(word.sound) for word in kept]),
+    )
+
+
+def _write_words(path: Path, languages: Sequence[str]) -> None:
+    espeak = Espeak()
+    words = [word for language in languages for word in word_lists.spellings(espeak, language)]
+    random.Random(0).shuffle(words)
+    with replace_file(path) as file:
+        file.write("".join(f"{word.text}\t{word.language}\t{word.ipa}\n" for word in words).encode())
+
+
+def _read_words(path: Path) -> list[Word]:
+    return [Word(*line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _shard(said: Path, task: tuple[str, int]) -> Path:
+    return said / f"{task[0]}-{task[1]:06d}.npz"
+
+
+_worker: dict = {}
+
+
+def _start_worker(folder: Path, corpus_folder: Path) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    ear, corpus, espeak = Checkpoint.load(folder / "ear.pt"), Corpus(corpus_folder), Espeak()
+    config = TrainConfig(encoders=ear.encoders.config, left_out=ear.left_out)
+    _worker.update(
+        said=folder / "said",
+        finished=ear.finished,
+        clips=Clips(corpus, Batches(corpus, ear.vocabulary, config), seed=0),
+        parts=_parts(_read_words(folder / "words.tsv"), corpus.labels),
+        espeak=espeak,
+        voices=[voice for voice in espeak.variants() if voice not in VALIDATION_VARIANTS + EFFECT_VARIANTS],
+        filters=mel_filters(),
+    )
+
+
+def _hear(task: tuple[str, int]) -> None:
+    """Write the sum of the unit embeddings of each word, or of each label of the corpus: float16 [n, dim]."""
+    name, start = task
+    items = _worker["parts"][name][start : start + WORDS_PER_SHARD]
+    if name == "clips":
+        rows, log_mels = _clips_of_corpus(start)
+    else:
+        spoken = _by_espeak(items) if name == "words" else _by_festival(_FESTIVAL[name], items)
+        heard = [(row, log_mel) for row, samples in spoken for log_mel in _log_mels(samples)]
+        rows, log_mels = [row for row, _ in heard], [log_mel for _, log_mel in heard]
+    sums = np.zeros((len(items), _worker["finished"].encoders.config.dim), np.float32)
+    np.add.at(sums, rows, _embedded(log_mels))
+    path = _shard(_worker["said"], task)
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, sums=sums.astype(np.float16))
+    os.replace(partial, path)
+
+
+def _by_espeak(words: list[Word]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each word by a few voices: its row and samples."""
+    espeak = _worker["espeak"]
+    for row, word in enumerate(words):
+        rng = random.Random(f"{word.language} {word.text}")
+        voices = VALIDATION_VARIANTS if word_lists.is_validation(word.sound) else _worker["voices"]
+        for _ in range(RENDERS_OF_ENGLISH if word.language == "en" else RENDERS):
+            manner = Manner(rng.choice(voices), rng.randint(105, 230), rng.randint(10, 95), rng.randint(15, 95))
+            if espeak.set_voice(rng.choice((word.language, *ACCENTS.get(word.language, ()))), manner):
+                yield row, espeak.say(word.text)
+
+
+def _by_festival(voice: FestivalVoice, words: list[Word]) -> Iterator[tuple[int, np.ndarray]]:
+    said = say_with_festival(voice, [word.text for word in words])
+    yield from ((row, samples) for row, samples in enumerate(said) if samples is not None)
+
+
+def _log_mels(samples: np.ndarray) -> list[np.ndarray]:
+    """Of a rendered word as the runtime would cut it out of a quiet room; none where it is no word by its length."""
+    samples = trimmed(samples)
+    if not SHORTEST_S <= len(samples) / FRONT_END.sample_rate_hz <= LONGEST_S:
+        return []
+    loudest, pad = np.abs(samples).max(), WINDOWS.pad_frames * FRONT_END.hop_samples
+    room = np.random.default_rng(len(samples)).standard_normal(len(samples) + 2 * pad, np.float32)
+    around = room * loudest * 10 ** (FLOOR_DB / 20)
+    around[pad:-pad] += samples
+    f = FRONT_END
+    numbers = (f.window_samples, f.hop_samples, f.energy_floor)
+    return [kernels.log_mel(around / (2 * loudest), _worker["filters"], *numbers)]
+
+
+def _clips_of_corpus(start: int) -> tuple[list[int], list[np.ndarray]]:
+    """Clips of spelled labels that training heard, and of synthetic ones for validation."""
+    clips: Clips = _worker["clips"]
+    corpus, batches = clips.corpus, clips.batches
+    heard = {row: batches.recorded.get(row, corpus.clips_of[row]) for row in (*batches.synthetic, *batches.recorded)}
+    heard |= {row: corpus.clips_of[row] for row in corpus.select("val", synthetic=True)}
+    chosen = [
+        (row - start, int(clip))
+        for row in range(start, min(start + WORDS_PER_SHARD, len(corpus.labels)))
+        if row in heard and corpus.labels[row].text
+        for clip in heard[row]
+    ]
+    return [row for row, _ in chosen], clips.plain([clip for _, clip in chosen])
+
+
+@torch.inference_mode()
+def _embedded(log_mels: list[np.ndarray]) -> np.ndarray:
+    """Unit embeddings float32 [n, dim]; clips of like length go through the encoder together."""
+    finished: Finished = _worker["finished"]
+    embeddings = np.zeros((len(log_mels), finished.encoders.config.dim), np.float32)
+    order = np.argsort([x.shape[1] for x in log_mels], kind="stable")
+    for first in range(0, len(order), 32):
+        rows = order[first : first + 32]
+        frames, mask = padded([torch.from_numpy(np.ascontiguousarray(log_mels[row].T)) for row in rows])
+        unit = finished.encoders.embed_speech(frames.transpose(1, 2).contiguous(), mask)
+        embeddings[rows] = centered(unit, finished.speech_center).numpy()
+    return embeddings
+
+
+class SpellingTrainer:
+    """A run in a folder: ear.pt, the finished speech encoder; what it heard; last.pt, best.pt and log.jsonl.
+
+    ear.pt and best.pt are checkpoints as `text_to_speech.Checkpoint` reads them.
+    """
+
+    def __init__(
+        self, folder: Path, given: Checkpoint, corpus: Path, config: SpellingConfig, workers: int,
+        report: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.folder, self.config = folder, config
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"'{folder}' cannot hold a run ({error.strerror}): name another folder") from error
+        if not (folder / "ear.pt").exists():
+            report("fitting the last maps of the speech encoder")
+            given.finish(Corpus(corpus)).save(folder / "ear.pt")
+        self.ear = Checkpoint.load(folder / "ear.pt")
+        if not _same_body(self.ear.encoders, given.encoders):
+            raise InvalidInput(
+                f"'{folder}' is a run for another speech encoder than that of the checkpoint: name another run folder"
+            )
+        self.heard = listen(folder, corpus, config.left_out, workers, report)
+        self.tokenizer = Tokenizer.from_dict(self.ear.vocabulary)
+        learned = np.flatnonzero(~self.heard.validation)
+        if len(learned) < 2 or len(learned) == len(self.heard.words):
+            raise InvalidInput(f"'{corpus}' has too few words to learn from and to validate with: render a larger one")
+        self.learned = learned[np.argsort([self.heard.words[i].text for i in learned], kind="stable")]
+        torch.manual_seed(config.seed)
+        self.text = copy.deepcopy(self.ear.encoders.text)
+        self._begin_with_last_map()
+        self.average = copy.deepcopy(self.text).eval()
+        self.text.train()
+        self.log_scale = torch.nn.Parameter(self.ear.encoders.log_scale.detach().clone())
+        self.optimizer = torch.optim.AdamW(
+            [*self.text.parameters(), self.log_scale], lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.step, self.best = 0, -1.0
+        if (folder / "last.pt").exists():
+            self._resume()
+
+    def _begin_with_last_map(self, n: int = 8192) -> None:
+        """The body can spell already: a ridge regression to the targets is where its last map begins."""
+        rng = random.Random(self.config.seed)
+        rows = self.learned[[rng.randrange(len(self.learned)) for _ in range(n)]]
+        ids, mask = padded([self._tokens(row, rng) for row in rows])
+        with torch.inference_mode():
+            parts = zip(ids.split(512), mask.split(512), strict=True)
+            statistics = torch.cat([self.text.pooling.statistics(*self.text.letters(*part)) for part in parts])
+        fitted = last_maps.ridge(statistics.double().numpy(), self.heard.targets[self.heard.row[rows]])
+        with torch.no_grad():
+            self.text.pooling.out.weight.copy_(torch.from_numpy(fitted.weight))
+            self.text.pooling.out.bias.copy_(torch.from_numpy(fitted.offset))
+
+    def _resume(self) -> None:
+        state = read_checkpoint(self.folder / "last.pt", "last.pt of a run")
+        was, now = state["config"], plain(self.config)
+        other = [name for name in sorted({*was, *now} - {"steps"}) if was.get(name) != now.get(name)]
+        if other:
+            raise InvalidInput(
+                f"'{self.folder}' was trained with another configuration ({', '.join(other)}): name another run folder"
+            )
+        self.text.load_state_dict(state["text"])
+        self.average.load_state_dict(state["average"])
+        self.log_scale.data.copy_(state["log_scale"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best = state["step"], state["best"]
+
+    def run(self, report: Callable[[str], None], minutes: float | None = None) -> None:
+        """Train to config.steps, or for so many minutes; interrupted at any moment, a later call goes on."""
+        config, started, first = self.config, time.monotonic(), self.step
+        while self.step < config.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate()
+            closeness, contrast = self._losses()
+            loss = closeness + config.contrast_weight * contrast
+            if not math.isfinite(float(loss.detach())):
+                raise Diverged(
+                    f"step {self.step}: the loss is no finite number. Checkpoints in '{self.folder}' are from before; "
+                    f"train in another folder with a smaller learning rate"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.text.parameters(), 5.0)
+            self.optimizer.step()
+            follow(self.average, self.text, min(config.average_decay, (1 + self.step) / (10 + self.step)))
+            self.step += 1
+            if self.step % 25 == 0:
+                pace_s = (time.monotonic() - started) / (self.step - first)
+                near, apart = 1 - float(closeness.detach()), float(contrast.detach())
+                report(
+                    f"step {self.step}/{config.steps} cosine {near:.3f} contrast {apart:.3f} "
+                    f"{pace_s:.2f} s/step, about {(config.steps - self.step) * pace_s / 60:.0f} min left"
+                )
+            out_of_time = minutes is not None and time.monotonic() - started > 60 * minutes
+            if self.step % config.validate_every == 0 or self.step == config.steps or out_of_time:
+                self._validate(report)
+            if out_of_time:
+                return
+
+    def _losses(self) -> tuple[Tensor, Tensor]:
+        """1 - mean cosine to the targets, and the contrast of the words of one batch."""
+        rng = random.Random(f"{self.config.seed} {self.step}")
+        rows = self._draw(rng)
+        tokens = sorted(((self._tokens(row, rng), row) for row in rows), key=lambda pair: len(pair[0]))
+        embedded = []
+        for part in range(4):  # the short ones are spared the padding of the long ones
+            ids, mask = padded([ids for ids, _ in tokens[len(tokens) * part // 4 : len(tokens) * (part + 1) // 4]])
+            with torch.autocast("cpu", torch.bfloat16, enabled=computes_bfloat16()):
+                embedded.append(self.text(ids, mask).float())
+        text = F.normalize(torch.cat(embedded), dim=1)
+        sound = torch.from_numpy(self.heard.row[[row for _, row in tokens]])
+        target = torch.from_numpy(self.heard.targets[sound.numpy()])
+        scale = losses.temperature(self.log_scale)
+        return losses.cosine_alignment(text, target), losses.contrastive(text, target, sound, sound, scale)
+
+    def _draw(self, rng: random.Random) -> list[int]:
+        """Half of the words at random, half the next ones in the alphabet: spellings that differ in little."""
+        places = rng.choices(range(len(self.learned)), k=self.config.words // 2)
+        places += [(place + rng.randint(1, 3)) % len(self.learned) for place in places]
+        return self.learned[places].tolist()
+
+    def _tokens(self, row: int, rng: random.Random) -> Tensor:
+        kind = "grapheme" if rng.random() < self.config.letters_share else "ipa"
+        return token_row(self.tokenizer, self.heard.words[row], kind, rng)
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        if self.step < config.warm_up_steps:
+            return config.learning_rate * (self.step + 1) / config.warm_up_steps
+        done = (self.step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
+        return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _validate(self, report: Callable[[str], None]) -> None:
+        scores = self.score()
+        report("validation " + " ".join(f"{name} {value:.1f}" for name, value in scores.items()))
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": self.step, **scores}) + "\n")
+        if scores["score"] > self.best:
+            self.best = scores["score"]
+            encoders = copy.deepcopy(self.ear.encoders)
+            encoders.text = self.average
+            ear = self.ear.finished
+            taught = Finished(encoders, ear.speech_center, torch.zeros_like(ear.text_center))
+            replace(self.ear, encoders=encoders, finished=taught).save(self.folder / "best.pt")
+        state = {
+            "config": plain(self.config), "step": self.step, "best": self.best,
+            "text": self.text.state_dict(), "average": self.average.state_dict(),
+            "log_scale": self.log_scale.detach(), "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+        with replace_file(self.folder / "last.pt") as file:
+            torch.save(state, file)
+
+    @torch.inference_mode()
+    def score(self, most: int = 2000) -> dict[str, float]:
+        """Validation words whose text is nearer to what was heard of them than of any other one, in percent.
+
+        `score`, the mean over letters and IPA, chooses the checkpoint.
+        """
+        rows = np.flatnonzero(self.heard.validation)[:most]
+        sound = self.heard.row[rows]
+        targets = self.heard.targets[sound]
+        same = sound[:, None] == sound[None]
+        result = {}
+        for kind in ("grapheme", "ipa"):
+            tokens = [token_row(self.tokenizer, self.heard.words[row], kind, None) for row in rows]
+            parts = [padded(tokens[i : i + 256]) for i in range(0, len(tokens), 256)]
+            text = torch.cat([F.normalize(self.average(*part), dim=1) for part in parts]).numpy()
+            likeness = text @ targets.T
+            others = np.where(same, -1, likeness).max(axis=1)
+            result[f"text_{kind}"] = 100 * float((np.diag(likeness) > others).mean())
+        return {"score": float(np.mean(list(result.values())))} | result
+
+
+def _same_body(one: AlignedEncoders, other: AlignedEncoders) -> bool:
+    """Whether two pairs of encoders differ in last maps and text at most."""
+    weights = other.speech.state_dict()
+    return all(
+        name.startswith("pooling.out") or (name in weights and tensor.equal(weights[name]))
+        for name, tensor in one.speech.state_dict().items()
+    )
