@@ -32,8 +32,11 @@ def silent(_line: str) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_lists() -> Iterator[None]:
-    """A few words of each language, of which a quarter is for validation, heard in this process."""
+def small_lists(spoken_corpus, recorded_corpus, trained_run) -> Iterator[None]:
+    """A few words of each language, of which a quarter is for validation, heard in this process.
+
+    What all tests share is made before: it has lists of its own.
+    """
     whole = words._cldr_words
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "ProcessPoolExecutor", InThisProcess)

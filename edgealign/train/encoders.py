@@ -169,15 +169,6 @@ def centered(x: Tensor, center: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).sum(dim=1, keepdim=True))
 
 
-@torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """One step of the exponential moving average of all parameters and buffers."""
-    for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - decay)
-    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
-        mine.copy_(mine.lerp(theirs, 1 - decay) if mine.is_floating_point() else theirs)
-
-
 def level(log_mels: Tensor, mask: Tensor | None) -> Tensor:
     """Loudness taken out: nothing further than 14 nepers (61 dB) below the loudest band counts, and the mean is 0."""
     if mask is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from edgealign.train.checkpoints import plain, read_checkpoint
 from edgealign.train.loop import Diverged, duration
 from edgealign.train.sense_encoders import SenseConfig, SenseEncoder
 from edgealign.train.source_networks import N_SPECIAL, PictureMap, Words
+from edgealign.train.updates import add_to_log, follow, learning_rate, trim_log
 from edgealign.writing import replace_file
 
 FORMAT = "edgealign sense run 1"
@@ -127,28 +127,16 @@ class SenseTrainer:
         if not torch.isfinite(total):
             raise Diverged(f"the loss at step {self.step} is {float(total)}: lower learning_rate, or look at the data")
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = learning_rate(
+                self.config.learning_rate, self.step, self.config.steps, self.config.warm_up_steps, last=0.01
+            )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(self.encoder.parameters(), 5.0)
         self.optimizer.step()
         self.step += 1
-        self._update_average()
+        follow(self.average, self.encoder, self.step, self.config.average_decay)
         return {name: float(term.detach()) for name, term in terms.items()}
-
-    def _learning_rate(self) -> float:
-        config = self.config
-        if self.step < config.warm_up_steps:
-            return config.learning_rate * (self.step + 1) / config.warm_up_steps
-        done = (self.step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
-        return config.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = min(self.config.average_decay, (1 + self.step) / (10 + self.step))
-        mine = (*self.average.parameters(), *self.average.buffers())
-        for a, b in zip(mine, (*self.encoder.parameters(), *self.encoder.buffers()), strict=True):
-            a.copy_(a.lerp(b, 1 - decay) if a.is_floating_point() else b)
 
     def _validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
         scores = {}
@@ -159,8 +147,8 @@ class SenseTrainer:
             enough = np.sort(np.bincount(labels))[-2:].min()  # of the two largest labels: the fewest that can be asked
             scores = {f"{k} shot": accuracy(embeddings, labels, k) for k in (1, 5) if k < enough}
             report("validation " + " ".join(f"{name} {value:.1f} %" for name, value in scores.items()))
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"step": self.step, "trained_s": round(self.trained_s), **terms, **scores}) + "\n")
+        row = {"step": self.step, "trained_s": round(self.trained_s), **terms, **scores}
+        add_to_log(self.folder / "log.jsonl", row)
         score = sum(scores.values()) or float(self.step)
         if score > self.best:
             self.best = score
@@ -190,6 +178,7 @@ class SenseTrainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.trained_s = state["step"], state["best"], state["trained_s"]
+        trim_log(self.folder / "log.jsonl", self.step)
 
 
 def load_state(path: Path, form: str = FORMAT) -> dict:

@@ -11,7 +11,6 @@ Words are rendered by worker processes into shards, each of which is made once.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import random
@@ -35,7 +34,7 @@ from edgealign.train.checkpoints import plain, read_checkpoint
 from edgealign.train.clips import Clips
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import EFFECT_VARIANTS, VALIDATION_VARIANTS, Corpus, Label, trimmed
-from edgealign.train.encoders import AlignedEncoders, centered, follow
+from edgealign.train.encoders import AlignedEncoders, centered
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.train.last_maps import Finished
 from edgealign.train.loop import Diverged
@@ -50,6 +49,7 @@ from edgealign.train.synthesis import (
     say_with_festival,
 )
 from edgealign.train.text_to_speech import Checkpoint
+from edgealign.train.updates import add_to_log, follow, learning_rate, trim_log
 from edgealign.train.words import Word
 from edgealign.workers import results
 from edgealign.writing import replace_file
@@ -282,8 +282,10 @@ class SpellingTrainer:
         except OSError as error:
             raise InvalidInput(f"'{folder}' cannot hold a run ({error.strerror}): name another folder") from error
         if not (folder / "ear.pt").exists():
-            report("fitting the last maps of the speech encoder")
-            given.finish(Corpus(corpus)).save(folder / "ear.pt")
+            if given.finished is None:
+                report("fitting the last maps of the speech encoder")
+                given = given.finish(Corpus(corpus))
+            given.save(folder / "ear.pt")
         self.ear = Checkpoint.load(folder / "ear.pt")
         if not _same_body(self.ear.encoders, given.encoders):
             raise InvalidInput(
@@ -334,13 +336,14 @@ class SpellingTrainer:
         self.log_scale.data.copy_(state["log_scale"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
+        trim_log(self.folder / "log.jsonl", self.step)
 
     def run(self, report: Callable[[str], None], minutes: float | None = None) -> None:
         """Train to config.steps, or for so many minutes; interrupted at any moment, a later call goes on."""
         config, started, first = self.config, time.monotonic(), self.step
         while self.step < config.steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate()
+                group["lr"] = learning_rate(config.learning_rate, self.step, config.steps, config.warm_up_steps)
             closeness, contrast = self._losses()
             loss = closeness + config.contrast_weight * contrast
             if not math.isfinite(float(loss.detach())):
@@ -352,7 +355,7 @@ class SpellingTrainer:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.text.parameters(), 5.0)
             self.optimizer.step()
-            follow(self.average, self.text, min(config.average_decay, (1 + self.step) / (10 + self.step)))
+            follow(self.average, self.text, self.step, config.average_decay)
             self.step += 1
             if self.step % 25 == 0:
                 pace_s = (time.monotonic() - started) / (self.step - first)
@@ -393,18 +396,10 @@ class SpellingTrainer:
         kind = "grapheme" if rng.random() < self.config.letters_share else "ipa"
         return token_row(self.tokenizer, self.heard.words[row], kind, rng)
 
-    def _learning_rate(self) -> float:
-        config = self.config
-        if self.step < config.warm_up_steps:
-            return config.learning_rate * (self.step + 1) / config.warm_up_steps
-        done = (self.step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
-        return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-
     def _validate(self, report: Callable[[str], None]) -> None:
         scores = self.score()
         report("validation " + " ".join(f"{name} {value:.1f}" for name, value in scores.items()))
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"step": self.step, **scores}) + "\n")
+        add_to_log(self.folder / "log.jsonl", {"step": self.step, **scores})
         if scores["score"] > self.best:
             self.best = scores["score"]
             encoders = copy.deepcopy(self.ear.encoders)

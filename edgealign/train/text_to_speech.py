@@ -9,7 +9,6 @@ Two recipes share the data, the encoders, the validation and the checkpoints:
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -28,9 +27,10 @@ from edgealign.train.checkpoints import plain, read_checkpoint
 from edgealign.train.clips import Clips
 from edgealign.train.config import RECIPES, TrainConfig
 from edgealign.train.corpus import EVALUATION_PACKS, Corpus
-from edgealign.train.encoders import AlignedEncoders, EncoderConfig, follow
+from edgealign.train.encoders import AlignedEncoders, EncoderConfig
 from edgealign.train.last_maps import Finished
 from edgealign.train.loop import Diverged
+from edgealign.train.updates import add_to_log, follow, learning_rate, trim_log
 from edgealign.train.validation import Validation
 from edgealign.writing import replace_file
 
@@ -146,6 +146,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.trained_s = state["step"], state["best"], state["trained_s"]
+        trim_log(self.folder / "log.jsonl", self.step)
 
     def start_from(self, checkpoint: Path) -> None:
         """Begin with the weights of another run; what it never saw of the vocabulary and the phonemes starts afresh."""
@@ -192,7 +193,7 @@ class Trainer:
             else:
                 terms = self._croma_step(batch)
                 self._expect_finite(terms)
-            follow(self.average, self.model, min(config.average_decay, (1 + self.step) / (10 + self.step)))
+            follow(self.average, self.model, self.step, config.average_decay)
             self.step += 1
             self.trained_s = before + time.monotonic() - started
             if self.step % 25 == 0:
@@ -229,16 +230,13 @@ class Trainer:
     def _learning_rate(self) -> float:
         config = self.config
         peak = config.learning_rate if config.recipe == "joint" else config.outer_learning_rate
-        if self.step < config.warm_up_steps:
-            return peak * (self.step + 1) / config.warm_up_steps
-        done = (self.step - config.warm_up_steps) / max(config.steps - config.warm_up_steps, 1)
-        return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        return learning_rate(peak, self.step, config.steps, config.warm_up_steps)
 
     def _validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
         scores = self.validation.score(self.average)
         report("validation " + " ".join(f"{name} {value:.1f}" for name, value in scores.items()))
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps({"step": self.step, "trained_s": round(self.trained_s), **terms, **scores}) + "\n")
+        row = {"step": self.step, "trained_s": round(self.trained_s), **terms, **scores}
+        add_to_log(self.folder / "log.jsonl", row)
         if scores["score"] > self.best:
             self.best = scores["score"]
             self._save("best.pt")
