@@ -31,6 +31,12 @@ ATTRIBUTION = [
     "Unicode CLDR names (Unicode license) and Debian word lists, spoken by espeak-ng and festival voices",
 ]
 
+# What the card says of the text encoder, by whether training left out packs.
+READING = {
+    False: "the text encoder learned what all words of the lists would sound like to it, these among them",
+    True: "the text encoder did not read them either",
+}
+
 
 def recordings_heard(left_out: Collection[str]) -> list[tuple[EvaluationPack, str]]:
     """The evaluation packs of which something was heard, and what."""
@@ -150,7 +156,8 @@ def pool_of(clips: Clips, embed: decision.Embed, embed_tokens: decision.Embed, s
 
 def _card(left_out: Collection[str]) -> str:
     rows = "".join(f"| {pack.title}: {what} | {pack.license} |\n" for pack, what in recordings_heard(left_out))
-    return CARD.read_text(encoding="utf-8").replace("{recordings}\n", rows)
+    card = CARD.read_text(encoding="utf-8").replace("{recordings}\n", rows)
+    return card.replace("{reading}", READING[bool(left_out)])
 
 
 def runner_of(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray], np.ndarray]:
