@@ -99,13 +99,18 @@ def are_pictures(paths: Iterable[str | os.PathLike]) -> bool:
         if not os.path.isdir(path):
             return is_image_name(os.path.basename(path))
         try:
-            folders = [path, *sorted(entry.path for entry in os.scandir(path) if entry.is_dir())]
+            folders = [path, *_folders(path)]
             if any(audio_files(folder) for folder in folders):
                 return False
             return any(sample_files(folder, "image") for folder in folders)
         except (InputUnreadable, OSError):
             return False  # whoever collects the samples says what cannot be read
     return False
+
+
+def _folders(folder: str) -> list[str]:
+    """Paths of the folders in a folder, sorted; a link that leads nowhere, or in a circle, is none."""
+    return sorted(entry.path for entry in os.scandir(folder) if os.path.isdir(entry.path))
 
 
 def _is_file(folder: str, name: str) -> bool:
@@ -129,7 +134,9 @@ def _collect_folder(folder: str, label: str | None, modality: str, found: Collec
     direct = sample_files(folder, modality)
     nested: dict[str, list[str]] = {}
     if label is None:
-        for subfolder in sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."):
+        for subfolder in _folders(folder):
+            if os.path.basename(subfolder)[0] == ".":
+                continue
             try:
                 nested[subfolder] = sample_files(subfolder, modality)
             except InputUnreadable as error:

@@ -103,6 +103,18 @@ def test_quotes_in_tables_with_tabs_are_letters_to_raven_alone(tmp_path: Path) -
     assert essence(read(path).annotations) == [(1, 2, 'the "big" one, here')]
 
 
+def test_a_quote_that_nothing_ends_is_said_and_costs_the_rows_above_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "times.csv"
+    path.write_text('start,end,label\n1,2,maji\n\n3,4,"moto\n5,6,ndege\n')
+    back = read(path)
+    assert essence(back.annotations) == [(1, 2, "maji")]
+    assert len(back.problems) == 1 and "line 4: a quote begins here" in back.problems[0]
+    path.write_text('start,end,label\n1,2,"two\nlines"\n3,4,"moto"')  # closed on a later line, or on the last one
+    assert essence(read(path).annotations) == [(1, 2, "two\nlines"), (3, 4, "moto")]
+    path.write_text("start,end,label\n1,2,a\u2028b\x0cc\n3,4,moto\n", encoding="utf-8")
+    assert essence(read(path).annotations) == [(1, 2, "a\u2028b\x0cc"), (3, 4, "moto")]
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_tables_with_times_are_read_in_any_dialect(tmp_path: Path, delimiter: str, encoding: str) -> None:

@@ -372,6 +372,18 @@ def test_wrong_usage_is_exit_code_2(taught, arguments: list[str], message: str) 
     assert message in ran.err + (ran.out if arguments == ["store"] else "")
 
 
+def test_links_that_lead_nowhere_or_in_a_circle_cost_the_others_nothing(
+    edgealign, samples_folder: Path, tmp_path: Path
+) -> None:
+    card = tmp_path / "card"
+    shutil.copytree(samples_folder, card)
+    for name, target in (("circle", "circle"), ("nowhere", "gone"), ("itself", ".")):
+        (card / name).symlink_to(target)
+    ran = edgealign("enroll", card)
+    assert ran.code == 0 and "learned 3 labels" in ran.out, ran.err
+    assert edgealign("evaluate", card).code == 0
+
+
 def test_a_clip_without_folder_needs_a_label(edgealign, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clip.parent)
     ran = edgealign("enroll", clip.name)

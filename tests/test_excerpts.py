@@ -191,6 +191,18 @@ def test_a_channel_that_a_recording_lacks_is_a_failure_of_its_rows_alone(
     assert len(Store.load(tmp_path / "stores" / "speech.store").rows()) == len(found) - 1
 
 
+@pytest.mark.parametrize("name", ["@home.wav", "=1+1.wav", "-.wav"])
+def test_what_a_scan_found_in_a_recording_named_like_a_formula_is_learned(
+    name: str, annotated: tuple, tmp_path: Path, edgealign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, found = annotated
+    edgealign("enroll", path, "--table", write("raven", path, found))
+    monkeypatch.chdir(path.rename(tmp_path / name).parent)
+    assert edgealign("scan", "--output", "out", "-q", "--", name).code == 0
+    ran = edgealign("enroll", "--table", "out/detections.csv", "--store", "again.store")
+    assert ran.code == 0, ran.err
+
+
 def test_a_table_without_rows_says_that_nothing_is_there(annotated: tuple, tmp_path: Path, edgealign) -> None:
     path, found = annotated
     table = write("raven", path, found)

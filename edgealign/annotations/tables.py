@@ -22,6 +22,7 @@ FILE = ("file", "begin path", "begin file", "filename", "file_name", "path", "au
 SCORE = ("probability", "confidence", "score")
 LOW, HIGH = ("low_hz", "low freq (hz)"), ("high_hz", "high freq (hz)")
 OFFSET = ("file offset (s)",)
+LAST_ROW = "\0end"  # a row behind the last one, which a quote that is never closed takes in
 TITLE_WITH_SCORE = re.compile(r"(.*\S) (0\.\d\d|1\.00)", re.DOTALL)  # as write_audacity makes it
 
 
@@ -68,7 +69,7 @@ def _read_table(text: str, header: str, path: str, unnamed: str | None) -> Table
     # Raven quotes nothing: a quote in its tables is a letter. Spreadsheets and R quote in tables with tabs, too.
     raven = delimiter == "\t" and START_OF_RAVEN in header.lower().split("\t")
     rows = csv.reader(
-        text.split("\n") if raven else text.splitlines(keepends=True),
+        (f"{line}\n" for line in (*text.split("\n"), LAST_ROW)),
         delimiter=delimiter,
         quoting=csv.QUOTE_NONE if raven else csv.QUOTE_MINIMAL,
     )
@@ -100,13 +101,24 @@ def _read_rows(rows: csv.reader, columns: dict[str, int], path: str, unnamed: st
     heard, score, low, high = columns.get(HEARD.lower()), find(SCORE), find(LOW), find(HIGH)
     table = Table()
     seen: set[tuple[str, ...]] = set()
+    last_line = rows.line_num
     for row in rows:
+        if row == [LAST_ROW]:
+            break
+        if row and row[-1].endswith(f"{LAST_ROW}\n"):
+            table.problems.append(
+                f"'{path}' line {last_line + 1}: a quote begins here that nothing ends, and nothing below it was read: "
+                f"close it, or take it out"
+            )
+            break
+        last_line = rows.line_num
         if not any(field.strip() for field in row):
             continue
         where = f"'{path}' line {rows.line_num}"
 
         def field(column: int | None, row: list[str] = row) -> str:
-            return row[column].strip() if column is not None and column < len(row) else ""
+            text = row[column].strip() if column is not None and column < len(row) else ""
+            return text[1:] if text[:1] == "'" and text[1:2] in FORMULA_STARTS else text  # what csv_row put before it
 
         # Raven writes a row for the waveform and one for the spectrogram of the same selection. Selections are numbered
         # anew where tables of several files were put together.
@@ -128,16 +140,13 @@ def _read_rows(rows: csv.reader, columns: dict[str, int], path: str, unnamed: st
         in_file_s = _number(field(offset))
         if in_file_s is not None:  # Begin Time counts from the start of the first file of several
             start_s, end_s = in_file_s, in_file_s + (end_s - start_s)
-        text = field(label) or unnamed or ""
-        if text[:1] == "'" and text[1:2] in FORMULA_STARTS:
-            text = text[1:]  # what csv_row put before it
         number = "" if field(heard) == MIX else field(channel)
         table.add(
             where,
             Annotation(
                 start_s,
                 end_s,
-                text,
+                field(label) or unnamed or "",
                 _number(field(score)),
                 _number(field(low)),
                 _number(field(high)),
