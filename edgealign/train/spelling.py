@@ -68,7 +68,7 @@ _FESTIVAL = {voice.name: voice for voice in FESTIVAL_VOICES if voice.name.endswi
 class SpellingConfig:
     seed: int = 0
     steps: int = 2000
-    words: int = 1024  # in a batch, half of them neighbors in the alphabet
+    words: int = 1024  # in a batch
     letters_share: float = 0.6  # of the words of a batch are spelled; the others are in IPA
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -309,16 +309,18 @@ class SpellingTrainer:
         self.step, self.best = 0, -1.0
         if (folder / "last.pt").exists():
             self._resume()
+        else:
+            self._miss(report)
 
     def _begin_with_last_map(self, n: int = 8192) -> None:
         """The body can spell already: a ridge regression to the targets is where its last map begins."""
         rng = random.Random(self.config.seed)
-        rows = self.learned[[rng.randrange(len(self.learned)) for _ in range(n)]]
-        ids, mask = padded([self._tokens(row, rng) for row in rows])
+        places = np.array([rng.randrange(len(self.learned)) for _ in range(n)])
+        ids, mask = padded([self._tokens(place, i % 2 == 0, rng) for i, place in enumerate(places)])
         with torch.inference_mode():
             parts = zip(ids.split(512), mask.split(512), strict=True)
             statistics = torch.cat([self.text.pooling.statistics(*self.text.letters(*part)) for part in parts])
-        fitted = last_maps.ridge(statistics.double().numpy(), self.heard.targets[self.heard.row[rows]])
+        fitted = last_maps.ridge(statistics.double().numpy(), self.heard.targets[self.heard.row[self.learned[places]]])
         with torch.no_grad():
             self.text.pooling.out.weight.copy_(torch.from_numpy(fitted.weight))
             self.text.pooling.out.bias.copy_(torch.from_numpy(fitted.offset))
@@ -335,6 +337,7 @@ class SpellingTrainer:
         self.average.load_state_dict(state["average"])
         self.log_scale.data.copy_(state["log_scale"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.missing = state["missing"].numpy()
         self.step, self.best = state["step"], state["best"]
         trim_log(self.folder / "log.jsonl", self.step)
 
@@ -371,30 +374,47 @@ class SpellingTrainer:
                 return
 
     def _losses(self) -> tuple[Tensor, Tensor]:
-        """1 - mean cosine to the targets, and the contrast of the words of one batch."""
+        """1 - mean cosine to the targets, and the contrast of the words of one batch; keeps what is missing to each."""
         rng = random.Random(f"{self.config.seed} {self.step}")
-        rows = self._draw(rng)
-        tokens = sorted(((self._tokens(row, rng), row) for row in rows), key=lambda pair: len(pair[0]))
+        places = self._draw(rng)
+        spelled = np.array([rng.random() < self.config.letters_share for _ in places])
+        tokens = [self._tokens(*drawn, rng) for drawn in zip(places, spelled, strict=True)]
+        order = np.argsort([len(ids) for ids in tokens], kind="stable")
         embedded = []
-        for part in range(4):  # the short ones are spared the padding of the long ones
-            ids, mask = padded([ids for ids, _ in tokens[len(tokens) * part // 4 : len(tokens) * (part + 1) // 4]])
+        for part in np.array_split(order, 4):  # the short ones are spared the padding of the long ones
             with torch.autocast("cpu", torch.bfloat16, enabled=computes_bfloat16()):
-                embedded.append(self.text(ids, mask).float())
+                embedded.append(self.text(*padded([tokens[i] for i in part])).float())
         text = F.normalize(torch.cat(embedded), dim=1)
-        sound = torch.from_numpy(self.heard.row[[row for _, row in tokens]])
+        places, spelled = places[order], spelled[order]
+        sound = torch.from_numpy(self.heard.row[self.learned[places]])
         target = torch.from_numpy(self.heard.targets[sound.numpy()])
+        missing = 1 - (text.detach() * target).sum(dim=1).numpy()
+        self.missing[places[spelled]] = missing[spelled]
         scale = losses.temperature(self.log_scale)
         return losses.cosine_alignment(text, target), losses.contrastive(text, target, sound, sound, scale)
 
-    def _draw(self, rng: random.Random) -> list[int]:
-        """Half of the words at random, half the next ones in the alphabet: spellings that differ in little."""
-        places = rng.choices(range(len(self.learned)), k=self.config.words // 2)
-        places += [(place + rng.randint(1, 3)) % len(self.learned) for place in places]
-        return self.learned[places].tolist()
+    def _draw(self, rng: random.Random) -> np.ndarray:
+        """Places in `learned`. Half of the words by the square of what is missing to their target, so that "one" is
+        learned among thousands that are spelled as they sound; half the next ones in the alphabet, that look alike."""
+        n = self.config.words // 2
+        upto = np.cumsum(self.missing.astype(np.float64) ** 2)
+        places = np.searchsorted(upto, upto[-1] * np.array([rng.random() for _ in range(n)]))
+        places = np.append(places, places + np.array([rng.randint(1, 3) for _ in range(n)]))
+        return places % len(self.learned)
 
-    def _tokens(self, row: int, rng: random.Random) -> Tensor:
-        kind = "grapheme" if rng.random() < self.config.letters_share else "ipa"
-        return token_row(self.tokenizer, self.heard.words[row], kind, rng)
+    def _tokens(self, place: int, spelled: bool, rng: random.Random | None) -> Tensor:
+        return token_row(self.tokenizer, self.heard.words[self.learned[place]], "grapheme" if spelled else "ipa", rng)
+
+    @torch.inference_mode()
+    def _miss(self, report: Callable[[str], None]) -> None:
+        """What is missing to each target before the first step: 1 - cosine, of letters."""
+        report(f"reading {len(self.learned)} words")
+        places = np.argsort([len(self.heard.words[row].text) for row in self.learned], kind="stable")
+        self.missing = np.zeros(len(self.learned), np.float32)
+        for first in range(0, len(places), 512):
+            part = places[first : first + 512]
+            text = F.normalize(self.average(*padded([self._tokens(place, True, None) for place in part])), dim=1)
+            self.missing[part] = 1 - (text.numpy() * self.heard.targets[self.heard.row[self.learned[part]]]).sum(axis=1)
 
     def _validate(self, report: Callable[[str], None]) -> None:
         scores = self.score()
@@ -411,6 +431,7 @@ class SpellingTrainer:
             "config": plain(self.config), "step": self.step, "best": self.best,
             "text": self.text.state_dict(), "average": self.average.state_dict(),
             "log_scale": self.log_scale.detach(), "optimizer": self.optimizer.state_dict(),
+            "missing": torch.from_numpy(self.missing),
         }  # fmt: skip
         with replace_file(self.folder / "last.pt") as file:
             torch.save(state, file)
