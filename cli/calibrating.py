@@ -64,6 +64,7 @@ def calibrate(
     from edgealign import thresholds
     from edgealign.writing import check_place
 
+    thresholds.check_per_hour(per_hour)
     recognizer = open_recognizer(store, bundle, modality, device, variant=variant)
     labels = recognizer.store.labels()  # first: where there is no store, that is to be said, and not its folder
     check_place(thresholds.path_of(recognizer.store_path))

@@ -163,6 +163,12 @@ def sort_out(heard: Iterable[Heard]) -> tuple[dict[str, list[float]], dict[str, 
     return false, hits, seconds / 3600
 
 
+def check_per_hour(per_hour: float) -> None:
+    """InvalidInput for what is no rate of false alarms: to be asked before hours are listened to."""
+    if not 0 <= per_hour < math.inf:
+        raise InvalidInput(f"per-hour is {per_hour:g}: expected 0 or more")
+
+
 def calibrate(
     heard: Iterable[Heard],
     labels: Sequence[str],
@@ -176,8 +182,7 @@ def calibrate(
     accept      the least that the bundle accepts: calibration makes labels stricter, never laxer
     returns     the thresholds, and the hours that they rest on
     """
-    if per_hour < 0:
-        raise InvalidInput(f"per-hour is {per_hour:g}: expected 0 or more")
+    check_per_hour(per_hour)
     false, hits, hours = sort_out(heard)
     made = []
     for label in labels:

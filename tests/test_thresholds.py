@@ -109,6 +109,12 @@ def test_without_a_store_that_is_what_is_said(tmp_path: Path, edgealign, command
     assert ran.err == f"error: there is no store at '{store}': enroll recordings first\n"
 
 
+@pytest.mark.parametrize("per_hour", ["nan", "inf", "-1"])
+def test_what_is_no_rate_is_refused_before_anything_is_heard(per_hour: str, tmp_path: Path, edgealign) -> None:
+    ran = edgealign("calibrate", tmp_path / "gone", "--per-hour", per_hour)
+    assert ran.code == 2 and ran.err == f"error: per-hour is {per_hour}: expected 0 or more\n"
+
+
 def test_a_table_that_does_not_say_all_calibrates_nothing(tmp_path: Path, samples_folder: Path, edgealign) -> None:
     edgealign("enroll", samples_folder)
     soundfile.write(tmp_path / "tape.wav", tape([0, 1])[0], RATE_HZ)
