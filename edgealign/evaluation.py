@@ -17,6 +17,7 @@ from edgealign.errors import EdgealignError, InputUnreadable, InvalidInput
 from edgealign.intervals import Interval, rate_interval, share_interval
 from edgealign.recognizer import Recognizer
 from edgealign.sources import Clip
+from edgealign.store import RECORDING
 
 UNKNOWN = None  # as an answer
 
@@ -24,7 +25,7 @@ UNKNOWN = None  # as an answer
 @dataclass(frozen=True)
 class Asked:
     """One clip: what it holds, what was answered (None: unknown), the closest label and its probability (None where
-    no sound stands out), and how long it lasts (None for a picture)."""
+    no sound stands out), how long it lasts (None for a picture), and whether the store was taught with it."""
 
     file: str
     truth: str
@@ -32,6 +33,7 @@ class Asked:
     closest: str | None
     probability: float | None
     duration_s: float | None
+    was_learned: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Evaluation:
     def others(self) -> list[Asked]:
         """Clips of anything else."""
         return [one for one in self.asked if one.truth not in set(self.labels)]
+
+    @property
+    def n_learned(self) -> int:
+        """Clips that the store was taught with: that they are right says nothing about others."""
+        return sum(one.was_learned for one in self.asked)
 
     @property
     def right(self) -> Interval | None:
@@ -145,6 +152,7 @@ class Evaluation:
         return {
             "n_enrolled": len(self.enrolled),
             "n_others": len(self.others),
+            "n_learned": self.n_learned,
             "right": _as_dict(self.right),
             "right_if_forced": _as_dict(self.right_if_forced),
             "others_accepted": _as_dict(self.others_accepted),
@@ -160,7 +168,10 @@ class Evaluation:
             "confusion": {"truth": truths, "answer": answers, "counts": counts},
             "precision_recall": [list(point) for point in self.precision_recall()],
             "files": [
-                {"file": one.file, "truth": one.truth, "answer": one.answer, "probability": one.probability}
+                {
+                    "file": one.file, "truth": one.truth, "answer": one.answer, "probability": one.probability,
+                    "was_learned": one.was_learned,
+                }
                 for one in self.asked
             ],
             "failures": [str(failure) for failure in self.failures],
@@ -185,14 +196,16 @@ def evaluate(
         raise InvalidInput("nothing to evaluate: name a folder with a folder of clips for each label")
     store = recognizer.store
     labels = tuple(store.labels())
+    taught = {row.tobytes() for row in store.embeddings()[store.rows()["kind"] == RECORDING]}
     asked: list[Asked] = []
     failures: list[EdgealignError] = []
     for n_done, clip in enumerate(clips, 1):
         try:
-            answer = recognizer.classify(clip.path, channel=channel, top_k=1)
+            answer, embedding = recognizer.classify_embedded(clip.path, channel=channel, top_k=1)
             closest = answer.top[0].label if answer.top else None
             duration_s = None if recognizer.bundle.modality == "image" else _duration_s(clip.path)
-            asked.append(Asked(clip.path, clip.label, answer.label, closest, answer.probability, duration_s))
+            learned = embedding is not None and embedding.tobytes() in taught
+            asked.append(Asked(clip.path, clip.label, answer.label, closest, answer.probability, duration_s, learned))
         except InputUnreadable as error:
             failures.append(error)
         progress(n_done / len(clips), n_done)
@@ -229,6 +242,11 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         rate = evaluation.false_alarms_per_hour
         if rate is not None:
             lines.append(f"false alarms per hour of them: {rate.value:.1f} ({rate.low:.1f} to {rate.high:.1f})")
+    if evaluation.n_learned:
+        lines.append(
+            f"{evaluation.n_learned} of these clips were learned from, and say nothing about others: ask with clips "
+            f"that were not"
+        )
     if evaluation.failures:
         lines.append(f"{len(evaluation.failures)} clips could not be read")
     return lines

@@ -189,18 +189,30 @@ class Recognizer:
         channel   counts from 1; the mean of all where None
         raises    InputUnreadable for what is no clip or picture, StoreUnreadable without labels
         """
+        return self.classify_embedded(sample, sample_rate_hz, channel=channel, top_k=top_k)[0]
+
+    def classify_embedded(
+        self,
+        sample: Sample,
+        sample_rate_hz: float | None = None,
+        *,
+        channel: int | None = None,
+        top_k: int = 5,
+    ) -> tuple[Answer, np.ndarray | None]:
+        """`classify`, and the embedding that was named, float32 [dim]; None where no sound stands out."""
         if top_k < 1:
             raise InvalidInput(f"top_k is {top_k}: expected at least 1")
         self.current_matcher()
         source = open_sample(self.bundle, sample, sample_rate_hz, channel)
         found = embed(self.bundle, source)
         if found is None:
-            return Answer(
+            answer = Answer(
                 source.name, label=None, probability=None, distance=None, threshold=None,
                 accept_probability=self.accept_probability, runner_up=None, top=(), start_s=None, end_s=None,
                 reason=_no_sound(source), warnings=(),
             )  # fmt: skip
-        return self._name(source.name, found, top_k, tuple(_warnings(source, found)))
+            return answer, None
+        return self._name(source.name, found, top_k, tuple(_warnings(source, found))), found.embedding
 
     def name_word(self, file: str, word: Word, top_k: int = 5, warnings: tuple[str, ...] = ()) -> Answer:
         """The label of a word that was found in `file`, or unknown; StoreUnreadable without labels."""
@@ -398,7 +410,7 @@ class Recognizer:
 
     def _learn_text(self, text: str, kind: str, language: str | None, label: str, warnings: list[str]) -> _Row:
         tokens = self.bundle.tokenizer.encode(text, kind, language)
-        unknown = " ".join(tokens.unknown)
+        unknown = ", ".join(f"'{character}'" for character in tokens.unknown)
         if tokens.unknown_share > MAX_UNKNOWN_TEXT_SHARE:
             hint = "type how it is pronounced with --ipa" if kind == "grapheme" else "check that it is IPA"
             raise EnrollmentRefused(

@@ -122,6 +122,20 @@ def test_the_command(edgealign, samples_folder: Path, known: Path, tmp_path: Pat
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
+def test_clips_that_were_learned_from_are_told_apart(edgealign, samples_folder: Path, known: Path) -> None:
+    edgealign("enroll", samples_folder)
+    before = edgealign("evaluate", known).out
+    assert "were learned from" not in before
+    learned = sorted((samples_folder / "maji").glob("*.wav"))[:2]
+    for path in learned:
+        (known / "maji" / path.name).write_bytes(path.read_bytes())
+    assert "2 of these clips were learned from, and say nothing about others" in edgealign("evaluate", known).out
+    counted = json.loads(edgealign("evaluate", known, "--format", "json").out)
+    assert counted["n_learned"] == 2
+    taught = [Path(entry["file"]).name for entry in counted["files"] if entry["was_learned"]]
+    assert taught == [path.name for path in learned]
+
+
 def test_what_cannot_be_read_is_listed_and_the_rest_counted(edgealign, samples_folder: Path, known: Path) -> None:
     edgealign("enroll", samples_folder)
     (known / "maji" / "broken.wav").write_bytes(b"RIFF")

@@ -324,6 +324,11 @@ def test_a_text_that_is_too_long_to_be_read_is_told(recognizer: Recognizer) -> N
     assert warning == f"'{text}' is longer than the bundle reads: the last 2 of its characters were passed over"
 
 
+def test_characters_that_the_bundle_does_not_know_are_named_in_quotes(recognizer: Recognizer) -> None:
+    (warning,) = recognizer.enroll(text="maji -2").warnings
+    assert warning == "the bundle does not know these characters of 'maji -2', they were passed over: '-', '2'"
+
+
 def test_without_a_store_or_labels_classify_says_what_to_do(recognizer: Recognizer) -> None:
     with pytest.raises(StoreUnreadable, match="enroll recordings first"):
         recognizer.classify(word_clip(0), RATE_HZ)
