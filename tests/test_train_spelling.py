@@ -179,12 +179,18 @@ def test_half_of_a_batch_are_the_words_that_are_missed_most_and_half_follow_them
 ):
     trainer = trainer_in(taught, checkpoint, spoken_corpus.folder)
     trainer.missing = np.full(len(trainer.learned), 0.1, np.float32)
+    trainer.typed[:] = 1.0
     trainer.missing[5] = 2.0  # 400 times as often as any other
     drawn, following = np.split(trainer._draw(random.Random(0)), 2)
     assert np.bincount(drawn).argmax() == 5
     assert np.isin((following - drawn) % len(trainer.learned), (1, 2, 3)).all()
     texts = [trainer.heard.words[row].text for row in trainer.learned]
     assert texts == sorted(texts)
+
+
+def test_a_short_english_word_is_drawn_more_often_than_a_long_or_a_foreign_one():
+    drawn = [spelling._typed(Word(*word, "")) for word in (("one", "en"), ("throughout", "en"), ("uno", "it"))]
+    assert drawn[0] > drawn[1] == drawn[2]
 
 
 def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(checkpoint, spoken_corpus, taught, tmp_path):

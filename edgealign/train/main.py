@@ -80,7 +80,7 @@ def spelling(
     run: Run,
     checkpoint: Annotated[Path, typer.Option(help="best.pt of `train text-to-speech`; its speech encoder stays.")],
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus that it was trained on.")],
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule.")] = 3000,
     minutes: Minutes = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the words.")] = 0,
     leave_out: Annotated[

@@ -67,7 +67,7 @@ _FESTIVAL = {voice.name: voice for voice in FESTIVAL_VOICES if voice.name.endswi
 @dataclass(frozen=True)
 class SpellingConfig:
     seed: int = 0
-    steps: int = 2000
+    steps: int = 3000
     words: int = 1024  # in a batch
     letters_share: float = 0.6  # of the words of a batch are spelled; the others are in IPA
     learning_rate: float = 2e-3
@@ -297,6 +297,7 @@ class SpellingTrainer:
         if len(learned) < 2 or len(learned) == len(self.heard.words):
             raise InvalidInput(f"'{corpus}' has too few words to learn from and to validate with: render a larger one")
         self.learned = learned[np.argsort([self.heard.words[i].text for i in learned], kind="stable")]
+        self.typed = np.array([_typed(self.heard.words[i]) for i in self.learned])
         torch.manual_seed(config.seed)
         self.text = copy.deepcopy(self.ear.encoders.text)
         self._begin_with_last_map()
@@ -394,10 +395,11 @@ class SpellingTrainer:
         return losses.cosine_alignment(text, target), losses.contrastive(text, target, sound, sound, scale)
 
     def _draw(self, rng: random.Random) -> np.ndarray:
-        """Places in `learned`. Half of the words by the square of what is missing to their target, so that "one" is
-        learned among thousands that are spelled as they sound; half the next ones in the alphabet, that look alike."""
+        """Places in `learned`. Half of the words by how often they are typed, times the square of what is missing to
+        their target, so that "one" is learned among thousands that are spelled as they sound; half the next ones in
+        the alphabet, that look alike."""
         n = self.config.words // 2
-        upto = np.cumsum(self.missing.astype(np.float64) ** 2)
+        upto = np.cumsum(self.typed * self.missing.astype(np.float64) ** 2)
         places = np.searchsorted(upto, upto[-1] * np.array([rng.random() for _ in range(n)]))
         places = np.append(places, places + np.array([rng.randint(1, 3) for _ in range(n)]))
         return places % len(self.learned)
@@ -455,6 +457,11 @@ class SpellingTrainer:
             others = np.where(same, -1, likeness).max(axis=1)
             result[f"text_{kind}"] = 100 * float((np.diag(likeness) > others).mean())
         return {"score": float(np.mean(list(result.values())))} | result
+
+
+def _typed(word: Word) -> float:
+    """How often a word is drawn beside others. Short English ones are typed most, and least spelled as they sound."""
+    return 20.0 if word.language == "en" and len(word.text) <= 5 else 1.0
 
 
 def _same_body(one: AlignedEncoders, other: AlignedEncoders) -> bool:
