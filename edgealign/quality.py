@@ -109,7 +109,7 @@ class Quality:
             len(loo) / (len(loo) + self.calibration.prior_weight),
         )
 
-    def outliers(self) -> list[str]:
+    def outliers(self, store_path: str | None = None) -> list[str]:
         """One warning per recording that does not sound like its label. The rule, where its label has other samples:
 
         it lies closer to the prototype of another label than to that of its own label made without it; or its label
@@ -125,17 +125,18 @@ class Quality:
             limit = OUTLIER_RATIO * max(float(np.median(self.loo[own])), self.calibration.prior_loo)
             for row in own:
                 clip, distance = f"'{self.names[row]}'", float(self.loo[row])
+                takes_out = _takes_out(self.labels[label], self.names[row], store_path)
                 if others is not None and others[0][row] < distance:
                     other = self.labels[others[1][row]]
                     warnings.append(
                         f"{clip} is more like '{other}' ({others[0][row]:.2f} away) than like the rest of "
                         f"'{self.labels[label]}' ({distance:.2f} away): check that it is what its label says, or "
-                        f"{_takes_out(self.labels[label], self.names[row])}"
+                        f"{takes_out}"
                     )
                 elif len(own) >= MIN_RECORDINGS_FOR_OUTLIERS and distance > limit:
                     warnings.append(
                         f"{clip} is unlike the rest of '{self.labels[label]}' ({distance:.2f} away, {limit:.2f} would "
-                        f"be usual at most): listen to it, or {_takes_out(self.labels[label], self.names[row])}"
+                        f"be usual at most): listen to it, or {takes_out}"
                     )
         return _shortened(warnings, "clips")
 
@@ -169,7 +170,7 @@ class Quality:
         return distances[pick], indices[pick]
 
 
-def in_two_labels(store: Store, labels: Sequence[str]) -> list[str]:
+def in_two_labels(store: Store, labels: Sequence[str], store_path: str | None = None) -> list[str]:
     """One warning per recording of these labels that another label was learned from, too."""
     all_labels, rows, embeddings = store.labels(), store.rows(), store.embeddings()
     wanted = set(labels)
@@ -190,13 +191,16 @@ def in_two_labels(store: Store, labels: Sequence[str]) -> list[str]:
             last = rows[same[-1]]
             warnings.append(
                 f"'{last['name']}' was learned as {' and as '.join(found)}: if one of them is wrong, "
-                f"{_takes_out(all_labels[last['label']], last['name'])}, or likewise with the other label"
+                f"{_takes_out(all_labels[last['label']], last['name'], store_path)}, or likewise with the other label"
             )
     return _shortened(warnings, "clips")
 
 
-def _takes_out(label: str, name: str) -> str:
-    return f"take it out with `edgealign store remove {shlex.quote(label)} --sample {shlex.quote(name)}`"
+def _takes_out(label: str, name: str, store_path: str | None) -> str:
+    """The command that takes a sample out; store_path is None for the store in the default place."""
+    words = ["edgealign", "store", "remove", label, "--sample", name]
+    words += [] if store_path is None else ["--store", store_path]
+    return f"take it out with `{shlex.join(words)}`"
 
 
 def _shortened(warnings: list[str], what: str) -> list[str]:

@@ -120,6 +120,7 @@ class Recognizer:
         check_takes_samples(bundle)
         self.bundle = bundle
         self.store_path = os.fspath(store_path if store_path is not None else default_store_path(bundle.modality))
+        self._given_path = None if store_path is None else self.store_path
         self._enrolling = threading.Lock()  # so that the store taken over last is the one saved last
         self._lock = threading.Lock()  # of the three fields below
         self._store: Store | None = None
@@ -329,7 +330,12 @@ class Recognizer:
                 self._store, self._matcher = store, None
         return EnrollReport(
             tuple(quality.report(label, *count) for label, count in counts.items()),
-            (*warnings, *in_two_labels(store, list(counts)), *quality.outliers(), *quality.confusable_labels()),
+            (
+                *warnings,
+                *in_two_labels(store, list(counts), self._given_path),
+                *quality.outliers(self._given_path),
+                *quality.confusable_labels(),
+            ),
             tuple(failures),
         )
 

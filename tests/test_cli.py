@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -370,6 +372,21 @@ def test_wrong_usage_is_exit_code_2(taught, arguments: list[str], message: str) 
     ran = taught(*arguments)
     assert ran.code == (4 if message == "does not exist" else 2), ran
     assert message in ran.err + (ran.out if arguments == ["store"] else "")
+
+
+@pytest.mark.parametrize("store", [(), ("--store", "my words.store")])
+def test_the_command_that_a_warning_names_takes_the_clip_out(
+    edgealign, samples_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(samples_folder, "card")
+    (tmp_path / "card" / "maji" / "it's moto.wav").write_bytes((samples_folder / "moto" / "voice0.wav").read_bytes())
+    ran = edgealign("enroll", "card", *store)
+    commands = [shlex.split(command) for command in re.findall(r"is more like 'moto'.*`(edgealign .*)`", ran.err)]
+    assert [command[:4] for command in commands] == [["edgealign", "store", "remove", "maji"]]
+    removed = edgealign(*commands[0][1:])
+    assert removed.out == "removed 1 sample of maji, which has 5 samples left\n", removed.err
+    assert "it's moto.wav" not in edgealign("store", "list", "maji", *store).out
 
 
 def test_links_that_lead_nowhere_or_in_a_circle_cost_the_others_nothing(
