@@ -150,6 +150,11 @@ def test_tiers_that_a_scan_wrote_are_read_together_and_others_are_not(tmp_path: 
     back = read(path)
     expected = [*essence(FOUND), (12, 13, "maji"), (14, 15, "maji")]
     assert not back.problems and sorted(essence(back.annotations)) == sorted(expected)
+    assert [a.channel for a in back.annotations if a.start_s >= 12] == [2, 2]
+    assert {a.channel for a in back.annotations if a.start_s < 12} == {None}
+    write({"words (channel 10) 2": [Annotation(12, 13, "maji")], "take (channel one)": [Annotation(1, 2, "moto")]})
+    assert read(path, "words (channel 10) 2").annotations[0].channel == 10
+    assert read(path, "take (channel one)").annotations[0].channel is None
     write({**TIERS, "words": [Annotation(12, 13, "maji")]})
     with pytest.raises(InvalidInput, match=r"several tiers with annotations.*'words' \(1\)"):
         read(path)

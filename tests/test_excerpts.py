@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from dataclasses import replace
@@ -179,6 +180,30 @@ def test_what_a_scan_of_all_channels_mixed_wrote_for_raven_is_learned_from_the_m
     table.write_text(added[0] + "\n" + added[1].removesuffix("mix") + "\n")
     (first,) = learned(edgealign, tmp_path / "first.store", path, "--table", table)
     assert not (first == expected[0]).all()
+
+
+@pytest.mark.parametrize("kind", ["csv", "raven", "eaf", "textgrid"])
+def test_what_a_scan_of_each_channel_found_is_learned_from_that_channel(
+    kind: str, stereo: tuple, tmp_path: Path, edgealign, samples_folder: Path
+) -> None:
+    path, _ = stereo
+    edgealign("enroll", samples_folder)
+    assert edgealign("scan", path, "-o", tmp_path / "out", "--channel", "all", "--rtype", f"csv,{kind}", "-q").code == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "detections.csv").read_text().splitlines()))
+    assert {row["channel"] for row in rows} == {"1", "2"}
+    tables_of = {"raven": "stereo.Table.1.selections.txt", "eaf": "stereo.eaf", "textgrid": "stereo.TextGrid"}
+    table = tmp_path / "out" / tables_of.get(kind, "detections.csv")
+    found = learned(edgealign, tmp_path / "found.store", path, "--table", table)
+    assert len(found) == len(rows)
+    samples, _ = soundfile.read(path)
+    for number in (1, 2):
+        mono = tmp_path / f"mono{number}.wav"
+        soundfile.write(mono, samples[:, number - 1], RATE_HZ)
+        times = "".join(f"{r['start_s']},{r['end_s']},{r['label']}\n" for r in rows if r["channel"] == str(number))
+        mono.with_suffix(".csv").write_text("start_s,end_s,label\n" + times)
+        expected = learned(edgealign, tmp_path / "mono.store", mono, "--table", mono.with_suffix(".csv"))
+    assert len(expected) == len(rows)
+    assert (found @ expected.T).max(axis=1).min() > 0.999  # an EAF keeps times to a millisecond
 
 
 def test_a_channel_that_a_recording_lacks_is_a_failure_of_its_rows_alone(

@@ -8,6 +8,7 @@ csv        a table with times, any of , ; tab        (.csv, .tsv)
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -107,6 +108,12 @@ def choose_tiers(path: str, holding: dict[str, list[str]], tier: str | None) -> 
 def _is_of_a_scan(name: str, texts: set[str]) -> bool:
     """Whether a tier holds one label alone and is named after it, or after it and a channel: as a scan writes tiers."""
     return all(name == text or name.startswith(f"{text} (channel ") for text in texts)
+
+
+def channel_of(tier: str) -> int | None:
+    """The channel that a tier is about, by the end of its name, as a scan of several channels names its tiers."""
+    found = re.search(r" \(channel ([1-9]\d{0,3})\)( \d+)?$", tier)
+    return None if found is None else int(found[1])
 
 
 def decoded(data: bytes, path: str) -> str:

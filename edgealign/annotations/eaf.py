@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
-from edgealign.annotations import Annotation, Table, choose_tiers
+from edgealign.annotations import Annotation, Table, channel_of, choose_tiers
 from edgealign.errors import AnnotationUnreadable, InvalidInput
 from edgealign.escaping import printable
 from edgealign.sources import is_audio_name
@@ -79,7 +79,7 @@ def read(data: bytes, path: str, tier: str | None) -> Table:
                 )
             else:
                 start_s, end_s = (times_s[slot] * unit_s + offset_s for slot in (begin, end))
-                table.add(where, Annotation(start_s, end_s, text, file=media))
+                table.add(where, Annotation(start_s, end_s, text, channel=channel_of(in_tier), file=media))
     return table
 
 

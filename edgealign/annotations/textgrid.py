@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from edgealign.annotations import Annotation, Table, choose_tiers, decoded
+from edgealign.annotations import Annotation, Table, channel_of, choose_tiers, decoded
 from edgealign.errors import AnnotationUnreadable
 from edgealign.escaping import printable
 
@@ -62,7 +62,8 @@ def read(data: bytes, path: str, tier: str | None) -> Table:
     table = Table()
     for name in choose_tiers(path, holding, tier):
         for number, (start_s, end_s, text) in enumerate(tiers[name], start=1):
-            table.add(f"'{path}' tier '{printable(name)}' number {number}", Annotation(start_s, end_s, text))
+            where = f"'{path}' tier '{printable(name)}' number {number}"
+            table.add(where, Annotation(start_s, end_s, text, channel=channel_of(name)))
     return table
 
 
