@@ -45,7 +45,10 @@ class Quantize(StrEnum):
 def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.")],
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="best.pt of `train text-to-speech`, or sense.pt of `train audio` or `image`.")
+        Path | None,
+        typer.Argument(
+            help="best.pt of `train text-to-speech`, spelling.pt of `train spelling`, sense.pt of `train audio` or `image`."
+        ),
     ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Of text-to-speech: the rendered corpus.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Also write the weights, in half precision.")] = None,

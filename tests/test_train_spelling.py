@@ -163,7 +163,7 @@ def test_texts_come_to_lie_where_their_words_are_heard_and_the_speech_encoder_st
     assert (
         trainer.missing.mean() < 0.3
     )  # of words that were learned; of words that have nothing to do with each other: 1
-    ear, best = Checkpoint.load(taught / "ear.pt"), Checkpoint.load(taught / "best.pt")
+    ear, best = Checkpoint.load(taught / "ear.pt"), Checkpoint.load(taught / "spelling.pt")
     assert all(
         torch.equal(a, b)
         for a, b in zip(
@@ -228,7 +228,7 @@ def test_the_bundle_has_the_speech_encoder_that_export_would_have_fitted_and_the
     checkpoint, taught, spoken_corpus, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(quantize, "MIN_SNR_DB", 3.0)
-    made = export_speech(Checkpoint.load(taught / "best.pt"), spoken_corpus.folder, tmp_path / "taught", silent)
+    made = export_speech(Checkpoint.load(taught / "spelling.pt"), spoken_corpus.folder, tmp_path / "taught", silent)
     plain = export_speech(checkpoint, spoken_corpus.folder, tmp_path / "plain", silent)
     frames = np.random.default_rng(0).normal(-6, 3, (1, 48, 60)).astype(np.float32)
     np.testing.assert_allclose(made.encode(frames, "fp32"), plain.encode(frames, "fp32"), atol=2e-3)

@@ -78,7 +78,9 @@ def text_to_speech(
 @app.command("spelling")
 def spelling(
     run: Run,
-    checkpoint: Annotated[Path, typer.Option(help="best.pt of `train text-to-speech`; its speech encoder stays.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="best.pt of `train text-to-speech`, or spelling.pt; its speech encoder stays.")
+    ],
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus that it was trained on.")],
     steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule.")] = 3000,
     minutes: Minutes = None,
@@ -107,7 +109,7 @@ def spelling(
     trainer = SpellingTrainer(run, given, corpus, config, os.cpu_count() or 1, say)
     trainer.run(say, minutes)
     if trainer.step >= config.steps:
-        print(run / "best.pt")
+        print(run / "spelling.pt")
 
 
 def _packs(leave_out: str) -> tuple[str, ...]:

@@ -267,9 +267,9 @@ def _embedded(log_mels: list[np.ndarray]) -> np.ndarray:
 
 
 class SpellingTrainer:
-    """A run in a folder: ear.pt, the finished speech encoder; what it heard; last.pt, best.pt and log.jsonl.
+    """A run in a folder: ear.pt, the finished speech encoder; what it heard; last.pt, spelling.pt and log.jsonl.
 
-    ear.pt and best.pt are checkpoints as `text_to_speech.Checkpoint` reads them.
+    ear.pt and spelling.pt are checkpoints as `text_to_speech.Checkpoint` reads them.
     """
 
     def __init__(
@@ -307,7 +307,7 @@ class SpellingTrainer:
         self.optimizer = torch.optim.AdamW(
             [*self.text.parameters(), self.log_scale], lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.step, self.best = 0, -1.0
+        self.step = 0
         if (folder / "last.pt").exists():
             self._resume()
         else:
@@ -339,7 +339,7 @@ class SpellingTrainer:
         self.log_scale.data.copy_(state["log_scale"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.missing = state["missing"].numpy()
-        self.step, self.best = state["step"], state["best"]
+        self.step = state["step"]
         trim_log(self.folder / "log.jsonl", self.step)
 
     def run(self, report: Callable[[str], None], minutes: float | None = None) -> None:
@@ -422,15 +422,13 @@ class SpellingTrainer:
         scores = self.score()
         report("validation " + " ".join(f"{name} {value:.1f}" for name, value in scores.items()))
         add_to_log(self.folder / "log.jsonl", {"step": self.step, **scores})
-        if scores["score"] > self.best:
-            self.best = scores["score"]
-            encoders = copy.deepcopy(self.ear.encoders)
-            encoders.text = self.average
-            ear = self.ear.finished
-            taught = Finished(encoders, ear.speech_center, torch.zeros_like(ear.text_center))
-            replace(self.ear, encoders=encoders, finished=taught).save(self.folder / "best.pt")
+        encoders = copy.deepcopy(self.ear.encoders)
+        encoders.text = self.average
+        ear = self.ear.finished
+        taught = Finished(encoders, ear.speech_center, torch.zeros_like(ear.text_center))
+        replace(self.ear, encoders=encoders, finished=taught).save(self.folder / "spelling.pt")
         state = {
-            "config": plain(self.config), "step": self.step, "best": self.best,
+            "config": plain(self.config), "step": self.step,
             "text": self.text.state_dict(), "average": self.average.state_dict(),
             "log_scale": self.log_scale.detach(), "optimizer": self.optimizer.state_dict(),
             "missing": torch.from_numpy(self.missing),
@@ -440,10 +438,7 @@ class SpellingTrainer:
 
     @torch.inference_mode()
     def score(self, most: int = 2000) -> dict[str, float]:
-        """Validation words whose text is nearer to what was heard of them than of any other one, in percent.
-
-        `score`, the mean over letters and IPA, chooses the checkpoint.
-        """
+        """Validation words whose text is nearer to what was heard of them than of any other one, in percent."""
         rows = np.flatnonzero(self.heard.validation)[:most]
         sound = self.heard.row[rows]
         targets = self.heard.targets[sound]
@@ -456,7 +451,7 @@ class SpellingTrainer:
             likeness = text @ targets.T
             others = np.where(same, -1, likeness).max(axis=1)
             result[f"text_{kind}"] = 100 * float((np.diag(likeness) > others).mean())
-        return {"score": float(np.mean(list(result.values())))} | result
+        return result
 
 
 def _typed(word: Word) -> float:
