@@ -47,7 +47,7 @@ def export(
     checkpoint: Annotated[
         Path | None,
         typer.Argument(
-            help="best.pt of `train text-to-speech`, spelling.pt of `train spelling`, sense.pt of `train audio` or `image`."
+            help="best.pt of `train text-to-speech`, spelling.pt of `spelling`, or sense.pt of `audio` or `image`."
         ),
     ] = None,
     corpus: Annotated[Path | None, typer.Option(help="Of text-to-speech: the rendered corpus.")] = None,

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_run import InThisProcess, tiny_config
+from tiny_run import InThisProcess, small_files, tiny_config
 
 from edgealign import workers
-from edgealign.errors import InvalidInput
+from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.export import quantize
 from edgealign.export.speech import export_speech
 from edgealign.train import spelling, words
@@ -151,6 +151,16 @@ def test_shards_that_are_there_are_not_heard_again(taught, spoken_corpus, monkey
     assert [line.split(",")[0] for line in lines] == ["heard 1 of 1 shards of words"]
     assert {path: path.stat().st_mtime_ns for path in others} == others
     assert len(shards[0].read_bytes()) == len(content)
+
+
+def test_shards_that_there_is_no_room_for_are_said_and_heard_by_the_same_line(taught, spoken_corpus):
+    shard = min((taught / "said").iterdir())
+    size = shard.stat().st_size
+    shard.unlink()
+    with small_files(size // 2), pytest.raises(EdgealignError, match=r"said' cannot be written \(File too large\)"):
+        spelling.listen(taught, spoken_corpus.folder, ("fsdd",), 1, silent)
+    spelling.listen(taught, spoken_corpus.folder, ("fsdd",), 1, silent)
+    assert shard.stat().st_size == size
 
 
 # ---- learning it ----

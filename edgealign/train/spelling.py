@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgealign import kernels
-from edgealign.errors import InvalidInput
+from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.text import Tokenizer
 from edgealign.train import last_maps, losses
 from edgealign.train import words as word_lists
@@ -101,9 +101,14 @@ def listen(
     tasks = [(name, i) for name, items in parts.items() for i in range(0, len(items), WORDS_PER_SHARD)]
     missing = [task for task in tasks if not _shard(said, task).exists()]
     started = time.monotonic()
-    for done, _ in enumerate(results(_hear, missing, workers, _start_worker, (folder, corpus_folder)), 1):
-        left_s = (time.monotonic() - started) / done * (len(missing) - done)
-        report(f"heard {done} of {len(missing)} shards of words, about {left_s / 60:.1f} min left")
+    try:
+        for done, _ in enumerate(results(_hear, missing, workers, _start_worker, (folder, corpus_folder)), 1):
+            left_s = (time.monotonic() - started) / done * (len(missing) - done)
+            report(f"heard {done} of {len(missing)} shards of words, about {left_s / 60:.1f} min left")
+    except OSError as error:
+        raise EdgealignError(
+            f"'{said}' cannot be written ({error.strerror}): the same line goes on where it stopped"
+        ) from None
     return _joined(said, tasks, parts, corpus, left_out)
 
 
