@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from edgealign.cli.output import say
 from edgealign.errors import InvalidInput
+from edgealign.machine import usable_processors
 from edgealign.train import sense_commands
 from edgealign.train.options import Data, Minutes, Run, Threads, chosen_settings, given_packs
 from edgealign.train.projection_command import projection
@@ -64,7 +64,7 @@ def text_to_speech(
         raise InvalidInput(f"'{data}' is not a folder: --data names the folder that holds the recorded packs")
     chosen = tuple(name.strip() for name in languages.split(",") if name.strip())
     corpus_config = CorpusConfig(seed=seed, languages=chosen, words_per_language=words)
-    build(corpus, corpus_config, data, workers=os.cpu_count() or 1, report=say)
+    build(corpus, corpus_config, data, workers=usable_processors(), report=say)
     config = TrainConfig(recipe=recipe, seed=seed, steps=steps, left_out=_packs(leave_out))
     config = replace(config, **chosen_settings(settings, TrainConfig))
     trainer = Trainer(Corpus(corpus), config, run)
@@ -106,7 +106,7 @@ def spelling(
     left_out = given.left_out if leave_out is None else _packs(leave_out)
     config = SpellingConfig(seed=seed, steps=steps, left_out=left_out)
     config = replace(config, **chosen_settings(settings, SpellingConfig))
-    trainer = SpellingTrainer(run, given, corpus, config, os.cpu_count() or 1, say)
+    trainer = SpellingTrainer(run, given, corpus, config, usable_processors(), say)
     trainer.run(say, minutes)
     if trainer.step >= config.steps:
         print(run / "spelling.pt")
