@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t MAX_MANIFEST_BYTES = 1 << 20, MAX_ONNX_BYTES = INT32_MAX, MAX_FILE_BYTES = 64 << 20;
 constexpr size_t MAX_FILES = 64, MAX_NAME_CHARACTERS = 128, MAX_TEXT_CHARACTERS = 200;
 constexpr double MAX_WINDOW_S = 60, MIN_WINDOW_S = 0.01;
-constexpr double MAX_FRAMES = 100000, MAX_TEXT_WEIGHT = 100, BANK_NORM_TOLERANCE = 1e-2;
+constexpr double MAX_FRAMES = 100000, MAX_TEXT_WEIGHT = 100;
 constexpr const char *MANIFEST = "manifest.json", *FILTERS = "filters.f32", *GOLDEN = "golden.npz";
 
 #define EXPECT(holds, ...)                                     \
@@ -392,33 +392,13 @@ void read_calibration(const Bundle &bundle, Model &model) {
     require(status, message);
 }
 
-// Exact: every half is a float. The bits of its exponent and fraction are those of a float that is 2^112 times smaller.
-float from_half(uint16_t half) {
-    uint32_t bits = uint32_t(half & 0x7fff) << 13;
-    float size;
-    std::memcpy(&size, &bits, sizeof size);
-    size *= 0x1p112f;
-    if ((half & 0x7c00) == 0x7c00) size = half & 0x3ff ? NAN : INFINITY;
-    return half & 0x8000 ? -size : size;
-}
-
 void read_bank(const Bundle &bundle, Model &model) {
     const Json &entry = *bundle.manifest().find("bank");
     model.n_bank = size_t(entry.find("rows")->number);
     const std::vector<uint8_t> bytes = bundle.read_matrix(entry.find("file")->text, model.n_bank, model.dim, 2);
     model.bank.resize(model.n_bank * model.dim);
-    for (size_t row = 0; row < model.n_bank; row++) {
-        float *values = model.bank.data() + row * model.dim;
-        double squares = 0;
-        for (size_t i = 0; i < model.dim; i++) {
-            const uint8_t *half = bytes.data() + 2 * (row * model.dim + i);
-            values[i] = from_half(uint16_t(half[0] | half[1] << 8));
-            squares += double(values[i]) * values[i];
-        }
-        const auto norm = float(std::sqrt(squares));
-        EXPECT(std::abs(norm - 1) < BANK_NORM_TOLERANCE, "a row of the bank is not of unit length");
-        for (size_t i = 0; i < model.dim; i++) values[i] /= norm;
-    }
+    EXPECT(unit_rows_from_halves(bytes.data(), model.n_bank, model.dim, model.bank.data()),
+           "a row of the bank is not of unit length");
 }
 
 void read_encoder(const Bundle &bundle, Model &model, std::shared_ptr<const Ort> ort, const char *wanted) {

@@ -49,4 +49,7 @@ struct Model {
                                              const char *variant);
 };
 
+// rows [n_rows, dim] of unit length from little-endian halves; false where one is not of unit length to begin with.
+bool unit_rows_from_halves(const uint8_t *halves, size_t n_rows, size_t dim, float *rows);
+
 }  // namespace ea
