@@ -546,6 +546,34 @@ def test_a_harmed_file_is_named(runtime: Handle, toy_bundle: Bundle, tmp_path: P
     assert refused.value.status == BUNDLE_UNREADABLE
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.9, 6e-8])
+def test_both_refuse_a_bank_whose_rows_are_not_of_unit_length(
+    runtime: Handle, toy_bundle: Bundle, tmp_path: Path, value: float
+) -> None:
+    import hashlib
+
+    folder = shutil.copytree(toy_bundle.path, tmp_path / "bundle")
+    rows = np.zeros((40, 32), np.float16)
+    rows[:, 3] = 1
+
+    def write() -> None:
+        (folder / "bank.f16").write_bytes(rows.tobytes())
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["bank.f16"]["sha256"] = hashlib.sha256(rows.tobytes()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    write()
+    assert np.array_equal(Bundle.open(folder).bank, rows)
+    open_model(runtime, folder)
+    rows[-1, 3] = value
+    write()
+    with pytest.raises(BundleUnreadable):
+        _ = Bundle.open(folder).bank
+    with pytest.raises(Refused, match="bank") as refused:
+        open_model(runtime, folder)
+    assert refused.value.status == BUNDLE_UNREADABLE
+
+
 def test_an_encoder_that_points_to_other_files_is_refused(runtime: Handle, toy_bundle: Bundle, tmp_path: Path) -> None:
     import hashlib
 
@@ -649,6 +677,27 @@ def test_a_label_is_not_repeated_before_the_debounce_time(c: CRecognizer) -> Non
     samples += 1e-4 * np.random.default_rng(0).normal(size=len(samples)).astype(np.float32)
     assert len(listening(c, samples, 16_000, 800)) == 3
     assert len(listening(c, samples, 16_000, 800, debounce_s=5)) == 1
+
+
+@pytest.mark.parametrize(("label", "answered"), [("maji", []), ("moto", ["moto"])])
+def test_a_label_is_not_another_one_whose_number_it_got(
+    model: Handle, toy_bundle: Bundle, tmp_path: Path, label: str, answered: list[str]
+) -> None:
+    """Here "maji" was learned as number 0; meanwhile the store on disk got "moto", which is number 0 after saving."""
+    c = CRecognizer(model, tmp_path / "shared.store")
+    c.enroll(word_clip(0, 1), 16_000, "maji")
+    stream = CStream(c, 16_000, debounce_s=60)
+
+    def said(word: str) -> list[str]:
+        samples = np.concatenate([word_clip(WORDS.index(word), 1), np.zeros(12_000, np.float32)])
+        assert stream.push(samples + 1e-4 * np.random.default_rng(0).normal(size=len(samples)).astype(np.float32)) == 0
+        return [event["label"] for event in stream.poll_all()]
+
+    assert said("maji") == ["maji"]
+    Recognizer(toy_bundle, tmp_path / "shared.store").enroll([word_clip(1, 1)], label="moto", sample_rate_hz=16_000)
+    c.save()
+    assert c.labels() == ["moto", "maji"]
+    assert said(label) == answered
 
 
 def test_a_stream_learns_while_it_listens(model: Handle, conversation: tuple) -> None:

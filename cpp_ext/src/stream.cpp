@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <string>
 
 #include "recognizer.hpp"
 
@@ -78,7 +79,7 @@ private:
     bool more_ = false, flushed_ = false;  // more_: these frames may hold another answer
     Word word_;
     const double debounce_s_;
-    size_t last_label_ = SIZE_MAX;
+    std::string last_label_;  // of the last answer, empty: unknown; its number may change when the recognizer saves
     double last_end_s_ = 0;
 
     void append_frames(size_t n_samples);
@@ -106,7 +107,9 @@ ea_stream::ea_stream(ea_recognizer *recognizer, const ea_stream_options &options
       levels_(2 * context_frames_ + 1),
       spans_(3 * (context_frames_ / 2 + 1)),
       word_(*model_),
-      debounce_s_(options.debounce_s) {}
+      debounce_s_(options.debounce_s) {
+    last_label_.reserve(EA_MAX_LABEL_BYTES);  // nothing is allocated while it listens
+}
 
 // The next `n_samples` become frames: one for each hop that the window fits.
 void ea_stream::append_frames(size_t n_samples) {
@@ -156,9 +159,8 @@ bool ea_stream::hear(bool at_end, size_t top_k, ea_answer *answer) {
             continue;
         }
         answered_until_ = end, answered_middle_ = (first + end) / 2;
-        const size_t label = made.label ? size_t(made.top[0].label) : SIZE_MAX;
-        const bool again = made.label && label == last_label_ && made.start_s - last_end_s_ < debounce_s_;
-        last_label_ = label, last_end_s_ = made.end_s;
+        const bool again = made.label && made.label == last_label_ && made.start_s - last_end_s_ < debounce_s_;
+        last_label_ = made.label ? made.label : "", last_end_s_ = made.end_s;
         if (again) continue;
         *answer = made;
         return true;
