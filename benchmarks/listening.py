@@ -23,25 +23,25 @@ from benchmarks import rows
 from benchmarks.latency import prepare, run_cold
 from edgealign import Recognizer, demo, machine
 from edgealign.audio import AudioArray, AudioFile
-from edgealign.listen import listen
+from edgealign.listen import BLOCK_S, listen
 from edgealign.words import find_word
 
 RATE_HZ = 16_000
 GAP_S = 1.5
 WORD_RMS, NOISE_DB = 0.05, 25  # a speaking voice into a recorder; how far the noise lies below it
 FADE_SAMPLES = 80  # 5 ms
-BLOCK_SAMPLES = 320  # 20 ms, as from a microphone
+BLOCK_SAMPLES = int(BLOCK_S * RATE_HZ)  # as from a microphone
 WITHIN_S = 1.0  # of the end of a word: later, or none at all, is a word that was missed
 
 
 class Blocks(AudioArray):
-    """Samples in blocks of 20 ms that takes note of the processor time spent between them."""
+    """Samples in blocks as from a microphone that takes note of the processor time spent between them."""
 
     def __init__(self, samples: np.ndarray) -> None:
         super().__init__(samples, RATE_HZ)
         self.block_cpu_s: list[float] = []
 
-    def _native_blocks(self) -> Iterator[np.ndarray]:
+    def native_blocks(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self._samples), BLOCK_SAMPLES):
             since = time.process_time()
             yield self._samples[start : start + BLOCK_SAMPLES].astype(np.float32)

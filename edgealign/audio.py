@@ -48,7 +48,7 @@ LENGTH_ERROR = 0.02  # of the length that formats other than WAV announce, which
 
 
 class AudioSource:
-    """One clip or recording, decoded as it is read.
+    """One clip or recording, decoded as it is read. Another kind of source is a subclass with `native_blocks`.
 
     name            as it appears in reports
     sample_rate_hz  of the source
@@ -57,7 +57,7 @@ class AudioSource:
     duration_s      of what was read so far
     """
 
-    def __init__(self, name: str, sample_rate_hz: float, n_channels: int, channel: int | None):
+    def __init__(self, name: str, sample_rate_hz: float, n_channels: int, channel: int | None = None):
         if not MIN_RATE_HZ <= sample_rate_hz <= MAX_RATE_HZ:
             raise AudioUnreadable(
                 f"'{name}' has a sample rate of {sample_rate_hz:g} Hz: {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are read"
@@ -71,8 +71,8 @@ class AudioSource:
         self._channel = channel
         self._digest = hashlib.sha256(f"{sample_rate_hz:g} Hz\n".encode())
 
-    def _native_blocks(self) -> Iterator[np.ndarray]:
-        """float32 [n_samples, n_channels] as decoded."""
+    def native_blocks(self) -> Iterator[np.ndarray]:
+        """float32 [n_samples, n_channels] at the source's own rate, as decoded. Can be read once."""
         raise NotImplementedError
 
     def missing_s(self) -> float:
@@ -107,7 +107,7 @@ class AudioSource:
             import soxr
 
             resampler = soxr.ResampleStream(self.sample_rate_hz, target_rate_hz, 1, dtype="float32", quality="HQ")
-        for block in self._native_blocks():
+        for block in self.native_blocks():
             mono = self._to_mono(block)
             if hashed:
                 self._digest.update(mono.astype("<f4", copy=False).tobytes())
@@ -182,30 +182,32 @@ class AudioFile(AudioSource):
         seconds = (n_announced - self.n_samples) / self.sample_rate_hz
         return seconds if seconds > slack_s else 0.0
 
-    def _native_blocks(self) -> Iterator[np.ndarray]:
+    def native_blocks(self) -> Iterator[np.ndarray]:
         block_samples = max(1, BLOCK_VALUES // self.n_channels)
         # The commonest form as it is: the same bits, and libsndfile takes ten times as long to convert it.
         dtype = "int16" if self._file.subtype == "PCM_16" else "float32"
+        n_read = 0
         with self._file as file:
-            while self.n_samples < self._n_wanted:
-                n_wanted = min(block_samples, self._n_wanted - self.n_samples)
+            while n_read < self._n_wanted:
+                n_wanted = min(block_samples, self._n_wanted - n_read)
                 try:
                     block = file.read(n_wanted, dtype=dtype, always_2d=True)
                 except self._decoding_errors as error:
-                    if block_samples > LAST_SAMPLES and self._can_read_on(file):
+                    if block_samples > LAST_SAMPLES and self._can_read_on(file, n_read):
                         block_samples = LAST_SAMPLES  # what precedes the fault is read in small pieces
                         continue
                     raise AudioUnreadable(
-                        f"'{self.path}' breaks off at {self.duration_s:.1f} s ({_cause(error)}): copy it again, or "
-                        f"cut it there"
+                        f"'{self.path}' breaks off at {n_read / self.sample_rate_hz:.1f} s ({_cause(error)}): copy it "
+                        f"again, or cut it there"
                     ) from None
                 if not len(block):
                     return
+                n_read += len(block)
                 yield block if dtype == "float32" else block * np.float32(2**-15)
 
-    def _can_read_on(self, file: soundfile.SoundFile) -> bool:
+    def _can_read_on(self, file: soundfile.SoundFile, n_read: int) -> bool:
         try:
-            file.seek(self._first + self.n_samples)
+            file.seek(self._first + n_read)
         except self._decoding_errors:
             return False
         return True
@@ -250,7 +252,7 @@ class AudioArray(AudioSource):
         super().__init__(name, sample_rate_hz, 1 if samples.ndim == 1 else samples.shape[1], channel)
         self._samples = samples.reshape(len(samples), self.n_channels)
 
-    def _native_blocks(self) -> Iterator[np.ndarray]:
+    def native_blocks(self) -> Iterator[np.ndarray]:
         block_samples = max(1, BLOCK_VALUES // self.n_channels)
         for start in range(0, len(self._samples), block_samples):
             yield self._samples[start : start + block_samples].astype(np.float32)

@@ -7,7 +7,8 @@ frames ago is not looked at (what becomes audible later, when something loud lea
 - Once merge_frames, at most 20 (0.2 s), have passed since the last frame of a sound that was on, it is answered if
   its label is known.
 - What is not known may be the first part of a word with a pause in it. It is put off until merge_frames (0.3 s)
-  have passed, after which nothing can be joined to it, and answered as unknown then, or with what was joined.
+  have passed, after which nothing can be joined to it, and answered as unknown then, or with what was joined. The very
+  frame is awaited, not the next multiple of 5: there is nothing more to learn from it.
 - A sound that was answered and goes on is not answered again; the rest of it is, from where the answer ended, if it
   is long enough to be a sound and its label is known: another word that came soon.
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 STEP_FRAMES = 5
 LATEST_FRAMES = 50
 LONGEST_WAIT_FRAMES = 20
-BLOCK_S = 0.02  # what is read of a microphone or a pipe at once
+BLOCK_S = 0.01  # what is read of a microphone or a pipe at once
 CLIP_MARGIN_S = 0.25
 SAMPLE_FORMATS = {"s16": "<i2", "f32": "<f4"}
 FORMATS_IN_WAV = {(1, 16): "s16", (3, 32): "f32"}  # by format tag and bits
@@ -90,7 +91,6 @@ def _answers(recognizer: Recognizer, source: AudioSource, top_k: int) -> Iterato
     bundle = recognizer.bundle
     front_end, windows = bundle.front_end, bundle.windows
     hop = front_end.hop_samples
-    step_samples = front_end.window_samples + (STEP_FRAMES - 1) * hop
     context_frames = -(-2 * windows.max_frames // STEP_FRAMES) * STEP_FRAMES
     # Counted from the padded end of a sound.
     wait_frames = max(1, min(windows.merge_frames, LONGEST_WAIT_FRAMES) - windows.pad_frames)
@@ -98,8 +98,9 @@ def _answers(recognizer: Recognizer, source: AudioSource, top_k: int) -> Iterato
     rest_frames = wait_frames + windows.min_span_frames + windows.pad_frames
     kept_samples = context_frames * hop + front_end.window_samples
     log_mels = np.empty((front_end.n_mels, 0), np.float32)
-    # In frames of the stream: all of it, the last sound that was answered, the end of the last that was put off.
-    total_frames = answered_until = answered_middle = put_off_until = 0
+    # In frames of the stream: all of it, the last sound that was answered, the end of the last that was put off, and
+    # when nothing can be joined to that any more.
+    total_frames = answered_until = answered_middle = put_off_until = due = 0
     pending = recent = np.empty(0, np.float32)  # samples that are no frames yet; the latest that are
 
     def advance(n_samples: int) -> None:
@@ -111,8 +112,13 @@ def _answers(recognizer: Recognizer, source: AudioSource, top_k: int) -> Iterato
         pending = pending[n_new * hop :]
         total_frames += n_new
 
+    def samples_to_next_look() -> int:
+        to_step = STEP_FRAMES - total_frames % STEP_FRAMES
+        to_due = due - total_frames
+        return front_end.window_samples + ((to_due if 0 < to_due < to_step else to_step) - 1) * hop
+
     def hear(at_end: bool) -> Iterator[tuple[Answer, np.ndarray]]:
-        nonlocal answered_until, answered_middle, put_off_until
+        nonlocal answered_until, answered_middle, put_off_until, due
         context_start = total_frames - log_mels.shape[1]
         for span_first, span_end, clearness in sound_spans(log_mels, windows).tolist():
             first, end = context_start + int(span_first), context_start + int(span_end)
@@ -134,6 +140,7 @@ def _answers(recognizer: Recognizer, source: AudioSource, top_k: int) -> Iterato
             answer = recognizer.name_word(source.name, Word(frames, start_s, end_s, clearness, 1), top_k)
             if only_if_known and answer.label is None:
                 put_off_until = end
+                due = due if rest else end + hold_frames
                 continue
             answered_until, answered_middle = end, (first + end) // 2
             yield answer, cut(start_s, end_s)
@@ -146,8 +153,8 @@ def _answers(recognizer: Recognizer, source: AudioSource, top_k: int) -> Iterato
 
     for block in source.blocks(front_end.sample_rate_hz):
         pending = np.concatenate([pending, block])
-        while len(pending) >= step_samples:
-            advance(step_samples)
+        while len(pending) >= (n_samples := samples_to_next_look()):
+            advance(n_samples)
             yield from hear(at_end=False)
     if len(pending) >= front_end.window_samples:
         advance(len(pending))
@@ -179,7 +186,7 @@ class RawPcm(AudioSource):
         self.sample_format = sample_format
         self._dtype = np.dtype(SAMPLE_FORMATS[sample_format])
 
-    def _native_blocks(self) -> Iterator[np.ndarray]:
+    def native_blocks(self) -> Iterator[np.ndarray]:
         frame_bytes = self.n_channels * self._dtype.itemsize
         block_bytes = max(1, int(BLOCK_S * self.sample_rate_hz)) * frame_bytes
         rest = b""
@@ -258,10 +265,10 @@ class RawPcm(AudioSource):
 class PacedFile(AudioFile):
     """A recording, no faster than it was recorded."""
 
-    def _native_blocks(self) -> Iterator[np.ndarray]:
+    def native_blocks(self) -> Iterator[np.ndarray]:
         block_samples = max(1, int(BLOCK_S * self.sample_rate_hz))
         started, n_read = time.monotonic(), 0
-        for block in super()._native_blocks():
+        for block in super().native_blocks():
             for start in range(0, len(block), block_samples):
                 part = block[start : start + block_samples]
                 n_read += len(part)
@@ -294,7 +301,7 @@ class Microphone(AudioSource):
         self.n_overflows = 0
         super().__init__(name, about["default_samplerate"], 1 if channel is None else channel, channel)
 
-    def _native_blocks(self) -> Iterator[np.ndarray]:
+    def native_blocks(self) -> Iterator[np.ndarray]:
         try:
             with self._sounddevice.InputStream(
                 samplerate=self.sample_rate_hz, channels=self.n_channels, dtype="float32", device=self._device

@@ -21,7 +21,7 @@ from toy_bundle import make_toy_bundle, word_clip
 from edgealign import Bundle, Recognizer
 from edgealign.audio import AudioArray, AudioSource
 from edgealign.errors import AudioUnreadable, InputUnreadable, InvalidInput, MissingExtra, StoreUnreadable
-from edgealign.listen import CLIP_MARGIN_S, Microphone, PacedFile, RawPcm, listen
+from edgealign.listen import BLOCK_S, CLIP_MARGIN_S, Microphone, PacedFile, RawPcm, listen
 
 RATE = 16_000
 WORDS = ("maji", "moto", "ndege")
@@ -48,11 +48,12 @@ def speech() -> tuple[np.ndarray, list[tuple[str, float, float]]]:
 
 
 class InBlocks(AudioArray):
-    """Samples that come in blocks of 20 ms."""
+    """Samples that come as a microphone brings them."""
 
-    def _native_blocks(self) -> Iterator[np.ndarray]:
-        for block in super()._native_blocks():
-            yield from np.split(block, range(320, len(block), 320))
+    def native_blocks(self) -> Iterator[np.ndarray]:
+        size = int(BLOCK_S * RATE)
+        for block in super().native_blocks():
+            yield from np.split(block, range(size, len(block), size))
 
 
 def test_each_word_is_answered_soon_after_its_end(recognizer: Recognizer, speech: tuple) -> None:
@@ -143,11 +144,16 @@ def test_a_word_with_a_pause_in_it_is_answered_once(patient: Recognizer, pause_s
     assert 0 < event.heard_s - (1 + sound_s) <= 0.3
 
 
-def test_an_unknown_sound_is_put_off_until_nothing_can_join_it(patient: Recognizer) -> None:
+@pytest.mark.parametrize("later_samples", range(0, 800, 80))
+def test_an_unknown_sound_is_put_off_until_nothing_can_join_it_and_no_longer(
+    patient: Recognizer, later_samples: int
+) -> None:
+    """0.3 s of silence, the rest of the last frame of it and what is left of a block, wherever frames and steps lie."""
     sound = word_clip(7, 1, silence_s=0)[: RATE // 3]
-    (event,) = listen(patient, InBlocks(with_pauses((sound, 2.0)), RATE))
+    samples = np.concatenate([np.zeros(later_samples, np.float32), sound])
+    (event,) = listen(patient, InBlocks(with_pauses((samples, 2.0)), RATE))
     assert event.answer.label is None
-    assert 0.25 < event.heard_s - (1 + len(sound) / RATE) <= 0.4
+    assert 0.29 < event.heard_s - (1 + len(samples) / RATE) <= 0.3 + 0.025 + BLOCK_S
 
 
 def test_a_word_that_comes_soon_after_a_known_one_is_answered_by_itself(patient: Recognizer) -> None:
@@ -192,7 +198,7 @@ def test_a_file_is_heard_no_faster_than_it_was_recorded(
     monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     source = PacedFile(tmp_path / "x.wav")
     for n_blocks, _ in enumerate(source.blocks(RATE), start=1):
-        assert clock[0] == pytest.approx(0.02 * n_blocks)
+        assert clock[0] == pytest.approx(BLOCK_S * n_blocks)
     assert clock[0] == pytest.approx(1.0)
 
 

@@ -104,7 +104,7 @@ def test_how_the_audio_is_cut_into_blocks_changes_nothing(recognizer: Recognizer
     samples, _ = tape([0, None, 1, None, 2])
 
     class Blocky(AudioArray):
-        def _native_blocks(self):
+        def native_blocks(self):
             for start in range(0, len(self._samples), 12_345):
                 yield self._samples[start : start + 12_345]
 

@@ -183,7 +183,7 @@ EA_API uint64_t ea_stream_n_dropped(const ea_stream *stream);
 EA_API ea_status ea_stream_end(ea_stream *stream);
 
 /* Works through what was pushed, up to the next word that ended. *heard is 1 and answer is filled where there was one:
-   poll again at once; it is 0 where everything has been worked through: poll again in 20 ms or so. */
+   poll again at once; it is 0 where everything has been worked through: poll again in 10 ms or so. */
 EA_API ea_status ea_stream_poll(ea_stream *stream, size_t top_k, ea_answer *answer, int32_t *heard, char *message);
 
 #ifdef __cplusplus

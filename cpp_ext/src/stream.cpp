@@ -11,7 +11,7 @@ using namespace ea;
 
 namespace {
 
-constexpr size_t STEP_FRAMES = 5;     // how often it is looked for words that ended
+constexpr size_t STEP_FRAMES = 5;     // how often, at least, it is looked for words that ended
 constexpr size_t LATEST_FRAMES = 50;  // a word that is found later than this is no news any more
 constexpr size_t LONGEST_WAIT_FRAMES = 20;
 constexpr double DEFAULT_RING_S = 2, MAX_RING_S = 60;
@@ -70,18 +70,20 @@ private:
     ea_recognizer *recognizer_;
     std::shared_ptr<const Model> model_;
     Resampler resampler_;
-    size_t step_samples_, context_frames_, wait_frames_, hold_frames_, rest_frames_;
+    size_t context_frames_, wait_frames_, hold_frames_, rest_frames_;
     std::vector<float> resampled_, samples_, log_mels_, step_, scratch_;
     std::vector<double> levels_, spans_;
     size_t n_samples_ = 0, n_frames_ = 0;
-    // In frames of the stream: all of it, the last sound that was answered, the end of the last that was put off.
-    uint64_t total_frames_ = 0, answered_until_ = 0, answered_middle_ = 0, put_off_until_ = 0;
+    // In frames of the stream: all of it, the last sound that was answered, the end of the last that was put off, and when
+    // nothing can be joined to that any more.
+    uint64_t total_frames_ = 0, answered_until_ = 0, answered_middle_ = 0, put_off_until_ = 0, due_ = 0;
     bool more_ = false, flushed_ = false;  // more_: these frames may hold another answer
     Word word_;
     const double debounce_s_;
     std::string last_label_;  // of the last answer, empty: unknown; its number may change when the recognizer saves
     double last_end_s_ = 0;
 
+    size_t samples_to_next_look() const;
     void append_frames(size_t n_samples);
     bool hear(bool at_end, size_t top_k, ea_answer *answer);
     ea_answer name(double start_s, double end_s, size_t top_k, size_t struct_size);
@@ -94,13 +96,12 @@ ea_stream::ea_stream(ea_recognizer *recognizer, const ea_stream_options &options
       recognizer_(recognizer),
       model_(recognizer->model),
       resampler_(options.sample_rate_hz, model_->sample_rate_hz),
-      step_samples_(model_->window_samples + (STEP_FRAMES - 1) * model_->hop_samples),
       context_frames_((2 * model_->spans.max_frames + STEP_FRAMES - 1) / STEP_FRAMES * STEP_FRAMES),
       wait_frames_(after_padding(std::min(model_->spans.merge_frames, LONGEST_WAIT_FRAMES), model_->spans)),
       hold_frames_(after_padding(model_->spans.merge_frames, model_->spans)),
       rest_frames_(wait_frames_ + model_->spans.min_frames + model_->spans.pad_frames),
       resampled_(resampler_.max_output()),
-      samples_(step_samples_ + resampler_.max_output()),
+      samples_(model_->window_samples + (STEP_FRAMES - 1) * model_->hop_samples + resampler_.max_output()),
       log_mels_(model_->n_mels * context_frames_),
       step_(model_->n_mels * STEP_FRAMES),
       scratch_(ea_log_mel_scratch_floats(model_->log_mel.get())),
@@ -109,6 +110,13 @@ ea_stream::ea_stream(ea_recognizer *recognizer, const ea_stream_options &options
       word_(*model_),
       debounce_s_(options.debounce_s) {
     last_label_.reserve(EA_MAX_LABEL_BYTES);  // nothing is allocated while it listens
+}
+
+size_t ea_stream::samples_to_next_look() const {
+    const size_t to_step = STEP_FRAMES - size_t(total_frames_ % STEP_FRAMES);
+    const bool due_before = due_ > total_frames_ && due_ < total_frames_ + to_step;
+    const size_t n_frames = due_before ? size_t(due_ - total_frames_) : to_step;
+    return model_->window_samples + (n_frames - 1) * model_->hop_samples;
 }
 
 // The next `n_samples` become frames: one for each hop that the window fits.
@@ -156,6 +164,7 @@ bool ea_stream::hear(bool at_end, size_t top_k, ea_answer *answer) {
             name(model.seconds(double(first)), model.seconds(double(end)), top_k, answer->struct_size);
         if (only_if_known && !made.label) {
             put_off_until_ = end;
+            if (!rest) due_ = end + hold_frames_;
             continue;
         }
         answered_until_ = end, answered_middle_ = (first + end) / 2;
@@ -182,8 +191,8 @@ ea_answer ea_stream::name(double start_s, double end_s, size_t top_k, size_t str
 
 bool ea_stream::poll(size_t top_k, ea_answer *answer) {
     while (true) {
-        while (more_ || n_samples_ >= step_samples_) {
-            if (!more_) append_frames(step_samples_);
+        while (more_ || n_samples_ >= samples_to_next_look()) {
+            if (!more_) append_frames(samples_to_next_look());
             more_ = hear(false, top_k, answer);
             if (more_) return true;
         }

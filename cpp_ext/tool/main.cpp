@@ -391,7 +391,7 @@ int listen(const Options &options) {
     edgealign::Stream stream(opened.recognizer, options.rate, options.channels, options.debounce_s);
     const bool is_float = options.sample_format == "f32";
     const size_t frame = options.channels * (is_float ? sizeof(float) : sizeof(int16_t));
-    const size_t block = std::max<size_t>(1, options.rate / 50) * frame;
+    const size_t block = std::max<size_t>(1, options.rate / 100) * frame;
     std::vector<char> bytes;
     bytes.reserve(2 * block);
     bool at_start = true;

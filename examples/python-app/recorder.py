@@ -19,19 +19,18 @@ from edgealign.audio import AudioFile, AudioSource
 from edgealign.listen import Microphone, listen
 
 
-class Recorded:
-    """Keeps what a source gives on its way to the recognizer."""
+class Recorded(AudioSource):
+    """Another source, of which all that is heard is kept."""
 
     def __init__(self, source: AudioSource, path: str):
+        super().__init__(source.name, source.sample_rate_hz, source.n_channels)
         self.source = source
         self.file = soundfile.SoundFile(
             path, "x", int(source.sample_rate_hz), source.n_channels, "PCM_16", format="WAV"
         )
-        read = source._native_blocks
-        source._native_blocks = lambda: self._kept(read())
 
-    def _kept(self, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        for block in blocks:
+    def native_blocks(self) -> Iterator[np.ndarray]:
+        for block in self.source.native_blocks():
             self.file.write(block)
             yield block
 
@@ -55,7 +54,7 @@ def main(store: str, out: str, source_path: str | None = None) -> int:
     recording = Recorded(Microphone() if source_path is None else AudioFile(source_path), out)
     started, marks = datetime.now(UTC), []
     try:
-        for heard in listen(recognizer, recording.source, debounce_s=0.5):
+        for heard in listen(recognizer, recording, debounce_s=0.5):
             answer = heard.answer
             if answer.label is not None:
                 marks.append(f"{answer.start_s:.6f}\t{answer.end_s:.6f}\t{answer.label} {answer.probability:.2f}\n")
