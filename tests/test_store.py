@@ -1008,6 +1008,45 @@ def test_ten_thousand_labels(path: Path) -> None:
     assert time.process_time() - began < 20
 
 
+@pytest.mark.parametrize(
+    ("change", "labels", "n_rows"),
+    [("remove", ["moto"], [49]), ("add", ["maji", "moto"], [51, 49]), ("rename", ["moto", "mto"], [49, 50])],
+)
+def test_c_may_name_a_label_by_the_string_that_the_store_gave(
+    path: Path, change: str, labels: list[str], n_rows: list[int]
+) -> None:
+    """Labels move in memory where a change drops what can be undone no more: here "gone", removed at first."""
+    import ctypes
+
+    from level2 import library
+
+    made = new_store()
+    enroll(made, "gone")
+    made.remove("gone")
+    for i in range(99):
+        enroll(made, ("maji", "moto")[i % 2], 1, seed=i)
+    made.save(path)
+    opened, lock, count, name = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_size_t(), str(path).encode()
+    assert library.ea_store_load(name, ctypes.byref(opened), None) == 0
+    label_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(("ea_store_label", library))
+    maji = ctypes.c_void_p(label_of(opened, 0))
+    if change == "remove":
+        assert library.ea_store_remove(opened, maji, ctypes.byref(count), None) == 0
+    elif change == "rename":
+        assert library.ea_store_rename(opened, maji, b"mto", ctypes.byref(count), None) == 0
+    else:
+        row, source, names = embeddings(1).tobytes(), digest("new"), (ctypes.c_char_p * 1)(b"new.wav")
+        one = ctypes.c_size_t(1)
+        assert library.ea_store_add(opened, maji, RECORDING, row, one, source, names, ctypes.byref(count), None) == 0
+    assert library.ea_store_lock_acquire(name, ctypes.byref(lock), None) == 0
+    assert library.ea_store_save(opened, name, lock, None) == 0
+    library.ea_store_lock_release(lock)
+    library.ea_store_free(opened)
+    kept = Store.load(path)
+    assert kept.labels() == labels
+    assert np.bincount(kept.rows()["label"]).tolist() == n_rows
+
+
 # ---- the matcher of a store ----
 
 

@@ -265,10 +265,15 @@ ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, const f
     if (!all_finite(embeddings, n_rows * store->dim))
         return fail(message, EA_NOT_FINITE, "NaN or infinity in the embeddings of '%.100s'", label);
     return guarded(message, [&] {
+        // All of these may be this store's own, whose memory moves while it is changed.
+        const std::string kept_label(label);
+        const std::vector<std::string> kept_names(names, names + n_rows);
+        const std::vector<float> kept_embeddings(embeddings, embeddings + n_rows * store->dim);
+        const std::vector<uint8_t> kept_sources(source_sha256s, source_sha256s + sizeof(Digest) * n_rows);
         std::vector<NewRow> candidates;
         for (size_t i = 0; i < n_rows; i++)
-            candidates.push_back(
-                {label, names[i], uint32_t(kind), source_sha256s + 32 * i, embeddings + i * store->dim});
+            candidates.push_back({kept_label, kept_names[i], uint32_t(kind), &kept_sources[sizeof(Digest) * i],
+                                  &kept_embeddings[i * store->dim]});
         return add_rows(*store, candidates, n_added, message);
     });
 }
@@ -277,7 +282,8 @@ ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed,
     return guarded(message, [&] {
         *n_removed = 0;
         if (!store->has(label)) return no_label(label, message);
-        *n_removed = remove_rows(*store, [&](size_t i) { return store->labels[store->rows[i].label] == label; });
+        const std::string kept_label(label);  // it may be this store's own, whose memory moves while it is changed
+        *n_removed = remove_rows(*store, [&](size_t i) { return store->labels[store->rows[i].label] == kept_label; });
         return EA_OK;
     });
 }
@@ -301,20 +307,21 @@ ea_status ea_store_rename(ea_store *store, const char *label, const char *new_la
         return fail(message, EA_INVALID_ARGUMENT, "'%.100s' is the name of the label already", label);
     return guarded(message, [&] {
         if (!store->has(label)) return no_label(label, message);
-        // Copies: what they are made of moves while they are added.
+        // Copies: what they are made of moves while they are added, and the labels may be this store's own.
+        const std::string kept_label(label), kept_new_label(new_label);
         std::vector<StoreRow> moved;
         std::vector<float> embeddings;
         for (size_t at : store->view.rows) {
-            if (store->labels[store->rows[at].label] != label) continue;
+            if (store->labels[store->rows[at].label] != kept_label) continue;
             moved.push_back(store->rows[at]);
             embeddings.insert(embeddings.end(), store->embedding(at), store->embedding(at) + store->dim);
         }
         std::vector<NewRow> candidates;
         for (const StoreRow &row : moved)
-            candidates.push_back({new_label, row.name, row.kind, row.source_sha256.data(),
+            candidates.push_back({kept_new_label, row.name, row.kind, row.source_sha256.data(),
                                   embeddings.data() + candidates.size() * store->dim});
         if (const ea_status status = add_rows(*store, candidates, n_moved, message)) return status;
-        remove_rows(*store, [&](size_t i) { return store->labels[store->rows[i].label] == label; });
+        remove_rows(*store, [&](size_t i) { return store->labels[store->rows[i].label] == kept_label; });
         return EA_OK;
     });
 }
