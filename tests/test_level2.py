@@ -528,6 +528,14 @@ def test_what_is_not_json_is_refused(runtime: Handle, tmp_path: Path, data: byte
     assert refused.value.status == BUNDLE_UNREADABLE
 
 
+def test_a_hundred_thousand_keys_are_told_apart_before_anybody_gives_up(runtime: Handle, tmp_path: Path) -> None:
+    keys = [f'"{i:x}":0' for i in range(100_000)]
+    for members, why in ((keys, "its format is not 'edgealign-bundle'"), ([*keys, keys[7]], "a key appears twice")):
+        (tmp_path / "manifest.json").write_text("{" + ",".join(members) + "}")
+        with pytest.raises(Refused, match=why):
+            open_model(runtime, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["encoder.onnx", "bank.f16", "filters.f32"])
 @pytest.mark.parametrize("harm", ["flipped", "short", "missing", "link"])
 def test_a_harmed_file_is_named(runtime: Handle, toy_bundle: Bundle, tmp_path: Path, name: str, harm: str) -> None:
