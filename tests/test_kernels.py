@@ -996,6 +996,12 @@ def test_the_core_refuses_a_calibration_as_python_does() -> None:
             kernels._core.matcher(*arrays, wrong, 1.0)
 
 
+@pytest.mark.skipif(kernels.backend() != "native", reason="the core was not compiled")
+def test_the_core_packs_for_no_storage_that_is_not_a_number() -> None:
+    with pytest.raises(TypeError, match="str"):
+        kernels._core.pack(np.ones((2, 3), np.float32), "float32")
+
+
 def test_calibration_reads_exactly_its_own_keys() -> None:
     values = {name: getattr(CALIBRATION, name) for name in Calibration.__dataclass_fields__}
     assert Calibration.from_dict(values) == CALIBRATION

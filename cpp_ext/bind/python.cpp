@@ -250,12 +250,13 @@ PyObject *pack(PyObject *const *items, Py_ssize_t count) {
     Arguments arguments(items, count, 2);
     const Py_ssize_t *p;
     const float *prototypes = arguments.in<float>(0, 2, &p);
+    const auto storage = int32_t(arguments.size(1));
     char message[EA_MESSAGE_BYTES] = "";
     ea_packed *packed = nullptr;
     ea_status status;
     {
         Unlocked unlocked;
-        status = ea_pack(prototypes, p[0], p[1], int32_t(arguments.size(1)), &packed, message);
+        status = ea_pack(prototypes, p[0], p[1], storage, &packed, message);
     }
     check(status, message);
     return PyCapsule_New(packed, PACKED, [](PyObject *capsule) {
