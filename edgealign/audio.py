@@ -112,13 +112,13 @@ class AudioSource:
             if hashed:
                 self._digest.update(mono.astype("<f4", copy=False).tobytes())
             self.n_samples += len(mono)
-            yield mono if resampler is None else resampler.resample_chunk(mono)
+            yield mono if resampler is None else _within(resampler.resample_chunk(mono))
         if self.duration_s < MIN_DURATION_S:
             raise AudioUnreadable(
                 f"'{self.name}' holds {self.n_samples} sample(s): at least {MIN_DURATION_S * 1e3:.0f} ms are needed"
             )
         if resampler is not None:
-            yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+            yield _within(resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
 
     def _to_mono(self, block: np.ndarray) -> np.ndarray:
         if self._channel is not None:
@@ -256,6 +256,11 @@ class AudioArray(AudioSource):
         block_samples = max(1, BLOCK_VALUES // self.n_channels)
         for start in range(0, len(self._samples), block_samples):
             yield self._samples[start : start + block_samples].astype(np.float32)
+
+
+def _within(resampled: np.ndarray) -> np.ndarray:
+    """The filter overshoots at edges, by a tenth or so: samples that were taken must not be refused for that."""
+    return np.clip(resampled, -MAX_MAGNITUDE, MAX_MAGNITUDE, out=resampled)
 
 
 def _cause(error: Exception) -> str:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from ctypes import byref, c_size_t, c_void_p
 from pathlib import Path
 
@@ -617,6 +618,69 @@ def test_an_encoder_that_onnx_runtime_refuses_is_reported(runtime: Handle, toy_b
 def test_an_unknown_variant_is_refused(runtime: Handle, toy_bundle: Bundle) -> None:
     with pytest.raises(Refused, match="no encoder variant 'int4'"):
         open_model(runtime, toy_bundle.path, "int4")
+
+
+# ---- what makes no sense ----
+
+
+def test_sound_that_overshoots_when_it_is_resampled_is_heard(c: CRecognizer, python: Recognizer) -> None:
+    """As loud as is taken, and of a form whose edges a filter makes louder yet."""
+    samples = np.sign(np.sin(np.arange(44_100) / 35 + 0.1)).astype(np.float32)
+    samples *= np.repeat(np.float32([1e2, 1e6, 1e2]), 14_700)
+    assert python.classify(samples, 44_100).distance is not None
+    assert c.classify(samples, 44_100)["has_sound"]
+    stream = CStream(c, 44_100)
+    assert len(stream.hear(samples, 4_410)) == 1
+
+
+CALLS_WITH_NOTHING = """
+import ctypes, sys
+library, message = ctypes.CDLL(sys.argv[1]), ctypes.create_string_buffer(512)
+for declared in sys.argv[2:]:
+    function, kinds, is_void, has_message = declared.split()
+    print(function, end=" ", flush=True)
+    call, message.value = getattr(library, function), b""
+    call.restype = None if is_void == "True" else ctypes.c_size_t
+    arguments = [ctypes.c_float() if kind == "f" else ctypes.c_void_p() for kind in kinds]
+    if has_message == "True":
+        arguments[-1] = message
+    result = call(*arguments)
+    print(0 if result is None else result & 0xFFFFFFFF, bool(message.value))
+"""
+DECLARATION = re.compile(r"^EA_(?:API|KERNEL) ([\w ]+?[ *]+)(ea_\w+)\(([^;]*?)\);", re.MULTILINE)
+NEED_NOTHING = ("ea_version", "ea_instruction_set", "ea_status_text", "ea_instruction_set_check")
+
+
+def test_no_function_minds_that_all_it_is_given_is_null_or_0() -> None:
+    told, expected = [], []
+    for header in ("edgealign.h", "edgealign_rt.h"):
+        for returned, name, arguments in DECLARATION.findall((INCLUDE / header).read_text()):
+            if name in NEED_NOTHING:
+                continue
+            has_message, has_status = arguments.endswith("char *message"), returned == "ea_status "
+            kinds = "".join("f" if re.match(r" *float \w", one) else "p" for one in arguments.split(","))
+            told.append(f"{name} {kinds} {returned == 'void '} {has_message}")
+            expected.append(f"{name} {INVALID_ARGUMENT if has_status else 0} {has_message}")
+    words = [sys.executable, "-c", CALLS_WITH_NOTHING, library._name, *told]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == expected
+    assert (done.returncode, done.stderr, len(expected) > 80) == (0, "", True)
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 64])
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_a_number_of_frames_that_was_negative_is_no_number_of_frames(
+    c: CRecognizer, n_channels: int, dtype: type
+) -> None:
+    stream = CStream(c, 16_000, n_channels)
+    level2.call("ea_recognizer_begin", c.handle.pointer, 16_000, n_channels)
+    suffix, samples = "_i16" if dtype == np.int16 else "", np.zeros(64, dtype).ctypes.data_as(c_void_p)
+    for count in (-1, -480, 2**63 // n_channels, 2**64 // n_channels // np.dtype(dtype).itemsize + 1):
+        assert getattr(library, f"ea_stream_push{suffix}")(stream.handle.pointer, samples, c_size_t(count)) == 1
+        with pytest.raises(Refused, match="no memory holds as many") as refused:
+            level2.call(f"ea_recognizer_push{suffix}", c.handle.pointer, samples, c_size_t(count))
+        assert refused.value.status == INVALID_ARGUMENT
+    assert library.ea_stream_n_dropped(stream.handle.pointer) == 0
 
 
 # ---- the stream ----

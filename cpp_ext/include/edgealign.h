@@ -48,6 +48,8 @@
      not be shared by threads.
    - No function throws, prints, exits or keeps global state; threads are started only where one takes n_threads.
    - `message`, where present, is a buffer of EA_MESSAGE_BYTES or NULL; a failing call leaves one sentence in it.
+   - A NULL handle, path, label or array, where it says nothing else, is EA_INVALID_ARGUMENT; functions that return no
+     status give 0 or NULL for a NULL handle.
    - What a *_create or *_load function returned, the caller gives back with the *_free function of the same name; NULL
      may be freed. A matcher may be used by many threads at once, and so may a store where its pointer is const; while
      one thread changes a store, no other may use it. After EA_OUT_OF_MEMORY a store is good for nothing but freeing.

@@ -41,7 +41,8 @@
    - ea_recognizer_begin allocates where the format changes; ea_recognizer_push, _classify and _embed, and the ea_stream_*
      functions but _open and _free, allocate nothing themselves. ONNX Runtime, which they call, does in its own arena.
    - Strings and arrays in an answer live until the next call with the same recognizer.
-   - All pointers may be NULL where it says so; elsewhere NULL is EA_INVALID_ARGUMENT.
+   - All pointers may be NULL where it says so; elsewhere NULL is EA_INVALID_ARGUMENT, or 0 or NULL where no status is
+     returned.
 */
 #ifndef EDGEALIGN_RT_H
 #define EDGEALIGN_RT_H

@@ -14,6 +14,12 @@ namespace ea {
 constexpr uint32_t MIN_RATE_HZ = 4000, MAX_RATE_HZ = 500000, MAX_CHANNELS = 64;
 constexpr double MIN_DURATION_S = 0.025;  // one window of the front end
 
+// False for what a negative number becomes as a size_t.
+template <class Sample>
+bool fits_memory(size_t n_frames, size_t n_channels) {
+    return n_frames <= SIZE_MAX / sizeof(Sample) / n_channels;
+}
+
 // Refuses a whole block before any of it is taken.
 inline ea_status check_samples(const float *samples, size_t count) {
     if (all_within(samples, count, EA_MAX_SAMPLE)) return EA_OK;

@@ -74,12 +74,13 @@ ea_status ea_log_mel_plan_create(const ea_log_mel_options *options, const float 
 void ea_log_mel_plan_free(ea_log_mel_plan *plan) { delete plan; }
 
 size_t ea_log_mel_frames(const ea_log_mel_plan *plan, size_t n_samples) {
+    if (!plan) return 0;
     const LogMelTables &t = plan->tables;
     return 1 + (std::max(n_samples, t.window_samples) - t.window_samples) / t.hop_samples;
 }
 
 size_t ea_log_mel_scratch_floats(const ea_log_mel_plan *plan) {
-    return (plan->tables.n_fft + plan->tables.n_fft / 2 + 1) * FRAMES;
+    return !plan ? 0 : (plan->tables.n_fft + plan->tables.n_fft / 2 + 1) * FRAMES;
 }
 
 ea_status ea_log_mel(const ea_log_mel_plan *plan, const float *samples, size_t n_samples, float *scratch,

@@ -114,6 +114,7 @@ ea_status ea_matcher_create(const float *embeddings, const int32_t *labels, cons
     const ea_status checked = check(calibration, n_bank, message);
     if (checked != EA_OK) return checked;
     if (n_labels == 0) return fail(message, EA_INVALID_ARGUMENT, "there is no label to match with");
+    if (!embeddings || !labels || !kinds || (n_bank && !bank) || !matcher) return null_pointer(message);
     if (!(text_weight > 0) || !std::isfinite(text_weight))
         return fail(message, EA_INVALID_ARGUMENT, "text_weight must be a positive number");
     return guarded(message, [&] {
@@ -179,7 +180,9 @@ ea_status ea_matcher_create(const float *embeddings, const int32_t *labels, cons
 
 void ea_matcher_free(ea_matcher *matcher) { delete matcher; }
 
-size_t ea_matcher_scratch_floats(const ea_matcher *matcher) { return matcher->n_labels + matcher->n_bank; }
+size_t ea_matcher_scratch_floats(const ea_matcher *matcher) {
+    return matcher ? matcher->n_labels + matcher->n_bank : 0;
+}
 
 ea_status ea_classify(const ea_matcher *matcher, const float *embedding, size_t top_k, float *scratch,
                       ea_match *matches, size_t *n_matches) {
@@ -188,8 +191,9 @@ ea_status ea_classify(const ea_matcher *matcher, const float *embedding, size_t 
 
 ea_status ea_classify_many(const ea_matcher *matcher, const float *embeddings, size_t n_embeddings, size_t top_k,
                            float *scratch, ea_match *matches, size_t *n_matches) {
+    if (!matcher || top_k == 0 || !scratch || !n_matches || (n_embeddings && (!embeddings || !matches)))
+        return EA_INVALID_ARGUMENT;
     const ea_matcher &m = *matcher;
-    if (top_k == 0) return EA_INVALID_ARGUMENT;
     const size_t k = std::min(top_k, m.n_labels);
     for (size_t first = 0; first < n_embeddings; first += AT_ONCE) {
         const size_t count = std::min(AT_ONCE, n_embeddings - first);

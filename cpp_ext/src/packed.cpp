@@ -236,9 +236,9 @@ ea_status ea_pack(const float *prototypes, size_t n_prototypes, size_t dim, int3
 
 void ea_packed_free(ea_packed *packed) { delete packed; }
 
-size_t ea_packed_n_prototypes(const ea_packed *packed) { return packed->panels.n_prototypes; }
+size_t ea_packed_n_prototypes(const ea_packed *packed) { return packed ? packed->panels.n_prototypes : 0; }
 
-size_t ea_packed_dim(const ea_packed *packed) { return packed->panels.dim; }
+size_t ea_packed_dim(const ea_packed *packed) { return packed ? packed->panels.dim : 0; }
 
 ea_status ea_packed_distances(const ea_packed *packed, const float *queries, size_t n_queries, int32_t metric,
                               size_t n_threads, float *distances) {

@@ -114,6 +114,8 @@ template <class Sample>
 void ea_recognizer::push(const Sample *samples, size_t count) {
     if (!in_clip) refuse(EA_WRONG_STATE, "there is no clip to add to: call ea_recognizer_begin first");
     require_pointers(samples || count == 0);
+    if (!fits_memory<Sample>(count, n_channels))
+        refuse(EA_INVALID_ARGUMENT, "%zu frames of %u channel(s): no memory holds as many", count, n_channels);
     const ea_status status = check_samples(samples, count * n_channels);
     if (status != EA_OK)
         refuse(status, "a sample is NaN, infinite or beyond +-%g: samples between -1 and 1 are expected",
@@ -222,7 +224,7 @@ ea_status ea_runtime_adopt(const void *ort_api_base, ea_runtime **runtime, char 
 
 void ea_runtime_free(ea_runtime *runtime) { delete runtime; }
 
-const char *ea_runtime_version(const ea_runtime *runtime) { return runtime->ort->version().c_str(); }
+const char *ea_runtime_version(const ea_runtime *runtime) { return runtime ? runtime->ort->version().c_str() : nullptr; }
 
 ea_status ea_model_open(const char *bundle, const ea_runtime *runtime, const ea_model_options *options,
                         ea_model **model, char *message) {
@@ -235,13 +237,15 @@ ea_status ea_model_open(const char *bundle, const ea_runtime *runtime, const ea_
 
 void ea_model_free(ea_model *model) { delete model; }
 
-const char *ea_model_name(const ea_model *model) { return model->model->name.c_str(); }
-const char *ea_model_modality(const ea_model *model) { return model->model->modality.c_str(); }
-const char *ea_model_variant(const ea_model *model) { return model->model->variant.c_str(); }
-size_t ea_model_dim(const ea_model *model) { return model->model->dim; }
-const uint8_t *ea_model_encoder_sha256(const ea_model *model) { return model->model->encoder_sha256.data(); }
+const char *ea_model_name(const ea_model *model) { return model ? model->model->name.c_str() : nullptr; }
+const char *ea_model_modality(const ea_model *model) { return model ? model->model->modality.c_str() : nullptr; }
+const char *ea_model_variant(const ea_model *model) { return model ? model->model->variant.c_str() : nullptr; }
+size_t ea_model_dim(const ea_model *model) { return model ? model->model->dim : 0; }
+const uint8_t *ea_model_encoder_sha256(const ea_model *model) {
+    return model ? model->model->encoder_sha256.data() : nullptr;
+}
 double ea_model_accept_probability(const ea_model *model) {
-    return 1 / (1 + std::exp(-model->model->calibration.accept_logit));
+    return model ? 1 / (1 + std::exp(-model->model->calibration.accept_logit)) : 0;
 }
 
 ea_status ea_recognizer_open(const ea_model *model, const char *store, ea_recognizer **recognizer, char *message) {
@@ -341,11 +345,13 @@ ea_status ea_recognizer_save(ea_recognizer *recognizer, char *message) {
 }
 
 size_t ea_recognizer_n_labels(const ea_recognizer *recognizer) {
-    return ea_store_n_labels(recognizer->store.get());
+    return recognizer ? ea_store_n_labels(recognizer->store.get()) : 0;
 }
 
 const char *ea_recognizer_label(const ea_recognizer *recognizer, size_t label) {
-    return ea_store_label(recognizer->store.get(), label);
+    return recognizer ? ea_store_label(recognizer->store.get(), label) : nullptr;
 }
 
-const ea_store *ea_recognizer_store(const ea_recognizer *recognizer) { return recognizer->store.get(); }
+const ea_store *ea_recognizer_store(const ea_recognizer *recognizer) {
+    return recognizer ? recognizer->store.get() : nullptr;
+}

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "edgealign.h"
 #include "kernels.hpp"
 
 namespace ea {
@@ -98,6 +99,8 @@ size_t Resampler::produce(const float *samples, size_t count, uint64_t most, flo
     const size_t n = size_t(std::min(fitting, most));
     const ResamplerTables tables = {from_, to_, n_phases_, stride_, taps_.data()};
     kernels().resample(tables, held_.data() + next_, remainder_, n, output);
+    // The filter overshoots at edges, by a tenth or so: samples that were taken must not be refused for that.
+    for (size_t i = 0; i < n; i++) output[i] = std::clamp(output[i], -EA_MAX_SAMPLE, EA_MAX_SAMPLE);
     remainder_ += uint64_t(n) * from_;
     next_ += size_t(remainder_ / to_), remainder_ %= to_;
     n_out_ += n;

@@ -208,6 +208,7 @@ void ea_store::rebuild_view() {
 
 ea_status ea_store_create(const char *modality, const uint8_t encoder_sha256[32], size_t dim, ea_store **store,
                           char *message) {
+    if (!modality || !encoder_sha256 || !store) return null_pointer(message);
     const size_t length = std::strlen(modality);
     if (length < 1 || length > EA_MAX_MODALITY_BYTES || !valid_utf8(modality))
         return fail(message, EA_INVALID_ARGUMENT, "the modality must be UTF-8 of 1 to %d bytes", EA_MAX_MODALITY_BYTES);
@@ -225,25 +226,27 @@ ea_status ea_store_create(const char *modality, const uint8_t encoder_sha256[32]
 
 void ea_store_free(ea_store *store) { delete store; }
 
-const char *ea_store_modality(const ea_store *store) { return store->modality.c_str(); }
-const uint8_t *ea_store_encoder_sha256(const ea_store *store) { return store->encoder_sha256.data(); }
-size_t ea_store_dim(const ea_store *store) { return store->dim; }
-uint64_t ea_store_n_ops(const ea_store *store) { return store->n_ops; }
+const char *ea_store_modality(const ea_store *store) { return store ? store->modality.c_str() : nullptr; }
+const uint8_t *ea_store_encoder_sha256(const ea_store *store) {
+    return store ? store->encoder_sha256.data() : nullptr;
+}
+size_t ea_store_dim(const ea_store *store) { return store ? store->dim : 0; }
+uint64_t ea_store_n_ops(const ea_store *store) { return store ? store->n_ops : 0; }
 
 size_t ea_store_n_labels(const ea_store *store) {
-    return store->view.labels.size();
+    return store ? store->view.labels.size() : 0;
 }
 
 const char *ea_store_label(const ea_store *store, size_t label) {
-    return label < store->view.labels.size() ? store->labels[store->view.labels[label]].c_str() : nullptr;
+    return label < ea_store_n_labels(store) ? store->labels[store->view.labels[label]].c_str() : nullptr;
 }
 
 size_t ea_store_n_rows(const ea_store *store) {
-    return store->view.rows.size();
+    return store ? store->view.rows.size() : 0;
 }
 
 ea_status ea_store_get_row(const ea_store *store, size_t index, ea_store_row *row) {
-    if (index >= store->view.rows.size()) return EA_INVALID_ARGUMENT;
+    if (index >= ea_store_n_rows(store) || !row) return EA_INVALID_ARGUMENT;
     const size_t at = store->view.rows[index];
     const StoreRow &found = store->rows[at];
     *row = {store->view.label_number[found.label], int32_t(found.kind), found.name.c_str(),
@@ -251,15 +254,19 @@ ea_status ea_store_get_row(const ea_store *store, size_t index, ea_store_row *ro
     return EA_OK;
 }
 
-void ea_store_begin_op(ea_store *store) { store->op_open = false; }
+void ea_store_begin_op(ea_store *store) {
+    if (store) store->op_open = false;
+}
 
 ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, const float *embeddings, size_t n_rows,
                        const uint8_t *source_sha256s, const char *const *names, size_t *n_added, char *message) {
+    if (!store || !label || !n_added || (n_rows && (!embeddings || !source_sha256s || !names)))
+        return null_pointer(message);
     if (const ea_status status = check_label(label, message)) return status;
     if (!known_kind(uint32_t(kind)))
         return fail(message, EA_INVALID_ARGUMENT, "%d is not a kind of sample", kind);
     for (size_t i = 0; i < n_rows; i++)
-        if (std::strlen(names[i]) > EA_MAX_NAME_BYTES || !valid_utf8(names[i]))
+        if (!names[i] || std::strlen(names[i]) > EA_MAX_NAME_BYTES || !valid_utf8(names[i]))
             return fail(message, EA_INVALID_ARGUMENT, "the name of sample %zu is not UTF-8 of at most %d bytes", i,
                         EA_MAX_NAME_BYTES);
     if (!all_finite(embeddings, n_rows * store->dim))
@@ -279,6 +286,7 @@ ea_status ea_store_add(ea_store *store, const char *label, int32_t kind, const f
 }
 
 ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed, char *message) {
+    if (!store || !label || !n_removed) return null_pointer(message);
     return guarded(message, [&] {
         *n_removed = 0;
         if (!store->has(label)) return no_label(label, message);
@@ -289,6 +297,7 @@ ea_status ea_store_remove(ea_store *store, const char *label, size_t *n_removed,
 }
 
 ea_status ea_store_remove_row(ea_store *store, size_t index, char *message) {
+    if (!store) return null_pointer(message);
     return guarded(message, [&] {
         if (index >= store->view.rows.size())
             return fail(message, EA_NOT_FOUND, "the store has %zu rows, and none with the index %zu",
@@ -301,6 +310,7 @@ ea_status ea_store_remove_row(ea_store *store, size_t index, char *message) {
 }
 
 ea_status ea_store_rename(ea_store *store, const char *label, const char *new_label, size_t *n_moved, char *message) {
+    if (!store || !label || !new_label || !n_moved) return null_pointer(message);
     *n_moved = 0;
     if (const ea_status status = check_label(new_label, message)) return status;
     if (!std::strcmp(label, new_label))
@@ -327,6 +337,7 @@ ea_status ea_store_rename(ea_store *store, const char *label, const char *new_la
 }
 
 ea_status ea_store_merge(ea_store *store, const ea_store *other, size_t *n_added, char *message) {
+    if (!store || !other || !n_added) return null_pointer(message);
     if (store->modality != other->modality || store->dim != other->dim
         || store->encoder_sha256 != other->encoder_sha256)
         return fail(message, EA_STORE_MISMATCH,
@@ -346,6 +357,7 @@ ea_status ea_store_merge(ea_store *store, const ea_store *other, size_t *n_added
 }
 
 ea_status ea_store_undo(ea_store *store, char *message) {
+    if (!store) return null_pointer(message);
     if (store->n_ops == 0) return fail(message, EA_NOTHING_TO_UNDO, "nothing has been enrolled or removed yet");
     if (store->n_ops == store->undo_floor)
         return fail(message, EA_NOTHING_TO_UNDO, "only the last %d operations can be undone", EA_MAX_UNDO);
@@ -366,8 +378,9 @@ ea_status ea_store_undo(ea_store *store, char *message) {
 ea_status ea_matcher_from_store(const ea_store *store, const float *bank, size_t n_bank,
                                 const ea_calibration *calibration, float text_weight, ea_matcher **matcher,
                                 char *message) {
+    if (!store || !matcher) return null_pointer(message);
     return guarded(message, [&] {
-            std::vector<float> embeddings;
+        std::vector<float> embeddings;
         std::vector<int32_t> labels, kinds;
         for (size_t at : store->view.rows) {
             const StoreRow &row = store->rows[at];

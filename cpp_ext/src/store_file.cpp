@@ -267,6 +267,7 @@ bool write_all(int file, const uint8_t *from, size_t count) {
 }  // namespace
 
 ea_status ea_store_load(const char *path, ea_store **store, char *message) {
+    if (!path || !store) return null_pointer(message);
     // O_NONBLOCK: opening a pipe must fail below, not wait for somebody to write to it.
     const File file(open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (file.get() < 0 && errno == ENOENT) return fail(message, EA_NOT_FOUND, "there is no store at '%s'", path);
@@ -303,6 +304,7 @@ ea_status ea_store_load(const char *path, ea_store **store, char *message) {
 }
 
 ea_status ea_store_lock_acquire(const char *path, ea_store_lock **lock, char *message) {
+    if (!path || !lock) return null_pointer(message);
     return guarded(message, [&] {
         const std::string target = resolved(path), name = target + ".lock";
         // A store that was made read-only stays as it is, though its folder would let it be replaced.
@@ -325,6 +327,7 @@ void ea_store_lock_release(ea_store_lock *lock) {
 }
 
 ea_status ea_store_save(ea_store *store, const char *path, const ea_store_lock *lock, char *message) {
+    if (!store || !path) return null_pointer(message);
     return guarded(message, [&] {
         const std::string target = resolved(path), partial = target + ".partial";
         if (!lock || lock->path != target)
@@ -353,6 +356,7 @@ ea_status ea_store_save(ea_store *store, const char *path, const ea_store_lock *
 }
 
 ea_status ea_store_sha256(ea_store *store, uint8_t digest[32]) {
+    if (!store || !digest) return EA_INVALID_ARGUMENT;
     return guarded(nullptr, [&] {
         if (!store->digest_current) {
             const std::vector<uint8_t> bytes = serialize(*store);

@@ -240,7 +240,8 @@ namespace {
 
 template <class Sample>
 ea_status push(ea_stream *stream, const Sample *samples, size_t n_frames) {
-    if (!stream || (!samples && n_frames)) return EA_INVALID_ARGUMENT;
+    if (!stream || (!samples && n_frames) || !fits_memory<Sample>(n_frames, stream->n_channels))
+        return EA_INVALID_ARGUMENT;
     if (stream->ended.load(std::memory_order_relaxed)) return EA_WRONG_STATE;
     const ea_status status = check_samples(samples, n_frames * stream->n_channels);
     if (status != EA_OK) return status;
@@ -259,7 +260,9 @@ ea_status ea_stream_push_i16(ea_stream *stream, const int16_t *samples, size_t n
     return push(stream, samples, n_frames);
 }
 
-uint64_t ea_stream_n_dropped(const ea_stream *stream) { return stream->n_dropped.load(std::memory_order_relaxed); }
+uint64_t ea_stream_n_dropped(const ea_stream *stream) {
+    return stream ? stream->n_dropped.load(std::memory_order_relaxed) : 0;
+}
 
 ea_status ea_stream_end(ea_stream *stream) {
     if (!stream) return EA_INVALID_ARGUMENT;
