@@ -20,7 +20,7 @@ enum { BLOCK = 480, MOST_MARKS = 10000, MOST_LABEL = 200, MICROPHONE_HZ = 48000,
 enum { MOST_SAMPLES = 2146000000 }; /* of a WAV file, whose sizes have 32 bits; 12 hours at 48 kHz */
 
 typedef struct Mark {
-    double start_s, end_s, probability;
+    double start_s;
     char label[MOST_LABEL];
 } Mark;
 
@@ -171,7 +171,6 @@ int main(int argc, char **argv)
     long count;
     int32_t heard;
     int failed = 0;
-    size_t i;
 
     if (argc < 5 || argc > 6) return fprintf(stderr, "usage: %s RUNTIME BUNDLE STORE OUT.wav [IN.wav]\n", argv[0]), 2;
     if (argc == 6 ? open_wav(&source, argv[5]) : open_microphone(&source)) return 4;
@@ -206,13 +205,20 @@ int main(int argc, char **argv)
             failed |= count < 0;
             ea_stream_end(stream);
         }
-        while (!ea_stream_poll(stream, 1, &answer, &heard, why) && heard) {
+        for (;;) {
+            char *c;
+            if (ea_stream_poll(stream, 1, &answer, &heard, why)) failed = fail("edgealign", why);
+            if (failed || !heard) break;
             if (!answer.label || n_marks == MOST_MARKS) continue;
-            marks[n_marks].start_s = answer.start_s, marks[n_marks].end_s = answer.end_s;
-            marks[n_marks].probability = answer.probability;
+            marks[n_marks].start_s = answer.start_s;
             snprintf(marks[n_marks].label, MOST_LABEL, "%s", answer.label);
             printf("%8.2f s  %s (%.0f%% sure)\n", answer.start_s, marks[n_marks].label, 100 * answer.probability);
-            n_marks++;
+            for (c = marks[n_marks].label; *c; c++)
+                if (*c == '\t' || *c == '\n' || *c == '\r') *c = ' ';
+            fprintf(labels, "%.6f\t%.6f\t%s %.2f\n", answer.start_s, answer.end_s, marks[n_marks].label,
+                    answer.probability);
+            fflush(labels); /* a power cut takes no word that was heard */
+            if (++n_marks == MOST_MARKS) fprintf(stderr, "no more words are marked after %d\n", MOST_MARKS);
         }
         if (n_samples - said_at >= source.rate) {
             write_header(out, source.rate, 2 * n_samples, HEADER_BYTES - 8 + 2 * n_samples);
@@ -225,13 +231,6 @@ int main(int argc, char **argv)
     write_guano(out, source.rate, (double)n_samples / (double)source.rate, started);
     write_header(out, source.rate, 2 * n_samples, (unsigned long)ftell(out) - 8);
     if (fclose(out)) failed = fail(argv[4], "could not be written to its end");
-    for (i = 0; i < n_marks; i++) {
-        char *c;
-        for (c = marks[i].label; *c; c++)
-            if (*c == '\t' || *c == '\n' || *c == '\r') *c = ' ';
-        fprintf(labels, "%.6f\t%.6f\t%s %.2f\n", marks[i].start_s, marks[i].end_s, marks[i].label,
-                marks[i].probability);
-    }
     if (fclose(labels)) failed = fail(track, "could not be written to its end");
     ea_stream_free(stream);
     ea_recognizer_free(recognizer);

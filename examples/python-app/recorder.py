@@ -52,19 +52,20 @@ def main(store: str, out: str, source_path: str | None = None) -> int:
     recognizer = Recognizer.open(store)
     track = Path(out).with_suffix(".txt").open("x", encoding="utf-8")  # neither labels nor a recording are written over
     recording = Recorded(Microphone() if source_path is None else AudioFile(source_path), out)
-    started, marks = datetime.now(UTC), []
+    started, n_marks = datetime.now(UTC), 0
     try:
         for heard in listen(recognizer, recording, debounce_s=0.5):
             answer = heard.answer
             if answer.label is not None:
-                marks.append(f"{answer.start_s:.6f}\t{answer.end_s:.6f}\t{answer.label} {answer.probability:.2f}\n")
+                track.write(f"{answer.start_s:.6f}\t{answer.end_s:.6f}\t{answer.label} {answer.probability:.2f}\n")
+                track.flush()  # a power cut takes no word that was heard
+                n_marks += 1
                 print(f"{answer.start_s:8.2f} s  {answer.label}", flush=True)
     except (KeyboardInterrupt, EdgealignError) as end:  # what was recorded until then is kept
         print(f"ended: {end or 'Ctrl-C'}", file=sys.stderr)
     recording.file.close()
-    add_guano(Path(out), started, f"{len(marks)} marked words")
-    with track:
-        track.writelines(marks)
+    track.close()
+    add_guano(Path(out), started, f"{n_marks} marked words")
     return 0
 
 
