@@ -302,6 +302,7 @@ class Microphone(AudioSource):
         super().__init__(name, about["default_samplerate"], 1 if channel is None else channel, channel)
 
     def native_blocks(self) -> Iterator[np.ndarray]:
+        n_read = 0
         try:
             with self._sounddevice.InputStream(
                 samplerate=self.sample_rate_hz, channels=self.n_channels, dtype="float32", device=self._device
@@ -309,6 +310,9 @@ class Microphone(AudioSource):
                 while True:
                     block, overflowed = stream.read(max(1, int(BLOCK_S * self.sample_rate_hz)))
                     self.n_overflows += bool(overflowed)
+                    n_read += len(block)
                     yield block
         except self._sounddevice.PortAudioError as error:
-            raise AudioUnreadable(f"the {self.name} stopped after {self.duration_s:.1f} s: {error}") from None
+            raise AudioUnreadable(
+                f"the {self.name} stopped after {n_read / self.sample_rate_hz:.1f} s: {error}"
+            ) from None
