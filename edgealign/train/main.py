@@ -82,7 +82,7 @@ def spelling(
         Path, typer.Option(help="best.pt of `train text-to-speech`, or spelling.pt; its speech encoder stays.")
     ],
     corpus: Annotated[Path, typer.Option(help="Folder of the corpus that it was trained on.")],
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule.")] = 3000,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule.")] = 4500,
     minutes: Minutes = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the words.")] = 0,
     leave_out: Annotated[

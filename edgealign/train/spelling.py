@@ -67,7 +67,7 @@ _FESTIVAL = {voice.name: voice for voice in FESTIVAL_VOICES if voice.name.endswi
 @dataclass(frozen=True)
 class SpellingConfig:
     seed: int = 0
-    steps: int = 3000
+    steps: int = 4500
     words: int = 1024  # in a batch
     letters_share: float = 0.6  # of the words of a batch are spelled; the others are in IPA
     learning_rate: float = 2e-3
