@@ -31,3 +31,16 @@ def read_checkpoint(path: Path, names: str) -> dict:
 def plain(config: object) -> dict:
     """The fields of a configuration as JSON would have them, to be saved and compared."""
     return json.loads(json.dumps(asdict(config)))
+
+
+def refuse_other_config(was: dict, config: object, folder: Path) -> None:
+    """InvalidInput where the run in a folder was told something else than now; it may be made longer.
+
+    was   `plain` of the configuration that its checkpoint holds
+    """
+    now = plain(config)
+    other = [name for name in sorted({*was, *now} - {"steps"}) if was.get(name) != now.get(name)]
+    if other:
+        raise InvalidInput(
+            f"'{folder}' was trained with another configuration ({', '.join(other)}): name another run folder"
+        )

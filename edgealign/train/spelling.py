@@ -30,7 +30,7 @@ from edgealign.text import Tokenizer
 from edgealign.train import last_maps, losses
 from edgealign.train import words as word_lists
 from edgealign.train.batches import Batches, padded, token_row
-from edgealign.train.checkpoints import plain, read_checkpoint
+from edgealign.train.checkpoints import plain, read_checkpoint, refuse_other_config
 from edgealign.train.clips import Clips
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import EFFECT_VARIANTS, VALIDATION_VARIANTS, Corpus, Label, trimmed
@@ -333,12 +333,7 @@ class SpellingTrainer:
 
     def _resume(self) -> None:
         state = read_checkpoint(self.folder / "last.pt", "last.pt of a run")
-        was, now = state["config"], plain(self.config)
-        other = [name for name in sorted({*was, *now} - {"steps"}) if was.get(name) != now.get(name)]
-        if other:
-            raise InvalidInput(
-                f"'{self.folder}' was trained with another configuration ({', '.join(other)}): name another run folder"
-            )
+        refuse_other_config(state["config"], self.config, self.folder)
         self.text.load_state_dict(state["text"])
         self.average.load_state_dict(state["average"])
         self.log_scale.data.copy_(state["log_scale"])

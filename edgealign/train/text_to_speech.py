@@ -23,7 +23,7 @@ from torch import Tensor
 from edgealign.errors import InvalidInput
 from edgealign.train import last_maps, losses, meta
 from edgealign.train.batches import Batch, Batches, build_vocabulary
-from edgealign.train.checkpoints import plain, read_checkpoint
+from edgealign.train.checkpoints import plain, read_checkpoint, refuse_other_config
 from edgealign.train.clips import Clips
 from edgealign.train.config import RECIPES, TrainConfig
 from edgealign.train.corpus import EVALUATION_PACKS, Corpus
@@ -136,12 +136,7 @@ class Trainer:
                 f"'{self.folder}' was trained on another corpus ({state['corpus_sha256'][:12]}, here "
                 f"{self.corpus.sha256[:12]}): name the corpus it was made with, or another run folder"
             )
-        was, now = state["config"], plain(self.config)
-        other = [name for name in sorted({*was, *now} - {"steps"}) if was.get(name) != now.get(name)]
-        if other:
-            raise InvalidInput(
-                f"'{self.folder}' was trained with another configuration ({', '.join(other)}): name another run folder"
-            )
+        refuse_other_config(state["config"], self.config, self.folder)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
