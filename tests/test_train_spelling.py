@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -206,7 +207,7 @@ def test_a_short_english_word_is_drawn_more_often_than_a_long_or_a_foreign_one()
 def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(checkpoint, spoken_corpus, taught, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in ("ear.pt", "words.tsv", "said"):
+    for name in ("ear.pt", "corpus.sha256", "words.tsv", "said"):
         (folder / name).symlink_to(taught / name)
     first = trainer_in(folder, checkpoint, spoken_corpus.folder)
     first.run(silent, minutes=0.0)
@@ -223,6 +224,22 @@ def test_a_run_with_another_configuration_or_encoder_is_refused(checkpoint, spok
     Trainer(spoken_corpus.corpus, tiny_config(seed=5), tmp_path).run(silent)
     with pytest.raises(InvalidInput, match="another speech encoder"):
         trainer_in(taught, Checkpoint.load(tmp_path / "best.pt"), spoken_corpus.folder)
+
+
+def test_a_run_does_not_go_on_with_another_corpus(checkpoint, spoken_corpus, taught, tmp_path):
+    other = tmp_path / "corpus"
+    shutil.copytree(spoken_corpus.folder, other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["sha256"]["clips.npy"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInput, match="heard another corpus"):
+        trainer_in(taught, checkpoint, other)
+
+
+def test_a_folder_that_is_no_corpus_is_refused_before_anything_is_made(checkpoint, tmp_path):
+    with pytest.raises(InvalidInput, match="is not a rendered corpus"):
+        trainer_in(tmp_path / "run", checkpoint, tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_corpus_that_was_not_rendered_as_that_of_training_is_refused(recorded_corpus, checkpoint, tmp_path):

@@ -258,9 +258,8 @@ def _load_or_collect_words(folder: Path, config: CorpusConfig, asked: dict) -> l
             raise InvalidInput(f"no word lists were found for {', '.join(languages)}: name languages that CLDR has")
         with replace_file(folder / "begun.json") as file:
             file.write(json.dumps(asked).encode())
-        with replace_file(path) as file:
-            file.write("".join(f"{w.text}\t{w.language}\t{w.ipa}\n" for w in words).encode())
-    return [Word(*line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()]
+        word_lists.write_words(path, words)
+    return word_lists.read_words(path)
 
 
 _worker: dict = {}
@@ -268,7 +267,7 @@ _worker: dict = {}
 
 def _start_worker(folder: Path, config: CorpusConfig, data: Path | None) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
-    words = [Word(*line.split("\t")) for line in (folder / "words.tsv").read_text(encoding="utf-8").splitlines()]
+    words = word_lists.read_words(folder / "words.tsv")
     _worker.update(folder=folder, config=config, data=data, words=words, espeak=Espeak())
 
 

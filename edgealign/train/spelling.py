@@ -96,8 +96,8 @@ def listen(
     said, corpus = folder / "said", Corpus(corpus_folder)
     said.mkdir(parents=True, exist_ok=True)
     if not (folder / "words.tsv").exists():
-        _write_words(folder / "words.tsv", sorted({label.language for label in corpus.labels} - {""}))
-    parts = _parts(_read_words(folder / "words.tsv"), corpus.labels)
+        word_lists.write_words(folder / "words.tsv", _all_words(corpus))
+    parts = _parts(word_lists.read_words(folder / "words.tsv"), corpus.labels)
     tasks = [(name, i) for name, items in parts.items() for i in range(0, len(items), WORDS_PER_SHARD)]
     missing = [task for task in tasks if not _shard(said, task).exists()]
     started = time.monotonic()
@@ -158,16 +158,12 @@ def _joined(
     )
 
 
-def _write_words(path: Path, languages: Sequence[str]) -> None:
-    espeak = Espeak()
+def _all_words(corpus: Corpus) -> list[Word]:
+    """Of the languages of a corpus, shuffled: a shard has some of each."""
+    espeak, languages = Espeak(), sorted({label.language for label in corpus.labels} - {""})
     words = [word for language in languages for word in word_lists.spellings(espeak, language)]
     random.Random(0).shuffle(words)
-    with replace_file(path) as file:
-        file.write("".join(f"{word.text}\t{word.language}\t{word.ipa}\n" for word in words).encode())
-
-
-def _read_words(path: Path) -> list[Word]:
-    return [Word(*line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()]
+    return words
 
 
 def _shard(said: Path, task: tuple[str, int]) -> Path:
@@ -182,11 +178,13 @@ def _start_worker(folder: Path, corpus_folder: Path) -> None:
     torch.set_num_threads(1)
     ear, corpus, espeak = Checkpoint.load(folder / "ear.pt"), Corpus(corpus_folder), Espeak()
     config = TrainConfig(encoders=ear.encoders.config, left_out=ear.left_out)
+    clips = Clips(corpus, Batches(corpus, ear.vocabulary, config), seed=0)
     _worker.update(
         said=folder / "said",
         finished=ear.finished,
-        clips=Clips(corpus, Batches(corpus, ear.vocabulary, config), seed=0),
-        parts=_parts(_read_words(folder / "words.tsv"), corpus.labels),
+        clips=clips,
+        heard=_heard(clips),
+        parts=_parts(word_lists.read_words(folder / "words.tsv"), corpus.labels),
         espeak=espeak,
         voices=[voice for voice in espeak.variants() if voice not in VALIDATION_VARIANTS + EFFECT_VARIANTS],
         filters=mel_filters(),
@@ -242,19 +240,18 @@ def _log_mels(samples: np.ndarray) -> list[np.ndarray]:
     return [kernels.log_mel(around / (2 * loudest), _worker["filters"], *numbers)]
 
 
-def _clips_of_corpus(start: int) -> tuple[list[int], list[np.ndarray]]:
-    """Clips of spelled labels that training heard, and of synthetic ones for validation."""
-    clips: Clips = _worker["clips"]
+def _heard(clips: Clips) -> dict[int, Sequence[int]]:
+    """Label row -> clips, of spelled labels that training heard, and of synthetic ones for validation."""
     corpus, batches = clips.corpus, clips.batches
-    heard = {row: batches.recorded.get(row, corpus.clips_of[row]) for row in (*batches.synthetic, *batches.recorded)}
-    heard |= {row: corpus.clips_of[row] for row in corpus.select("val", synthetic=True)}
-    chosen = [
-        (row - start, int(clip))
-        for row in range(start, min(start + WORDS_PER_SHARD, len(corpus.labels)))
-        if row in heard and corpus.labels[row].text
-        for clip in heard[row]
-    ]
-    return [row for row, _ in chosen], clips.plain([clip for _, clip in chosen])
+    synthetic = (*batches.synthetic, *corpus.select("val", synthetic=True))
+    heard = {row: corpus.clips_of[row] for row in synthetic} | batches.recorded
+    return {row: own for row, own in heard.items() if corpus.labels[row].text}
+
+
+def _clips_of_corpus(start: int) -> tuple[list[int], list[np.ndarray]]:
+    heard, end = _worker["heard"], start + WORDS_PER_SHARD
+    chosen = [(row - start, int(clip)) for row in range(start, end) for clip in heard.get(row, ())]
+    return [row for row, _ in chosen], _worker["clips"].plain([clip for _, clip in chosen])
 
 
 @torch.inference_mode()
@@ -272,7 +269,8 @@ def _embedded(log_mels: list[np.ndarray]) -> np.ndarray:
 
 
 class SpellingTrainer:
-    """A run in a folder: ear.pt, the finished speech encoder; what it heard; last.pt, spelling.pt and log.jsonl.
+    """A run in a folder: ear.pt, the finished speech encoder; what it heard, and of which corpus; last.pt, spelling.pt
+    and log.jsonl.
 
     ear.pt and spelling.pt are checkpoints as `text_to_speech.Checkpoint` reads them.
     """
@@ -282,6 +280,8 @@ class SpellingTrainer:
         report: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.folder, self.config = folder, config
+        opened = Corpus(corpus)
+        given.check(opened)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -289,12 +289,18 @@ class SpellingTrainer:
         if not (folder / "ear.pt").exists():
             if given.finished is None:
                 report("fitting the last maps of the speech encoder")
-                given = given.finish(Corpus(corpus))
+                given = given.finish(opened)
+            with replace_file(folder / "corpus.sha256") as file:
+                file.write(opened.sha256.encode())
             given.save(folder / "ear.pt")
         self.ear = Checkpoint.load(folder / "ear.pt")
         if not _same_body(self.ear.encoders, given.encoders):
             raise InvalidInput(
                 f"'{folder}' is a run for another speech encoder than that of the checkpoint: name another run folder"
+            )
+        if (folder / "corpus.sha256").read_text() != opened.sha256:
+            raise InvalidInput(
+                f"'{folder}' heard another corpus than '{corpus}': name the one it began with, or another run folder"
             )
         self.heard = listen(folder, corpus, config.left_out, workers, report)
         self.tokenizer = Tokenizer.from_dict(self.ear.vocabulary)
@@ -424,9 +430,8 @@ class SpellingTrainer:
         add_to_log(self.folder / "log.jsonl", {"step": self.step, **scores})
         encoders = copy.deepcopy(self.ear.encoders)
         encoders.text = self.average
-        ear = self.ear.finished
-        taught = Finished(encoders, ear.speech_center, torch.zeros_like(ear.text_center))
-        replace(self.ear, encoders=encoders, finished=taught).save(self.folder / "spelling.pt")
+        centers = (self.ear.centers[0], torch.zeros_like(self.ear.centers[1]))
+        replace(self.ear, encoders=encoders, centers=centers).save(self.folder / "spelling.pt")
         state = {
             "config": plain(self.config), "step": self.step,
             "text": self.text.state_dict(), "average": self.average.state_dict(),

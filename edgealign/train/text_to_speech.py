@@ -270,11 +270,11 @@ def load_state(path: Path) -> dict:
 class Checkpoint:
     """What training saved: encoders in evaluation mode, the text vocabulary, and where they come from.
 
-    finished   the encoders once more, where their last maps were fitted anew already; else None
+    centers   of speech and text, see `Finished`, where the last maps were fitted anew already; else None
     """
 
     encoders: AlignedEncoders
-    finished: Finished | None
+    centers: tuple[Tensor, Tensor] | None
     vocabulary: dict
     config: dict
     corpus_sha256: str
@@ -291,11 +291,15 @@ class Checkpoint:
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise InvalidInput(f"'{path}' was saved by another version of `edgealign train`: train again") from error
         centers = state.get("centers")
-        finished = None if centers is None else Finished(encoders.eval(), *(center.float() for center in centers))
         return cls(
-            encoders.eval(), finished, state["vocabulary"], state["config"], state["corpus_sha256"],
-            state.get("corpus"), state["step"],
+            encoders.eval(), centers and (centers[0].float(), centers[1].float()), state["vocabulary"],
+            state["config"], state["corpus_sha256"], state.get("corpus"), state["step"],
         )  # fmt: skip
+
+    @property
+    def finished(self) -> Finished | None:
+        """The encoders with their centers; None where `finish` is still to be called."""
+        return None if self.centers is None else Finished(self.encoders, *self.centers)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -322,7 +326,7 @@ class Checkpoint:
         self.check(corpus)
         config = TrainConfig(encoders=self.encoders.config, left_out=self.left_out)
         finished = last_maps.finish(self.encoders, Clips(corpus, Batches(corpus, self.vocabulary, config), seed=11))
-        return replace(self, encoders=finished.encoders, finished=finished)
+        return replace(self, encoders=finished.encoders, centers=(finished.speech_center, finished.text_center))
 
     def save(self, path: Path, half: bool = False) -> None:
         """The weights alone: what training can start from, and what the bundle can be made of.
@@ -333,10 +337,10 @@ class Checkpoint:
         def kept(tensor: Tensor) -> Tensor:
             return tensor.half() if half and tensor.is_floating_point() else tensor
 
-        centers = self.finished and [kept(self.finished.speech_center), kept(self.finished.text_center)]
         whole = {
             "average": {name: kept(tensor) for name, tensor in self.encoders.state_dict().items()},
-            "centers": centers, "vocabulary": self.vocabulary, "config": self.config,
+            "centers": self.centers and [kept(center) for center in self.centers],
+            "vocabulary": self.vocabulary, "config": self.config,
             "step": self.step, "corpus_sha256": self.corpus_sha256, "corpus": self.corpus,
         }  # fmt: skip
         with replace_file(path) as file:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edgealign.errors import MissingExtra
 from edgealign.train.synthesis import Espeak
+from edgealign.writing import replace_file
 
 # Left out whole, with its close relative, so that a language that was never heard can be measured.
 LEFT_OUT_LANGUAGES = frozenset({"cs", "sk"})
@@ -55,6 +56,16 @@ class Word:
     def sound(self) -> str:
         """What two words share when they cannot be told apart by ear: phonemes without stress, length and spaces."""
         return sound_of(self.ipa)
+
+
+def write_words(path: Path, words: Iterable[Word]) -> None:
+    with replace_file(path) as file:
+        file.write("".join(f"{word.text}\t{word.language}\t{word.ipa}\n" for word in words).encode())
+
+
+def read_words(path: Path) -> list[Word]:
+    """What `write_words` wrote."""
+    return [Word(*line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def sound_of(ipa: str) -> str:
