@@ -18,6 +18,7 @@ with a pause of 0.2 to 0.3 s, whose first part sounds like another known word, i
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ CLIP_MARGIN_S = 0.25
 SAMPLE_FORMATS = {"s16": "<i2", "f32": "<f4"}
 FORMATS_IN_WAV = {(1, 16): "s16", (3, 32): "f32"}  # by format tag and bits
 RIFF_BYTES, EXTENSIBLE_BYTES, EXTENSIBLE = 12, 40, 0xFFFE
+ENDLESS_BYTES = 0x7FFF0000  # of samples, or more, as recorders write into a pipe: arecord, sox, ffmpeg
 MOST_BEFORE_SAMPLES = 2**16  # bytes of a WAV in a pipe, where nothing can be passed over unheard
 NOT_PCM = {  # how such files begin
     b"fLaC": "FLAC", b"OggS": "OGG", b"ID3": "MP3", b"FORM": "AIFF", b"caff": "CAF", b"RIFF": "RIFF", b"RF64": "RIFF",
@@ -191,16 +193,22 @@ class RawPcm(AudioSource):
         block_bytes = max(1, int(BLOCK_S * self.sample_rate_hz)) * frame_bytes
         rest = b""
         at_start = True
+        left: float = math.inf  # bytes of samples that are still to come
         # read1 gives what there is: waiting for a full block would delay answers.
-        while data := self._stream.read1(block_bytes):
+        while left and (data := self._stream.read1(block_bytes)):
             data = rest + data
             if at_start:
-                header_bytes = self._header_bytes(data)
-                if header_bytes is None:
+                samples = self._samples(data)
+                if samples is None:
                     rest = data
                     continue
-                data, at_start = data[header_bytes:], False
+                (start, left), at_start = samples, False
+                data = data[start:]
+            if len(data) >= left:
+                data = data[: int(left) // frame_bytes * frame_bytes]
+                left = len(data)
             n_bytes = len(data) // frame_bytes * frame_bytes
+            left -= n_bytes
             rest = data[n_bytes:]
             block = np.frombuffer(data[:n_bytes], self._dtype).reshape(-1, self.n_channels).astype(np.float32)
             if self._dtype.kind == "i":
@@ -210,9 +218,11 @@ class RawPcm(AudioSource):
         if at_start and len(rest) >= RIFF_BYTES:
             raise InputUnreadable(f"'{self.name}' ends in the header of a WAV: no sound came")
 
-    def _header_bytes(self, data: bytes) -> int | None:
-        """How much at the start of a pipe is the header of a WAV, as arecord writes one unless it is told not to; None
-        before enough has come to know.
+    def _samples(self, data: bytes) -> tuple[int, float] | None:
+        """Where in a pipe the samples begin, and how many bytes they are; None before enough has come to know.
+
+        They lie behind the header of a WAV, as arecord writes one unless it is told not to, or are all there is. What
+        a file holds after its samples is no sound.
 
         InputUnreadable for what is no PCM, InvalidInput for a WAV of another rate, other channels or another format.
         """
@@ -223,7 +233,7 @@ class RawPcm(AudioSource):
         if kind is not None:
             raise InputUnreadable(f"'{self.name}' begins as {kind} does: raw PCM is expected in a pipe, name the file")
         if not is_wav:
-            return 0
+            return 0, math.inf
         wav = f"'{self.name}' begins as a WAV file does"
         form = None
         at = RIFF_BYTES
@@ -234,7 +244,7 @@ class RawPcm(AudioSource):
                 if form is None:
                     raise InputUnreadable(f"{wav}, and has its samples before their format")
                 self._check_form(form)
-                return at
+                return at, size if 0 < size < ENDLESS_BYTES else math.inf
             if name == b"fmt ":
                 if size < 16:
                     raise InputUnreadable(f"{wav}, and has a damaged format")

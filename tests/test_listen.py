@@ -395,9 +395,24 @@ def test_a_header_is_no_sound_however_it_comes(form: str) -> None:
     soundfile.write(file, samples, RATE, format=form, subtype="PCM_16")
     junk = b"LIST" + struct.pack("<I", 101) + bytes(102)  # before the format, of an odd length
     data = file.getvalue()
-    for whole in (data, data[:12] + junk + data[12:]):
+    after = b"guan" + struct.pack("<I", 400) + bytes(range(200)) * 2
+    for whole in (data, data[:12] + junk + data[12:], data + after):
         heard = np.concatenate(list(RawPcm(Dripping(whole), RATE).blocks(RATE)))
         assert len(heard) >= RATE and np.abs(heard[:RATE] - samples).max() < 1e-4
+        assert form == "RF64" or len(heard) == RATE  # whose own size says nothing: ds64 would
+
+
+@pytest.mark.parametrize("stated", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_header_from_before_the_recording_ended_limits_nothing(stated: int) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, RATE).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, format="WAV", subtype="PCM_16")
+    data = file.getvalue()
+    at = data.index(b"data") + 4
+    heard = np.concatenate(
+        list(RawPcm(Dripping(data[:at] + struct.pack("<I", stated) + data[at + 4 :]), RATE).blocks(RATE))
+    )
+    assert len(heard) == RATE
 
 
 @pytest.mark.parametrize(

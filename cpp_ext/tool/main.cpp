@@ -341,9 +341,9 @@ std::string described(uint32_t rate_hz, uint32_t n_channels, const std::string &
     return std::to_string(rate_hz) + " Hz, " + std::to_string(n_channels) + " channel(s) and " + samples;
 }
 
-// How much at the start of a pipe is the header of a WAV; nothing while that is open. Any other file is refused: heard as
-// PCM, it would be noise without a word.
-std::optional<size_t> header_bytes(const std::vector<char> &start, const Options &options) {
+// Where the samples of a pipe lie: behind the header of a WAV, as far as that says, or from the first byte to the last;
+// nothing while that is open. Any other file is refused: heard as PCM, it would be noise without a word.
+std::optional<WavSamples> samples_in_pipe(const std::vector<char> &start, const Options &options) {
     if (start.size() < 12) return std::nullopt;
     const auto begins = [&](const char *magic) { return !std::memcmp(start.data(), magic, std::strlen(magic)); };
     const bool is_wav = (begins("RIFF") || begins("RF64")) && !std::memcmp(start.data() + 8, "WAVE", 4);
@@ -351,24 +351,24 @@ std::optional<size_t> header_bytes(const std::vector<char> &start, const Options
         if (begins(magic) && !is_wav)
             throw std::runtime_error(std::string("standard input begins with ") + magic +
                                      ", as files do: raw PCM is expected, such as arecord -t raw writes it");
-    if (!is_wav) return 0;
+    if (!is_wav) return WavSamples{0, UINT64_MAX};
     WavFormat found;
-    std::optional<size_t> at;
+    std::optional<WavSamples> samples;
     try {
-        at = find_samples(reinterpret_cast<const uint8_t *>(start.data()), start.size(), &found);
+        samples = find_samples(reinterpret_cast<const uint8_t *>(start.data()), start.size(), &found);
     } catch (const std::runtime_error &error) {
         throw std::runtime_error(std::string("standard input begins as a WAV file does, and ") + error.what());
     }
-    if (!at) return at;
-    const std::string samples = found.tag == 1 && found.bits == 16   ? "s16"
-                                : found.tag == 3 && found.bits == 32 ? "f32"
-                                                                     : std::to_string(found.bits) + " bits";
-    const std::string have = described(found.rate_hz, found.n_channels, samples);
+    if (!samples) return samples;
+    const std::string coded = found.tag == 1 && found.bits == 16   ? "s16"
+                              : found.tag == 3 && found.bits == 32 ? "f32"
+                                                                   : std::to_string(found.bits) + " bits";
+    const std::string have = described(found.rate_hz, found.n_channels, coded);
     const std::string want = described(options.rate, options.channels, options.sample_format);
     if (have != want)
         throw Usage{"standard input begins as a WAV file of " + have + " does, but raw PCM of " + want
                     + " is expected: say what comes with --rate, --channels and --sample-format"};
-    return at;
+    return samples;
 }
 
 // Appends what standard input gives; false at its end.
@@ -395,21 +395,30 @@ int listen(const Options &options) {
     std::vector<char> bytes;
     bytes.reserve(2 * block);
     bool at_start = true;
+    uint64_t left = UINT64_MAX;  // bytes of samples that are still to come
     for (bool goes_on = true; goes_on;) {
         goes_on = read_on(bytes, block);
         if (at_start) {
-            const std::optional<size_t> header = header_bytes(bytes, options);
-            if (!header && goes_on) continue;
-            if (!header && bytes.size() >= 12) throw std::runtime_error("standard input ends in the header of a WAV");
-            bytes.erase(bytes.begin(), bytes.begin() + ptrdiff_t(header.value_or(0)));
+            const std::optional<WavSamples> samples = samples_in_pipe(bytes, options);
+            if (!samples && goes_on) continue;
+            if (!samples && bytes.size() >= 12) throw std::runtime_error("standard input ends in the header of a WAV");
+            if (samples) {
+                bytes.erase(bytes.begin(), bytes.begin() + ptrdiff_t(samples->at));
+                left = samples->bytes;
+            }
             at_start = false;
         }
-        if (!goes_on) stream.end();
+        if (bytes.size() >= left) {
+            bytes.resize(size_t(left));
+            goes_on = false;
+        }
         const size_t n_frames = bytes.size() / frame;
         const ea_status status = is_float ? stream.push(reinterpret_cast<const float *>(bytes.data()), n_frames)
                                           : stream.push(reinterpret_cast<const int16_t *>(bytes.data()), n_frames);
-        if (status != EA_OK && goes_on) throw edgealign::Error(status, "");
+        if (status != EA_OK) throw edgealign::Error(status, "");
         bytes.erase(bytes.begin(), bytes.begin() + ptrdiff_t(n_frames * frame));
+        if (left != UINT64_MAX) left -= n_frames * frame;
+        if (!goes_on) stream.end();
         while (const auto answer = stream.poll(std::max<size_t>(options.top_k, 2))) printer.heard(*answer);
     }
     return DONE;

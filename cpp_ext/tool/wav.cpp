@@ -12,6 +12,7 @@ namespace {
 constexpr uint16_t FORMAT_PCM = 1, FORMAT_FLOAT = 3, FORMAT_EXTENSIBLE = 0xfffe;
 constexpr size_t HEAD_BYTES = 12, CHUNK_HEAD_BYTES = 8, LEAST_FORMAT_BYTES = 16, FORMAT_BYTES = 40, SUBFORMAT_AT = 24;
 constexpr uint64_t MOST_BEFORE_SAMPLES = 1 << 16;  // in a pipe, where nothing can be passed over unheard
+constexpr uint32_t ENDLESS_BYTES = 0x7fff0000;  // what recorders write into a pipe, or more: arecord, sox, ffmpeg
 
 uint32_t little(const uint8_t *bytes, int count) {
     uint32_t value = 0;
@@ -31,7 +32,7 @@ WavFormat format_of(const uint8_t *bytes, size_t count) {
 
 }  // namespace
 
-std::optional<size_t> find_samples(const uint8_t *bytes, size_t count, WavFormat *format) {
+std::optional<WavSamples> find_samples(const uint8_t *bytes, size_t count, WavFormat *format) {
     uint64_t at = HEAD_BYTES;
     while (at + CHUNK_HEAD_BYTES <= count) {
         const uint8_t *chunk = bytes + at;
@@ -39,7 +40,7 @@ std::optional<size_t> find_samples(const uint8_t *bytes, size_t count, WavFormat
         at += CHUNK_HEAD_BYTES;
         if (is(chunk, "data")) {
             if (format->n_channels == 0) throw std::runtime_error("has its samples before their format");
-            return at;
+            return WavSamples{size_t(at), size == 0 || size >= ENDLESS_BYTES ? UINT64_MAX : size};
         }
         if (is(chunk, "fmt ")) {
             if (size < LEAST_FORMAT_BYTES) throw std::runtime_error("has a damaged format");

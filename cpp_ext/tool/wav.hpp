@@ -13,9 +13,16 @@ struct WavFormat {
     uint32_t n_channels = 0, rate_hz = 0, bits = 0;
 };
 
-// Where the samples of a WAV begin, of which a pipe has given the first bytes, and their format; nothing before enough of
-// it has come. std::runtime_error for what no samples follow.
-std::optional<size_t> find_samples(const uint8_t *bytes, size_t count, WavFormat *format);
+// Where the samples of a WAV begin in its bytes, and how many bytes are samples: UINT64_MAX where the writer could not
+// know, as it began while the sound was still to come.
+struct WavSamples {
+    size_t at;
+    uint64_t bytes;
+};
+
+// The samples of a WAV of which a pipe has given the first bytes, and their format; nothing before enough of it has
+// come. std::runtime_error for what no samples follow.
+std::optional<WavSamples> find_samples(const uint8_t *bytes, size_t count, WavFormat *format);
 
 class WavFile {
 public:
