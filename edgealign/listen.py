@@ -183,7 +183,10 @@ class RawPcm(AudioSource):
             raise InvalidInput(f"the sample format is '{sample_format}': expected {' or '.join(SAMPLE_FORMATS)}")
         if not 1 <= n_channels <= 1024:
             raise InvalidInput(f"{n_channels} channels: 1 to 1024 are expected")
-        super().__init__(name, sample_rate_hz, n_channels, channel)
+        try:
+            super().__init__(name, sample_rate_hz, n_channels, channel)
+        except AudioUnreadable as error:  # of a pipe all is known from the caller
+            raise InvalidInput(str(error)) from None
         self._stream = stream
         self.sample_format = sample_format
         self._dtype = np.dtype(SAMPLE_FORMATS[sample_format])
