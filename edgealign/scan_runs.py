@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import tzinfo
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -77,7 +79,7 @@ def find_recordings(paths: Iterable[str | os.PathLike]) -> Found:
     """The recordings behind files and folders; folders are searched to any depth, links to folders are not followed."""
     found = Found()
     seen: set[str] = set()
-    names: set[str] = set()
+    places: list[tuple[str, str, int]] = []
 
     def add(path: str, below: str) -> None:
         if os.path.abspath(path) in seen:
@@ -88,7 +90,7 @@ def find_recordings(paths: Iterable[str | os.PathLike]) -> Found:
         except OSError as error:
             found.failures.append((path, f"cannot be read: {error.strerror}"))
             return
-        found.recordings.append(Recording(path, _unused(os.path.relpath(path, below), names), size_bytes))
+        places.append((path, below, size_bytes))
 
     for path in map(os.fspath, paths):
         if not os.path.isdir(path):
@@ -97,7 +99,7 @@ def find_recordings(paths: Iterable[str | os.PathLike]) -> Found:
             else:
                 found.failures.append((path, "does not exist: check the path"))
             continue
-        n_before = len(found.recordings)
+        n_before = len(places)
 
         def unreadable(error: OSError) -> None:
             found.failures.append((error.filename, f"cannot be read: {error.strerror}"))
@@ -110,20 +112,50 @@ def find_recordings(paths: Iterable[str | os.PathLike]) -> Found:
             for name in folders:
                 if is_audio_name(name):
                     found.failures.append((os.path.join(folder, name), "is a folder: a recording is expected"))
-        if len(found.recordings) == n_before and not any(name.startswith(path) for name, _ in found.failures):
+        if len(places) == n_before and not any(name.startswith(path) for name, _ in found.failures):
             found.failures.append((path, "holds no recordings"))
+    names = _names([(path, below) for path, below, _ in places])
+    found.recordings += [Recording(path, name, size) for (path, _, size), name in zip(places, names, strict=True)]
     return found
 
 
-def _unused(relative: str, names: set[str]) -> str:
-    """A name for outputs that no other recording has: without its extension where that is enough."""
-    stem = os.path.splitext(relative)[0]
-    tries = iter([stem, relative])
-    number = 2
-    while (name := next(tries, f"{relative}-{number}")).casefold() in names:
-        number += name.startswith(f"{relative}-")
-    names.add(name.casefold())
-    return name
+def _names(places: Sequence[tuple[str, str]]) -> list[str]:
+    """A name for the outputs of each recording that no other has, whatever their order: its path below the folder that
+    it was found in, without its extension where that is enough.
+
+    Where two folders hold recordings of one path, the names of both begin with those of the folders, and of as many
+    above them as it takes.
+
+    places   path, and the folder that was named
+    """
+    folders = [tuple(os.path.abspath(below).strip(os.sep).split(os.sep)) for _, below in places]
+    stems = [os.path.splitext(path)[0] for path, _ in places]
+    n_above = dict.fromkeys(folders, 0)
+
+    def named(folder: tuple[str, ...], path: str, below: str) -> str:
+        return os.path.join(*folder[len(folder) - n_above[folder] :], os.path.relpath(path, below))
+
+    while True:
+        owners: dict[str, set[tuple[str, ...]]] = {}
+        for folder, stem, (_, below) in zip(folders, stems, places, strict=True):
+            owners.setdefault(named(folder, stem, below).casefold(), set()).add(folder)
+        alike = {folder for several in owners.values() if len(several) > 1 for folder in several}
+        alike = {folder for folder in alike if n_above[folder] < len(folder)}
+        if not alike:
+            break
+        for folder in alike:
+            n_above[folder] += 1
+    times = Counter(stem.casefold() for stem in stems)
+    names = [
+        named(folder, stem if times[stem.casefold()] == 1 else path, below)
+        for folder, stem, (path, below) in zip(folders, stems, places, strict=True)
+    ]
+    taken: set[str] = set()
+    for i, name in enumerate(names):  # what differs in case alone is one file on some disks
+        tries = (f"{name}-{number}" if number > 1 else name for number in count(1))
+        names[i] = next(one for one in tries if one.casefold() not in taken)
+        taken.add(names[i].casefold())
+    return names
 
 
 def channels_of(source: AudioFile, channel: str) -> list[int | None]:

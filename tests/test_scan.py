@@ -358,8 +358,33 @@ def test_names_of_outputs_do_not_collide(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     found = find_recordings([tmp_path / "a" / "x.wav", tmp_path / "b" / "x.wav", tmp_path / "b", tmp_path / "b"])
-    names = [recording.name for recording in found.recordings]
-    assert len(names) == len(set(names)) == 3
+    assert [recording.name for recording in found.recordings] == ["a/x", "b/x.wav", "b/x.flac"]
+
+
+def test_names_of_outputs_say_the_folder_where_two_hold_the_same_name_in_whatever_order(tmp_path: Path) -> None:
+    for name in (
+        "1/card/x.wav",
+        "2/card/x.wav",
+        "2/card/y.wav",
+        "2/card/n.1.wav",
+        "other/n.2.wav",
+        "other/z/X.wav",
+        "other/z/x.wav",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    folders = [tmp_path / "1" / "card", tmp_path / "2" / "card", tmp_path / "other"]
+
+    def names(*paths: Path) -> dict[str, str]:
+        return {str(Path(r.path).relative_to(tmp_path)): r.name for r in find_recordings(paths).recordings}
+
+    assert names(folders[1]) == {"2/card/n.1.wav": "n.1", "2/card/x.wav": "x", "2/card/y.wav": "y"}
+    expected = {
+        "1/card/x.wav": "1/card/x", "2/card/x.wav": "2/card/x", "2/card/y.wav": "2/card/y",
+        "2/card/n.1.wav": "2/card/n.1", "other/n.2.wav": "n.2",
+        "other/z/X.wav": "z/X.wav", "other/z/x.wav": "z/x.wav-2",
+    }  # fmt: skip
+    assert names(*folders) == names(*folders[::-1]) == expected
 
 
 def test_a_run_that_is_killed_loses_at_most_the_file_in_hand(
