@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from edgealign.store import RECORDING, Store
 MIN_RECORDINGS_FOR_OUTLIERS = 3  # of two clips that disagree, neither can be called the odd one
 OUTLIER_RATIO = 2.5
 MAX_WARNINGS_OF_A_KIND = 10
+MIN_LABELS_FOR_SPELLING = 4  # three may be hard words
+UNLIKE_BANK_SHARE = 0.2  # of ordinary words and noises that are closer to a spelling than its recordings are
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,35 @@ def in_two_labels(store: Store, labels: Sequence[str], store_path: str | None = 
                 f"{_takes_out(all_labels[last['label']], last['name'], store_path)}, or likewise with the other label"
             )
     return _shortened(warnings, "clips")
+
+
+def unlike_their_labels(
+    recordings: Mapping[str, Sequence[np.ndarray]], texts: Mapping[str, np.ndarray], bank: np.ndarray
+) -> list[str]:
+    """A warning where labels that were taken for words seem to be none: translations, codes, speakers. The rule:
+
+    of four labels or more, more than half are unlike their recordings: more than a fifth of the background bank is
+    closer to the label, as it is written, than the mean of its recordings is.
+
+    recordings   label -> unit float32 [dim] each
+    texts        label -> unit float32 [dim]
+    bank         float32 [n_bank, dim]
+    """
+    both = [label for label in texts if recordings.get(label)]
+    unlike = []
+    for label in both:
+        mean = np.mean(recordings[label], axis=0, dtype=np.float64)
+        nearness = float(texts[label] @ mean / np.linalg.norm(mean))
+        if (bank @ texts[label] > nearness).mean() > UNLIKE_BANK_SHARE:
+            unlike.append(label)
+    if len(both) < MIN_LABELS_FOR_SPELLING or 2 * len(unlike) <= len(both):
+        return []
+    shown = ", ".join(f"'{label}'" for label in unlike[:3])
+    return [
+        f"{len(unlike)} of {len(both)} labels ({shown}{', …' if len(unlike) > 3 else ''}) do not sound like their "
+        f"recordings: if they are translations or codes, take this back with `edgealign store undo` and enroll the "
+        f"recordings alone"
+    ]
 
 
 def _takes_out(label: str, name: str, store_path: str | None) -> str:

@@ -289,7 +289,7 @@ class Recognizer:
                   leave the store as it was; what fails beside others that succeed is listed in the report
         """
         # Imported here because classify, which has to start fast, needs neither.
-        from edgealign.quality import Quality, in_two_labels
+        from edgealign.quality import Quality, in_two_labels, unlike_their_labels
         from edgealign.sources import checked_label
 
         if text is not None and ipa is not None:
@@ -320,7 +320,12 @@ class Recognizer:
         if image is not None and label is not None:
             samples.append(self._learn_image(image, label))
         if labels_are_words:
-            samples += self._learn_labels(dict.fromkeys(sample.label for sample in samples), language, warnings)
+            recordings: dict[str, list[np.ndarray]] = {}
+            for sample in samples:
+                recordings.setdefault(sample.label, []).append(sample.embedding)
+            written = list(self._learn_labels(recordings, language, warnings))
+            warnings += unlike_their_labels(recordings, {row.label: row.embedding for row in written}, self.bundle.bank)
+            samples += written
         if not samples:
             raise _nothing_learned(failures)
         with self._enrolling:

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from toy_bundle import noise_clip, word_clip
 
-from edgealign import Bundle, Recognizer, Store
+from edgealign import Bundle, Recognizer, Store, demo
 from edgealign.errors import (
     AudioUnreadable,
     BundleMismatch,
@@ -143,6 +143,23 @@ def test_labels_that_are_words_are_texts_as_well(recognizer: Recognizer, samples
     assert np.array_equal(recognizer.store.embeddings()[of_label], typed.store.embeddings())
     with pytest.raises(InvalidInput, match="one label needs no more than the text"):
         recognizer.enroll(folder / "maji", text="maji", labels_are_words=True)
+
+
+def test_labels_that_are_no_words_of_their_recordings_are_doubted(tmp_path: Path) -> None:
+    learned = Path(demo.CLIPS, "enroll")
+    words = sorted(path.name for path in learned.iterdir())
+    assert len(words) >= 4
+
+    def warned(names: list[str], store: str) -> list[str]:
+        for word, name in zip(words, names, strict=True):
+            shutil.copytree(learned / word, tmp_path / store / name)
+        report = Recognizer.open(tmp_path / f"{store}.store").enroll(tmp_path / store, labels_are_words=True)
+        return [warning for warning in report.warnings if "do not sound like" in warning]
+
+    assert warned(words, "spelled") == []
+    translated = ["jabal", "kitabu", "nyoka", "samaki", "chumvi", "barabara", "ndege", "mwezi"][: len(words)]
+    assert len(warned(translated, "translated")) == 1
+    assert warned(words[:1] + translated[1:2] + words[2:], "one wrong") == []  # a hard word looks the same
 
 
 def test_text_that_the_bundle_cannot_read(recognizer: Recognizer) -> None:
