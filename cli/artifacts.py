@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -143,18 +144,23 @@ def rename(
     store: StoreOption = None,
     modality: ModalityOption = None,
 ) -> None:
-    """Give a label another name, as one operation that `undo` takes back.
+    """Give a label another name, as one operation that `undo` takes back. What `calibrate` found stays in use.
 
     Two labels become one where the new name is one of the others: both keep what they learned, nothing is there twice.
     """
+    from edgealign import thresholds
     from edgealign.sources import checked_label
     from edgealign.store import Store
 
-    new_label = checked_label(new_label)
-    with Store.update(store_path(store, modality)) as opened:
+    label, new_label = unicodedata.normalize("NFC", label), checked_label(new_label)
+    path = store_path(store, modality)
+    with Store.update(path) as opened:
+        former_sha256 = opened.sha256
         joins = new_label in opened.labels()
         n_moved = opened.rename(label, new_label)
         n_samples = len(opened.rows_of(new_label))
+    if not joins:
+        thresholds.rename(opened, path, former_sha256, label, new_label)
     done = f"renamed {printable(label)} to {printable(new_label)}"
     if joins:
         done += f", which was there: {counted(n_moved, 'sample')} joined it"

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgealign.scan_runs import Found
 
 FORMAT, FORMAT_VERSION = "edgealign-thresholds", 1
+MAX_BYTES = 64 * 2**20
 LEAST_LISTENED = 0.02  # least probability of the detections that thresholds are made from
 MIN_HIT = 0.5  # of the shorter of annotation and detection must be shared, for one to be the other
 
@@ -261,7 +262,7 @@ def path_of(store_path: str) -> str:
 
 
 def save(store: Store, store_path: str, thresholds: Sequence[LabelThreshold], hours: float, per_hour: float) -> None:
-    """Puts the thresholds beside the store, for as long as its labels stay as they are."""
+    """Puts the thresholds beside the store, for as long as its labels stay as they are but for their names."""
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -272,6 +273,27 @@ def save(store: Store, store_path: str, thresholds: Sequence[LabelThreshold], ho
         "confidence": CONFIDENCE,
         "labels": {found.label: {k: v for k, v in asdict(found).items() if k != "label"} for found in thresholds},
     }
+    _write(store_path, document)
+
+
+def rename(store: Store, store_path: str, former_sha256: str, label: str, new_label: str) -> None:
+    """Keeps the thresholds of a store of which one label, and nothing else, was given a name that no other had.
+
+    Thresholds that were not those of the store before, whose sha256 that was, stay as they are.
+    """
+    try:
+        with open(path_of(store_path), "rb") as file:
+            document: Any = json.loads(file.read(MAX_BYTES))
+        if document["store_sha256"] != former_sha256:
+            return
+        labels = document["labels"]
+        document["labels"] = {new_label if name == label else name: entry for name, entry in labels.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # none, or none that could be used: `load` says why
+    _write(store_path, document | {"store_sha256": store.sha256})
+
+
+def _write(store_path: str, document: dict[str, Any]) -> None:
     with replace_file(path_of(store_path)) as file:
         file.write(json.dumps(document, ensure_ascii=False, indent=1).encode("utf-8") + b"\n")
 
@@ -290,7 +312,7 @@ def load(store: Store, store_path: str) -> dict[str, float] | None:
     path = path_of(store_path)
     try:
         with open(path, "rb") as file:
-            document: Any = json.loads(file.read(64 * 2**20))
+            document: Any = json.loads(file.read(MAX_BYTES))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

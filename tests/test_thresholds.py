@@ -62,6 +62,11 @@ def test_calibrated_thresholds_hold_for_the_scan_until_the_store_changes(
     assert document["format"] == "edgealign-thresholds" and set(document["labels"]) == {"maji", "moto", "ndege"}
     assert edgealign("scan", noisy_place, "-o", tmp_path / "out", "-q").code == 0
     assert len((tmp_path / "out" / "detections.csv").read_bytes().splitlines()) == 1
+    assert edgealign("store", "rename", "maji", "water").code == 0  # the same rows: nothing is to be heard anew
+    assert edgealign("simulate", noisy_place).out.startswith("0.00 false alarms per hour")
+    found = json.loads((tmp_path / "stores" / "speech.store.thresholds.json").read_text(encoding="utf-8"))
+    assert found["labels"] == {{"maji": "water"}.get(k, k): v for k, v in document["labels"].items()}
+    assert found["store_sha256"] != document["store_sha256"] and found.keys() == document.keys()
     edgealign("enroll", samples_folder / "maji", "--label", "maji2")
     stale = edgealign("scan", noisy_place, "-o", tmp_path / "out2")
     assert stale.code == 3 and "calibrate again" in stale.err
