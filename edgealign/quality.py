@@ -199,7 +199,10 @@ def in_two_labels(store: Store, labels: Sequence[str], store_path: str | None = 
 
 
 def unlike_their_labels(
-    recordings: Mapping[str, Sequence[np.ndarray]], texts: Mapping[str, np.ndarray], bank: np.ndarray
+    recordings: Mapping[str, Sequence[np.ndarray]],
+    texts: Mapping[str, np.ndarray],
+    bank: np.ndarray,
+    store_path: str | None = None,
 ) -> list[str]:
     """A warning where labels that were taken for words seem to be none: translations, codes, speakers. The rule:
 
@@ -220,10 +223,11 @@ def unlike_their_labels(
     if len(both) < MIN_LABELS_FOR_SPELLING or 2 * len(unlike) <= len(both):
         return []
     shown = ", ".join(f"'{label}'" for label in unlike[:3])
+    undo = shlex.join(["edgealign", "store", "undo", *([] if store_path is None else ["--store", store_path])])
     return [
         f"{len(unlike)} of {len(both)} labels ({shown}{', …' if len(unlike) > 3 else ''}) do not sound like their "
-        f"recordings: if they are translations or codes, take this back with `edgealign store undo` and enroll the "
-        f"recordings alone"
+        f"recordings: if they are translations or codes, take this back with `{undo}` and enroll the recordings "
+        f"alone"
     ]
 
 

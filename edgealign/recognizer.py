@@ -324,7 +324,9 @@ class Recognizer:
             for sample in samples:
                 recordings.setdefault(sample.label, []).append(sample.embedding)
             written = list(self._learn_labels(recordings, language, warnings))
-            warnings += unlike_their_labels(recordings, {row.label: row.embedding for row in written}, self.bundle.bank)
+            if self.bundle.modality == "speech":
+                texts = {row.label: row.embedding for row in written}
+                warnings += unlike_their_labels(recordings, texts, self.bundle.bank, self._given_path)
             samples += written
         if not samples:
             raise _nothing_learned(failures)
