@@ -129,26 +129,28 @@ def _names(places: Sequence[tuple[str, str]]) -> list[str]:
     places   path, and the folder that was named
     """
     folders = [tuple(os.path.abspath(below).strip(os.sep).split(os.sep)) for _, below in places]
-    stems = [os.path.splitext(path)[0] for path, _ in places]
+    whole = [os.path.relpath(path, below) for path, below in places]
+    stems = [os.path.splitext(name)[0] for name in whole]
     n_above = dict.fromkeys(folders, 0)
 
-    def named(folder: tuple[str, ...], path: str, below: str) -> str:
-        return os.path.join(*folder[len(folder) - n_above[folder] :], os.path.relpath(path, below))
+    def named(folder: tuple[str, ...], name: str) -> str:
+        return os.path.join(*folder[len(folder) - n_above[folder] :], name)
 
     while True:
         owners: dict[str, set[tuple[str, ...]]] = {}
-        for folder, stem, (_, below) in zip(folders, stems, places, strict=True):
-            owners.setdefault(named(folder, stem, below).casefold(), set()).add(folder)
+        for folder, stem in zip(folders, stems, strict=True):
+            owners.setdefault(named(folder, stem).casefold(), set()).add(folder)
         alike = {folder for several in owners.values() if len(several) > 1 for folder in several}
         alike = {folder for folder in alike if n_above[folder] < len(folder)}
         if not alike:
             break
         for folder in alike:
             n_above[folder] += 1
-    times = Counter(stem.casefold() for stem in stems)
+    short = [named(folder, stem) for folder, stem in zip(folders, stems, strict=True)]
+    times = Counter(name.casefold() for name in short)
     names = [
-        named(folder, stem if times[stem.casefold()] == 1 else path, below)
-        for folder, stem, (path, below) in zip(folders, stems, places, strict=True)
+        name if times[name.casefold()] == 1 else named(folder, own)
+        for folder, name, own in zip(folders, short, whole, strict=True)
     ]
     taken: set[str] = set()
     for i, name in enumerate(names):  # what differs in case alone is one file on some disks
