@@ -1,9 +1,8 @@
-"""Bundles that can be asked for recorded words: the shipped one knows those of all packs, from its last training.
+"""The bundle that can be asked for recorded words: the shipped one knows those of all packs, from its last training.
 
-`bundles/held_out` is of the weights that this training began with and knows no test word of any pack;
-`bundles/without_digits` went through the same training without fsdd. Their text encoders did not read these words
-either; those in `bundles/readers` read all words of the word lists, as the shipped one did. README.md says how they
-were made.
+`bundles/held_out` is of the weights that this training began with and knows no test word of any pack. Its text encoder
+did not read these words either; `bundles/reader.onnx` read all words of the word lists, as the shipped one did.
+README.md says how they were made.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ from edgealign.train.corpus import EVALUATION_PACKS
 
 FOLDER = Path(__file__).parent / "bundles"
 KNOWS_NO_TEST_WORD = FOLDER / "held_out"
-_BUNDLES = {"arabic_sc": KNOWS_NO_TEST_WORD, "dspspeech20": KNOWS_NO_TEST_WORD, "fsdd": FOLDER / "without_digits"}
 
-READ = ("fsdd", "dspspeech20")  # packs whose words the text encoders of bundles/readers read
+READ = ("fsdd", "dspspeech20")  # packs whose words bundles/reader.onnx read
 
 
 def bundle_for(pack: str) -> Path | None:
     """What `pack` is asked of; None for the shipped bundle, where that does not know the pack."""
-    return _BUNDLES.get(pack)
+    return KNOWS_NO_TEST_WORD if pack in EVALUATION_PACKS else None
 
 
 def open_unheard(path: Path | None, packs: Iterable[str]) -> Bundle:
@@ -38,9 +36,8 @@ def open_unheard(path: Path | None, packs: Iterable[str]) -> Bundle:
 
 
 def reader_of(bundle: Bundle) -> Path | None:
-    """The text encoder that read all words, for the speech encoder of a bundle of this folder."""
-    path = FOLDER / "readers" / f"{Path(bundle.path).name}.onnx"
-    return path if Path(bundle.path).parent == FOLDER and path.exists() else None
+    """The text encoder that read all words, for the speech encoder of bundles/held_out; None for another bundle."""
+    return FOLDER / "reader.onnx" if Path(bundle.path) == KNOWS_NO_TEST_WORD else None
 
 
 def expect_unheard(bundle: Bundle, packs: Iterable[str]) -> None:

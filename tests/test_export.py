@@ -267,13 +267,15 @@ def test_the_share_of_never_enrolled_words_that_is_accepted_is_the_one_that_was_
     words, rng = pool(), np.random.default_rng(6)
     far = {label: unit(text[None] + 0.3 * rng.normal(size=16))[0] for label, text in words.text.items()}
     words = Pool(words.speech, words.label, words.speaker, far)
-    fitted = decision.fit([words], NOISES, BANK, text_weight=1.0, false_accepts=0.05)
+    shares = {"false_accepts": 0.05, "false_accepts_of_texts": 0.08}
+    fitted = decision.fit([words], NOISES, BANK, text_weight=1.0, **shares)
     asked = decision._ask(words, NOISES, BANK, 1.0, fitted["prior_loo"], np.random.default_rng(5))
     logits = asked.features @ [fitted[name] for name in FEATURES]
     accepted = logits >= fitted["accept_logit"]
     strangers = asked.stranger & ((asked.shots == 0) == text_alone)
     # of a store of five labels: whoever was asked of fewer had fewer chances
-    assert np.mean(accepted[strangers] * 5 / asked.way[strangers]) == pytest.approx(0.05, abs=0.02)
+    share = np.mean(accepted[strangers] * 5 / asked.way[strangers])
+    assert share == pytest.approx(shares["false_accepts_of_texts" if text_alone else "false_accepts"], abs=0.02)
     known = asked.enrolled & asked.right & ((asked.shots == 0) == text_alone)
     assert accepted[known].mean() > (0.35 if text_alone else 0.7)
     assert not (asked.enrolled & asked.stranger).any()

@@ -10,7 +10,7 @@ from edgealign.train import last_maps
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig
 from edgealign.train.last_maps import Pooled
 
-CONFIG = EncoderConfig(dim=8, heads=2, head_channels=4, speech_channels=16, text_channels=16, stem_channels=8)
+CONFIG = EncoderConfig(dim=8, heads=2, head_channels=4, speech_channels=16, text_channels=16, stem_channels=(8, 8, 8))
 N_STATISTICS = 16
 N_WORDS, N_CLIPS = 60, 6
 

@@ -45,7 +45,7 @@ def trainer(recorded_corpus, tmp_path_factory: pytest.TempPathFactory) -> Traine
 def test_adapting_leaves_every_parameter_and_buffer_of_the_model_bit_identical(trainer):
     model = AlignedEncoders(trainer.config.encoders)
     before = state(model)
-    task = alignment_task(trainer.batches.draw(0))
+    task = alignment_task(trainer.drawn.draw(0))
     clone = meta.adapted(model, [task, task], learning_rate=1e-2)
     assert same(before, state(model))
     after = state(clone)
@@ -118,7 +118,7 @@ def test_one_croma_step_gives_every_meta_parameter_a_pseudo_gradient(trainer, mo
         })  # fmt: skip
 
     monkeypatch.setattr(trainer.optimizer, "step", record)
-    trainer._croma_step(trainer.batches.draw(0))
+    trainer._croma_step(trainer.drawn.draw(0))
     source, alignment = norms
     assert {name for name, norm in source.items() if norm > 0} == {"e_s", "phi"}
     assert {name for name, norm in alignment.items() if norm > 0} == {"e_s", "e_t", "A"}
@@ -126,7 +126,7 @@ def test_one_croma_step_gives_every_meta_parameter_a_pseudo_gradient(trainer, mo
 
 def test_a_croma_step_moves_all_meta_parameters(trainer):
     before = copy.deepcopy(trainer.model)
-    trainer._croma_step(trainer.batches.draw(0))
+    trainer._croma_step(trainer.drawn.draw(0))
     for part in ("text", "speech", "alignment", "classifier"):
         moved = zip(getattr(before, part).parameters(), getattr(trainer.model, part).parameters(), strict=True)
         assert any(not torch.equal(old, new) for old, new in moved), part

@@ -214,7 +214,7 @@ def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(checkpoint, 
     assert first.step == 1
     trainer_in(folder, checkpoint, spoken_corpus.folder).run(silent)
     whole, cut = (torch.load(path / "last.pt", weights_only=True) for path in (taught, folder))
-    for part in ("text", "average"):
+    for part in ("model", "average"):
         assert all(torch.equal(whole[part][name], cut[part][name]) for name in whole[part])
 
 

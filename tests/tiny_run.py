@@ -152,8 +152,8 @@ def tiny_config(**fields: object) -> TrainConfig:
     from edgealign.train.encoders import EncoderConfig
 
     encoders = EncoderConfig(
-        dim=32, stem_channels=4, speech_channels=24, speech_dilations=(1, 2), text_channels=24, text_dilations=(1, 2),
-        heads=4, head_channels=4, n_phones=40, n_way=5,
+        dim=32, stem_channels=(4, 4, 8), speech_channels=24, speech_dilations=(1, 2), text_channels=24,
+        text_dilations=(1, 2), heads=4, head_channels=4, n_phones=40, n_way=5,
     )  # fmt: skip
     small = TrainConfig(
         steps=4, synthetic_words=8, recorded_words=3, takes=2, validate_every=2, warm_up_steps=2, inner_steps=2,

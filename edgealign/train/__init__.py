@@ -15,6 +15,8 @@ corpus      words and recordings rendered once into a cache of power spectra
 augment     one batch of spectra made to sound as if recorded in the field; batches   what a batch is made of
 encoders    the two encoders and the classifier that they share
 text_to_speech   the training; config   what it is told; validation   what its checkpoint is chosen by
+distillation     a student of finished speech encoders; spelling   the text encoder once more; updates   their loop
+last_maps        the last maps of both, fitted anew
 
 The bundles `audio` and `image`, their "senses":
 

@@ -56,11 +56,11 @@ CLIP = np.dtype([
     ("speaker", "i4"),  # recordings with one number share a voice
 ])  # fmt: skip
 
-# espeak-ng variants that only validation hears, and those that are effects rather than voices; `rob` and `Henrique`
-# crash the library at high tempo.
+# espeak-ng variants that only validation hears, and those that are effects rather than voices; `rob`, `Henrique` and
+# `Annie` crash the library.
 VALIDATION_VARIANTS = ("f4", "m7", "Andy", "linda", "klatt3", "antonio")
 EFFECT_VARIANTS = ("Demonic", "Tweaky", "croak", "Storm", "UniRobot", "Mr serious", "Nguyen", "fast")
-EFFECT_VARIANTS += ("rob", "Henrique")
+EFFECT_VARIANTS += ("rob", "Henrique", "Annie")
 
 LONGEST_WORD_FRAMES = 180  # a recording labeled with one word whose sound is longer holds something else
 SHORTEST_STRETCH_FRAMES = 40
@@ -268,7 +268,7 @@ _worker: dict = {}
 def _start_worker(folder: Path, config: CorpusConfig, data: Path | None) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     words = word_lists.read_words(folder / "words.tsv")
-    _worker.update(folder=folder, config=config, data=data, words=words, espeak=Espeak())
+    _worker.update(folder=folder, config=config, data=data, words=words, espeak=Espeak(folder / "crashed"))
 
 
 def _render(task: tuple[str, int]) -> str:

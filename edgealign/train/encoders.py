@@ -23,9 +23,9 @@ from torch.nn import functional as F
 class EncoderConfig:
     n_mels: int = 48
     dim: int = 192  # of the embedding
-    stem_channels: int = 24
+    stem_channels: tuple[int, int, int] = (24, 32, 64)  # at 24, 12 and 6 bands
     speech_channels: int = 192
-    speech_dilations: tuple[int, ...] = (1, 2, 4, 1, 2)
+    speech_dilations: tuple[int, ...] = (1, 2, 4, 1)
     text_channels: int = 128
     text_dilations: tuple[int, ...] = (1, 2, 1, 2)
     heads: int = 8
@@ -35,19 +35,28 @@ class EncoderConfig:
     n_way: int = 32  # of the shared classifier
 
 
-class ResidualConv(nn.Module):
-    """relu(x + conv(relu(conv(x)))), each convolution normalized over the batch, masked; x [batch, channels, 1, n]."""
+class Residual(nn.Module):
+    """relu(x + conv2(relu(conv1(x)))), each convolution normalized over the batch, masked."""
 
-    def __init__(self, channels: int, dilation: int) -> None:
+    def __init__(self, conv1: nn.Conv2d, conv2: nn.Conv2d) -> None:
         super().__init__()
-        self.conv1 = _conv(channels, channels, (1, 3), padding=(0, dilation), dilation=dilation)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = _conv(channels, channels, 1)
-        self.norm2 = nn.BatchNorm2d(channels)
+        self.conv1, self.norm1 = conv1, nn.BatchNorm2d(conv1.out_channels)
+        self.conv2, self.norm2 = conv2, nn.BatchNorm2d(conv2.out_channels)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
+        y = _masked(F.relu(self.norm1(self.conv1(x))), mask)
         return _masked(F.relu(x + self.norm2(self.conv2(y))), mask)
+
+
+def residual_over_time(channels: int, dilation: int) -> Residual:
+    """Of x [batch, channels, 1, n]."""
+    over_time = _conv(channels, channels, (1, 3), padding=(0, dilation), dilation=dilation)
+    return Residual(over_time, _conv(channels, channels, 1))
+
+
+def residual_over_bands(channels: int) -> Residual:
+    """Of x [batch, channels, bands, n]."""
+    return Residual(*(_conv(channels, channels, 3, padding=1) for _ in range(2)))
 
 
 class PositionalPooling(nn.Module):
@@ -85,19 +94,23 @@ class PositionalPooling(nn.Module):
 
 
 class SpeechEncoder(nn.Module):
-    """Log-mel of one word, 0.2 to 3 s, to an embedding. The body runs at 25 frames per second."""
+    """Log-mel of one word, 0.2 to 3 s, to an embedding.
+
+    The stem halves the bands three times, so that formants are seen at several resolutions before all bands become one
+    vector a frame; the body runs at 25 frames per second.
+    """
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        c, channels = config.stem_channels, config.speech_channels
-        self.stem1 = _conv(1, c, (3, 5), stride=2, padding=(1, 2))
-        self.norm1 = nn.BatchNorm2d(c)
-        self.stem2 = _conv(c, c, 3, stride=(2, 1), padding=1)
-        self.norm2 = nn.BatchNorm2d(c)
-        bands = config.n_mels // 4
-        self.into = _conv(c, channels, (bands, 3), stride=(bands, 2), padding=(0, 1))
-        self.norm3 = nn.BatchNorm2d(channels)
-        self.body = nn.ModuleList(ResidualConv(channels, dilation) for dilation in config.speech_dilations)
+        first, second, third = config.stem_channels
+        channels = config.speech_channels
+        self.stem1, self.norm1 = _conv(1, first, (3, 5), stride=2, padding=(1, 2)), nn.BatchNorm2d(first)
+        self.stem2, self.norm2 = _conv(first, second, 3, stride=(2, 1), padding=1), nn.BatchNorm2d(second)
+        self.residual2 = residual_over_bands(second)
+        self.stem3, self.norm3 = _conv(second, third, 3, stride=2, padding=1), nn.BatchNorm2d(third)
+        self.residual3 = residual_over_bands(third)
+        self.into, self.norm4 = _conv(third, channels, (config.n_mels // 8, 1)), nn.BatchNorm2d(channels)
+        self.body = nn.ModuleList(residual_over_time(channels, dilation) for dilation in config.speech_dilations)
         self.phones = nn.Conv2d(channels, config.n_phones, 1)
         self.pooling = PositionalPooling(channels, config.heads, config.head_channels, config.dim)
 
@@ -110,9 +123,10 @@ class SpeechEncoder(nn.Module):
         x = _masked(level(log_mels, mask), mask).unsqueeze(1).contiguous(memory_format=torch.channels_last)
         half = None if mask is None else mask[:, :, ::2].unsqueeze(1)
         x = _masked(F.relu(self.norm1(self.stem1(x))), half)
-        x = _masked(F.relu(self.norm2(self.stem2(x))), half)
+        x = self.residual2(_masked(F.relu(self.norm2(self.stem2(x))), half), half)
         quarter = None if half is None else half[..., ::2]
-        x = _masked(F.relu(self.norm3(self.into(x))), quarter)
+        x = self.residual3(_masked(F.relu(self.norm3(self.stem3(x))), quarter), quarter)
+        x = _masked(F.relu(self.norm4(self.into(x))), quarter)
         for block in self.body:
             x = block(x, quarter)
         return x, quarter
@@ -124,7 +138,9 @@ class TextEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.n_tokens, config.text_channels)
-        self.body = nn.ModuleList(ResidualConv(config.text_channels, dilation) for dilation in config.text_dilations)
+        self.body = nn.ModuleList(
+            residual_over_time(config.text_channels, dilation) for dilation in config.text_dilations
+        )
         self.pooling = PositionalPooling(config.text_channels, config.heads, config.head_channels, config.dim)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

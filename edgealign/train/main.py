@@ -75,6 +75,41 @@ def text_to_speech(
         print(run / "best.pt")
 
 
+@app.command("distill")
+def distill(
+    run: Run,
+    teacher: Annotated[
+        list[Path], typer.Option(help="Checkpoint of text-to-speech, or student.pt; several are heard as one.")
+    ],
+    corpus: Annotated[Path, typer.Option(help="Folder of the corpus that they were trained on.")],
+    start_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint whose weights the student begins with. Default: the last teacher.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the whole schedule.")] = 900,
+    minutes: Minutes = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the words and the field conditions.")] = 0,
+    settings: Annotated[
+        str, typer.Option("--set", help="Fields of DistillationConfig: name=number, with commas.")
+    ] = "",
+    threads: Threads = 1,
+) -> None:
+    """A speech encoder that hears what its teachers hear on average, whoever says it. Before `spelling`."""
+    import torch
+
+    from edgealign.train.corpus import Corpus
+    from edgealign.train.distillation import Distillation, DistillationConfig
+    from edgealign.train.text_to_speech import Checkpoint
+
+    torch.set_num_threads(threads)
+    config = replace(DistillationConfig(seed=seed, steps=steps), **chosen_settings(settings, DistillationConfig))
+    teachers = [Checkpoint.load(path) for path in teacher]
+    start = Checkpoint.load(start_from) if start_from else teachers[-1]
+    trainer = Distillation(run, start, teachers, Corpus(corpus), config, say)
+    trainer.run(say, minutes)
+    if trainer.step >= config.steps:
+        print(run / "student.pt")
+
+
 @app.command("spelling")
 def spelling(
     run: Run,

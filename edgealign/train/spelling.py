@@ -11,11 +11,10 @@ Words are rendered by worker processes into shards, each of which is made once.
 from __future__ import annotations
 
 import copy
-import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,10 +33,9 @@ from edgealign.train.checkpoints import plain, read_checkpoint, refuse_other_con
 from edgealign.train.clips import Clips
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import EFFECT_VARIANTS, VALIDATION_VARIANTS, Corpus, Label, trimmed
-from edgealign.train.encoders import AlignedEncoders, centered
+from edgealign.train.encoders import AlignedEncoders, TextEncoder, centered
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.train.last_maps import Finished
-from edgealign.train.loop import Diverged
 from edgealign.train.sense_encoders import computes_bfloat16
 from edgealign.train.synthesis import (
     ACCENTS,
@@ -49,14 +47,14 @@ from edgealign.train.synthesis import (
     say_with_festival,
 )
 from edgealign.train.text_to_speech import Checkpoint
-from edgealign.train.updates import add_to_log, follow, learning_rate, trim_log
+from edgealign.train.updates import Updates, add_to_log, run_folder, trim_log
 from edgealign.train.words import Word
 from edgealign.workers import results
 from edgealign.writing import replace_file
 
 WORDS_PER_SHARD = 2000
 RENDERS, RENDERS_OF_ENGLISH = 2, 3
-WORDS_OF_FESTIVAL = 30_000  # of each voice; a word takes 10 ms
+WORDS_OF_FESTIVAL = 12_000  # of each voice; a word takes 10 ms
 LONGEST_S, SHORTEST_S = 2.8, 0.08
 FLOOR_DB = -55.0  # of the faint noise around a rendered word, below its peak
 
@@ -176,7 +174,7 @@ _worker: dict = {}
 def _start_worker(folder: Path, corpus_folder: Path) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    ear, corpus, espeak = Checkpoint.load(folder / "ear.pt"), Corpus(corpus_folder), Espeak()
+    ear, corpus, espeak = Checkpoint.load(folder / "ear.pt"), Corpus(corpus_folder), Espeak(folder / "crashed")
     config = TrainConfig(encoders=ear.encoders.config, left_out=ear.left_out)
     clips = Clips(corpus, Batches(corpus, ear.vocabulary, config), seed=0)
     _worker.update(
@@ -268,7 +266,15 @@ def _embedded(log_mels: list[np.ndarray]) -> np.ndarray:
     return embeddings
 
 
-class SpellingTrainer:
+class Reader(torch.nn.Module):
+    """What learns: a text encoder, and the scale of its contrastive loss."""
+
+    def __init__(self, text: TextEncoder, log_scale: Tensor) -> None:
+        super().__init__()
+        self.text, self.log_scale = text, torch.nn.Parameter(log_scale.detach().clone())
+
+
+class SpellingTrainer(Updates):
     """A run in a folder: ear.pt, the finished speech encoder; what it heard, and of which corpus; last.pt, spelling.pt
     and log.jsonl.
 
@@ -279,13 +285,9 @@ class SpellingTrainer:
         self, folder: Path, given: Checkpoint, corpus: Path, config: SpellingConfig, workers: int,
         report: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self.folder, self.config = folder, config
         opened = Corpus(corpus)
         given.check(opened)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"'{folder}' cannot hold a run ({error.strerror}): name another folder") from error
+        run_folder(folder)
         if not (folder / "ear.pt").exists():
             if given.finished is None:
                 report("fitting the last maps of the speech encoder")
@@ -310,79 +312,43 @@ class SpellingTrainer:
         self.learned = learned[np.argsort([self.heard.words[i].text for i in learned], kind="stable")]
         self.typed = np.array([_typed(self.heard.words[i]) for i in self.learned])
         torch.manual_seed(config.seed)
-        self.text = copy.deepcopy(self.ear.encoders.text)
-        self._begin_with_last_map()
-        self.average = copy.deepcopy(self.text).eval()
-        self.text.train()
-        self.log_scale = torch.nn.Parameter(self.ear.encoders.log_scale.detach().clone())
-        self.optimizer = torch.optim.AdamW(
-            [*self.text.parameters(), self.log_scale], lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.step = 0
+        reader = Reader(copy.deepcopy(self.ear.encoders.text), self.ear.encoders.log_scale)
+        self._begin_with_last_map(reader.text, config.seed)
+        super().__init__(folder, config, reader.train(), copy.deepcopy(reader).eval())
         if (folder / "last.pt").exists():
             self._resume()
         else:
             self._miss(report)
 
-    def _begin_with_last_map(self, n: int = 8192) -> None:
+    def _begin_with_last_map(self, text: TextEncoder, seed: int, n: int = 8192) -> None:
         """The body can spell already: a ridge regression to the targets is where its last map begins."""
-        rng = random.Random(self.config.seed)
+        rng = random.Random(seed)
         places = np.array([rng.randrange(len(self.learned)) for _ in range(n)])
         ids, mask = padded([self._tokens(place, i % 2 == 0, rng) for i, place in enumerate(places)])
         with torch.inference_mode():
             parts = zip(ids.split(512), mask.split(512), strict=True)
-            statistics = torch.cat([self.text.pooling.statistics(*self.text.letters(*part)) for part in parts])
+            statistics = torch.cat([text.pooling.statistics(*text.letters(*part)) for part in parts])
         fitted = last_maps.ridge(statistics.double().numpy(), self.heard.targets[self.heard.row[self.learned[places]]])
         with torch.no_grad():
-            self.text.pooling.out.weight.copy_(torch.from_numpy(fitted.weight))
-            self.text.pooling.out.bias.copy_(torch.from_numpy(fitted.offset))
+            text.pooling.out.weight.copy_(torch.from_numpy(fitted.weight))
+            text.pooling.out.bias.copy_(torch.from_numpy(fitted.offset))
 
     def _resume(self) -> None:
         state = read_checkpoint(self.folder / "last.pt", "last.pt of a run")
         refuse_other_config(state["config"], self.config, self.folder)
-        self.text.load_state_dict(state["text"])
+        self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.log_scale.data.copy_(state["log_scale"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.missing = state["missing"].numpy()
         self.step = state["step"]
         trim_log(self.folder / "log.jsonl", self.step)
 
-    def run(self, report: Callable[[str], None], minutes: float | None = None) -> None:
-        """Train to config.steps, or for so many minutes; interrupted at any moment, a later call goes on."""
-        config, started, first = self.config, time.monotonic(), self.step
-        while self.step < config.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config.learning_rate, self.step, config.steps, config.warm_up_steps)
-            closeness, contrast = self._losses()
-            loss = closeness + config.contrast_weight * contrast
-            if not math.isfinite(float(loss.detach())):
-                raise Diverged(
-                    f"step {self.step}: the loss is no finite number. Checkpoints in '{self.folder}' are from before; "
-                    f"train in another folder with a smaller learning rate"
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.text.parameters(), 5.0)
-            self.optimizer.step()
-            follow(self.average, self.text, self.step, config.average_decay)
-            self.step += 1
-            if self.step % 25 == 0:
-                pace_s = (time.monotonic() - started) / (self.step - first)
-                near, apart = 1 - float(closeness.detach()), float(contrast.detach())
-                report(
-                    f"step {self.step}/{config.steps} cosine {near:.3f} contrast {apart:.3f} "
-                    f"{pace_s:.2f} s/step, about {(config.steps - self.step) * pace_s / 60:.0f} min left"
-                )
-            out_of_time = minutes is not None and time.monotonic() - started > 60 * minutes
-            if self.step % config.validate_every == 0 or self.step == config.steps or out_of_time:
-                self._validate(report)
-            if out_of_time:
-                return
+    def batches(self) -> Iterable[int]:
+        return range(self.step, self.config.steps)
 
-    def _losses(self) -> tuple[Tensor, Tensor]:
+    def losses(self, step: int) -> dict[str, Tensor]:
         """1 - mean cosine to the targets, and the contrast of the words of one batch; keeps what is missing to each."""
-        rng = random.Random(f"{self.config.seed} {self.step}")
+        rng = random.Random(f"{self.config.seed} {step}")
         places = self._draw(rng)
         spelled = np.array([rng.random() < self.config.letters_share for _ in places])
         tokens = [self._tokens(*drawn, rng) for drawn in zip(places, spelled, strict=True)]
@@ -390,15 +356,15 @@ class SpellingTrainer:
         embedded = []
         for part in np.array_split(order, 4):  # the short ones are spared the padding of the long ones
             with torch.autocast("cpu", torch.bfloat16, enabled=computes_bfloat16()):
-                embedded.append(self.text(*padded([tokens[i] for i in part])).float())
+                embedded.append(self.model.text(*padded([tokens[i] for i in part])).float())
         text = F.normalize(torch.cat(embedded), dim=1)
         places, spelled = places[order], spelled[order]
         sound = torch.from_numpy(self.heard.row[self.learned[places]])
         target = torch.from_numpy(self.heard.targets[sound.numpy()])
         missing = 1 - (text.detach() * target).sum(dim=1).numpy()
         self.missing[places[spelled]] = missing[spelled]
-        scale = losses.temperature(self.log_scale)
-        return losses.cosine_alignment(text, target), losses.contrastive(text, target, sound, sound, scale)
+        contrast = losses.contrastive(text, target, sound, sound, losses.temperature(self.model.log_scale))
+        return {"cosine": losses.cosine_alignment(text, target), "contrast": self.config.contrast_weight * contrast}
 
     def _draw(self, rng: random.Random) -> np.ndarray:
         """Places in `learned`. Half of the words by how often they are typed, times the square of what is missing to
@@ -421,21 +387,21 @@ class SpellingTrainer:
         self.missing = np.zeros(len(self.learned), np.float32)
         for first in range(0, len(places), 512):
             part = places[first : first + 512]
-            text = F.normalize(self.average(*padded([self._tokens(place, True, None) for place in part])), dim=1)
+            text = F.normalize(self.average.text(*padded([self._tokens(place, True, None) for place in part])), dim=1)
             self.missing[part] = 1 - (text.numpy() * self.heard.targets[self.heard.row[self.learned[part]]]).sum(axis=1)
 
-    def _validate(self, report: Callable[[str], None]) -> None:
+    def validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
         scores = self.score()
         report("validation " + " ".join(f"{name} {value:.1f}" for name, value in scores.items()))
-        add_to_log(self.folder / "log.jsonl", {"step": self.step, **scores})
+        add_to_log(self.folder / "log.jsonl", {"step": self.step, **terms, **scores})
         encoders = copy.deepcopy(self.ear.encoders)
-        encoders.text = self.average
+        encoders.text = self.average.text
         centers = (self.ear.centers[0], torch.zeros_like(self.ear.centers[1]))
         replace(self.ear, encoders=encoders, centers=centers).save(self.folder / "spelling.pt")
         state = {
             "config": plain(self.config), "step": self.step,
-            "text": self.text.state_dict(), "average": self.average.state_dict(),
-            "log_scale": self.log_scale.detach(), "optimizer": self.optimizer.state_dict(),
+            "model": self.model.state_dict(), "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "missing": torch.from_numpy(self.missing),
         }  # fmt: skip
         with replace_file(self.folder / "last.pt") as file:
@@ -452,7 +418,7 @@ class SpellingTrainer:
         for kind in ("grapheme", "ipa"):
             tokens = [token_row(self.tokenizer, self.heard.words[row], kind, None) for row in rows]
             parts = [padded(tokens[i : i + 256]) for i in range(0, len(tokens), 256)]
-            text = torch.cat([F.normalize(self.average(*part), dim=1) for part in parts]).numpy()
+            text = torch.cat([F.normalize(self.average.text(*part), dim=1) for part in parts]).numpy()
             likeness = text @ targets.T
             others = np.where(same, -1, likeness).max(axis=1)
             result[f"text_{kind}"] = 100 * float((np.diag(likeness) > others).mean())

@@ -8,9 +8,11 @@ in espeak-ng, so training never renders twice: `corpus` keeps what was rendered.
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,10 +55,16 @@ class Manner:
 class Espeak:
     """The espeak-ng library of the `espeakng_loader` package, in this process.
 
-    The library keeps one global voice: use one instance per process and no threads.
+    The library keeps one global voice: use one instance per process and no threads. Some words crash it in some voices.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notes: Path | None = None) -> None:
+        """notes   folder where a process keeps what it is saying: what another did not survive is not said again"""
+        self._voice, self._note, self._fatal = "", None, frozenset()
+        if notes is not None:
+            notes.mkdir(parents=True, exist_ok=True)
+            self._fatal = frozenset(note.read_text(encoding="utf-8") for note in notes.iterdir())
+            self._note = notes / f"{os.getpid()}-{time.time_ns()}"
         try:
             import espeakng_loader
         except ImportError as error:
@@ -96,6 +104,7 @@ class Espeak:
             (_RANGE, manner.pitch_range),
         ):
             self._lib.espeak_SetParameter(parameter, value, 0)
+        self._voice = f"{name} {manner.words_per_minute} {manner.pitch} {manner.pitch_range}"
         return True
 
     def phonemes(self, text: str) -> str:
@@ -109,8 +118,14 @@ class Espeak:
     def say(self, text: str) -> np.ndarray:
         """Samples of a text in the current voice: float32 [n_samples] in [-1, 1] at SAMPLE_RATE_HZ; may be empty."""
         self._chunks.clear()
-        encoded = text.encode() + b"\0"
+        encoded, said = text.encode() + b"\0", f"{self._voice} {text}"
+        if said in self._fatal:
+            return np.zeros(0, np.float32)
+        if self._note:
+            self._note.write_text(said, encoding="utf-8")
         self._lib.espeak_Synth(encoded, len(encoded), 0, 1, 0, _CHARS_UTF8, None, None)
+        if self._note:
+            self._note.unlink()
         if not self._chunks:
             return np.zeros(0, np.float32)
         samples = np.concatenate(self._chunks).astype(np.float32) / 32768

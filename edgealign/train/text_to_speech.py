@@ -9,10 +9,8 @@ Two recipes share the data, the encoders, the validation and the checkpoints:
 
 from __future__ import annotations
 
-import math
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,14 +27,13 @@ from edgealign.train.config import RECIPES, TrainConfig
 from edgealign.train.corpus import EVALUATION_PACKS, Corpus
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig
 from edgealign.train.last_maps import Finished
-from edgealign.train.loop import Diverged
-from edgealign.train.updates import add_to_log, follow, learning_rate, trim_log
+from edgealign.train.updates import Updates, add_to_log, run_folder, trim_log
 from edgealign.train.validation import Validation
 from edgealign.writing import replace_file
 
 
-def joint_loss(model: AlignedEncoders, batch: Batch, config: TrainConfig) -> tuple[Tensor, dict[str, float]]:
-    """Strong alignment with both spellings + agreement across speakers + phonemes."""
+def joint_losses(model: AlignedEncoders, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
+    """Strong alignment with both spellings, agreement across speakers, phonemes."""
     speech, phone_losses = [], []
     for part in in_parts(batch.mask):
         longest = int(batch.mask[part].sum(dim=2).max())
@@ -59,7 +56,7 @@ def joint_loss(model: AlignedEncoders, batch: Batch, config: TrainConfig) -> tup
         terms["text"] = terms["text"] + config.text_weight * both / 4
     if phone_losses:
         terms["phones"] = config.phone_weight * torch.stack(phone_losses).mean()
-    return sum(terms.values()), {name: float(term.detach()) for name, term in terms.items()}
+    return terms
 
 
 def in_parts(mask: Tensor, n_parts: int = 2) -> list[slice]:
@@ -99,33 +96,26 @@ def source_task(batch: Batch, n_way: int, rng: random.Random) -> meta.Loss:
     return loss
 
 
-class Trainer:
+class Trainer(Updates):
     """A run in a folder: config, checkpoints `last.pt` and `best.pt`, and one line of log.jsonl per validation."""
 
     def __init__(self, corpus: Corpus, config: TrainConfig, folder: Path) -> None:
         if config.recipe not in RECIPES:
             raise InvalidInput(f"recipe is '{config.recipe}': expected one of {', '.join(RECIPES)}")
-        self.corpus, self.folder = corpus, folder
+        self.corpus = corpus
         self.vocabulary = build_vocabulary(corpus)
         n_tokens = max(max(self.vocabulary[t].values()) for t in ("tokens", "languages", "kinds")) + 1
-        self.config = config = replace(config, encoders=replace(config.encoders, n_tokens=n_tokens))
+        config = replace(config, encoders=replace(config.encoders, n_tokens=n_tokens))
         torch.manual_seed(config.seed)
-        self.model = AlignedEncoders(config.encoders)
-        self.average = AlignedEncoders(config.encoders)
-        self.average.load_state_dict(self.model.state_dict())
-        self.batches = Batches(corpus, self.vocabulary, config)
-        self.validation = Validation(corpus, self.batches)
-        joint = config.recipe == "joint"
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.learning_rate if joint else config.outer_learning_rate,
-            weight_decay=config.weight_decay if joint else 0.0,
-        )
-        self.step, self.best, self.trained_s = 0, -1.0, 0.0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"'{folder}' cannot hold a run ({error.strerror}): name another folder") from error
+        model, average = AlignedEncoders(config.encoders), AlignedEncoders(config.encoders)
+        average.load_state_dict(model.state_dict())
+        croma = config.recipe == "croma"
+        super().__init__(run_folder(folder), config, model, average, config.outer_learning_rate if croma else None)
+        if croma:
+            self.optimizer.param_groups[0]["weight_decay"] = 0.0
+        self.drawn = Batches(corpus, self.vocabulary, config)
+        self.validation = Validation(corpus, self.drawn)
+        self.best = -1.0
         if (folder / "last.pt").exists():
             self._resume()
 
@@ -155,9 +145,7 @@ class Trainer:
             known = state["vocabulary"][table]
             rows += [(row, known[key]) for key, row in self.vocabulary[table].items() if key in known]
         of_phone = {phone: row for row, phone in enumerate(state.get("phones", ""), 1)}
-        phones = [(0, 0)] + [
-            (row, of_phone[phone]) for phone, row in self.batches.phone_ids.items() if phone in of_phone
-        ]
+        phones = [(0, 0)] + [(row, of_phone[phone]) for phone, row in self.drawn.phone_ids.items() if phone in of_phone]
         for name, shared in (
             ("text.embedding.weight", rows),
             ("speech.phones.weight", phones),
@@ -169,38 +157,18 @@ class Trainer:
         for model in (self.model, self.average):
             model.load_state_dict(weights)
 
-    def run(self, report: Callable[[str], None], minutes: float | None = None) -> None:
-        """Train to config.steps, or for so many minutes; interrupted at any moment, a later call goes on."""
-        started, before = time.monotonic(), self.trained_s
-        config, terms = self.config, {}
-        first = self.step
-        for batch in self.batches.ahead(self.step, config.steps):
-            rate = self._learning_rate()
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            if config.recipe == "joint":
-                loss, terms = joint_loss(self.model, batch, config)
-                self._expect_finite(terms)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-                self.optimizer.step()
-            else:
-                terms = self._croma_step(batch)
-                self._expect_finite(terms)
-            follow(self.average, self.model, self.step, config.average_decay)
-            self.step += 1
-            self.trained_s = before + time.monotonic() - started
-            if self.step % 25 == 0:
-                pace_s = (time.monotonic() - started) / (self.step - first)
-                left = (config.steps - self.step) * pace_s / 60
-                numbers = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
-                report(f"step {self.step}/{config.steps} {numbers} {pace_s:.2f} s/step, about {left:.0f} min left")
-            out_of_time = minutes is not None and time.monotonic() - started > 60 * minutes
-            if self.step % config.validate_every == 0 or self.step == config.steps or out_of_time:
-                self._validate(report, terms)
-            if out_of_time:
-                return
+    def batches(self) -> Iterator[Batch]:
+        return self.drawn.ahead(self.step, self.config.steps)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        return joint_losses(self.model, batch, self.config)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        if self.config.recipe == "joint":
+            return super().update(batch)
+        terms = self._croma_step(batch)
+        self.expect_finite(terms)
+        return terms
 
     def _croma_step(self, batch: Batch) -> dict[str, float]:
         config = self.config
@@ -214,20 +182,7 @@ class Trainer:
             )
         return norms
 
-    def _expect_finite(self, terms: dict[str, float]) -> None:
-        if not all(map(math.isfinite, terms.values())):
-            numbers = ", ".join(f"{name} {value}" for name, value in terms.items())
-            raise Diverged(
-                f"step {self.step}: the loss is no finite number ({numbers}). Checkpoints in '{self.folder}' are from "
-                f"before; train in another folder with a smaller learning rate"
-            )
-
-    def _learning_rate(self) -> float:
-        config = self.config
-        peak = config.learning_rate if config.recipe == "joint" else config.outer_learning_rate
-        return learning_rate(peak, self.step, config.steps, config.warm_up_steps)
-
-    def _validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
+    def validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
         scores = self.validation.score(self.average)
         report("validation " + " ".join(f"{name} {value:.1f}" for name, value in scores.items()))
         row = {"step": self.step, "trained_s": round(self.trained_s), **terms, **scores}
@@ -241,7 +196,7 @@ class Trainer:
         state = {
             "config": plain(self.config),
             "vocabulary": self.vocabulary,
-            "phones": "".join(self.batches.phone_ids),
+            "phones": "".join(self.drawn.phone_ids),
             "corpus_sha256": self.corpus.sha256, "corpus": self.corpus.made_of,
             "step": self.step, "best": self.best, "trained_s": self.trained_s,
             "model": self.model.state_dict(),

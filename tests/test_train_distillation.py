@@ -1,0 +1,119 @@
+"""A student of finished encoders: what its target is, that it comes nearer to it, that a run goes on exactly."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from edgealign.errors import InvalidInput
+from edgealign.train.distillation import VARIANTS, Distillation, DistillationConfig, varied
+from edgealign.train.encoders import AlignedEncoders
+from edgealign.train.front_end import mel_filters
+from edgealign.train.text_to_speech import Checkpoint
+
+CONFIG = DistillationConfig(
+    steps=60, synthetic_words=12, recorded_words=2, learning_rate=5e-3, warm_up_steps=4, average_decay=0.8,
+    validate_every=30,
+)  # fmt: skip
+
+
+def silent(_line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def teacher(trained_run, spoken_corpus) -> Checkpoint:
+    return Checkpoint.load(trained_run / "best.pt").finish(spoken_corpus.corpus)
+
+
+def untrained(teacher: Checkpoint) -> Checkpoint:
+    torch.manual_seed(3)
+    return replace(teacher, encoders=AlignedEncoders(teacher.encoders.config).eval(), centers=None)
+
+
+def student_in(folder: Path, teacher: Checkpoint, spoken_corpus, **fields: object) -> Distillation:
+    """Of two teachers, which are one; the student was not trained before."""
+    config = replace(CONFIG, **fields)
+    return Distillation(folder, untrained(teacher), [teacher, teacher], spoken_corpus.corpus, config, silent)
+
+
+@pytest.fixture(scope="module")
+def taught(teacher, spoken_corpus, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distillation") / "run"
+    student_in(folder, teacher, spoken_corpus).run(silent)
+    return folder
+
+
+def test_a_warped_clip_is_what_filters_at_other_frequencies_would_have_heard():
+    rng = np.random.default_rng(0)
+    smooth = np.convolve(rng.random(257), np.ones(25) / 25, "same") + 0.1
+    plain, warped = (torch.from_numpy(np.log(mel_filters(warp) @ smooth)).float() for warp in (1.0, 1.04))
+    mask = torch.ones(1, 1, 30)
+    heard, _ = varied(plain[None, :, None].expand(1, -1, 30), mask, (1.04, 1.0))
+    middle = slice(8, 40)
+    assert (heard[0, middle, 0] - warped[middle]).abs().max() < 0.5 * (plain - warped)[middle].abs().max()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_keeps_the_word_and_its_mask_together(variant):
+    mask = (torch.arange(60) < torch.tensor([[60], [40]])).float().unsqueeze(1)
+    log_mels = torch.randn(2, 48, 60, generator=torch.Generator().manual_seed(0)) * mask
+    heard, of = varied(log_mels, mask, variant)
+    assert heard.shape[0::2] == of.shape[0::2]
+    assert of.sum(dim=(1, 2)).tolist() == [round(60 * variant[1]), round(40 * variant[1])]
+
+
+def test_the_clip_as_it_is_is_its_own_first_variant():
+    log_mels, mask = torch.randn(1, 48, 20), torch.ones(1, 1, 20)
+    heard, of = varied(log_mels, mask, VARIANTS[0])
+    assert torch.equal(heard, log_mels) and torch.equal(of, mask)
+
+
+def test_a_student_comes_nearer_to_its_teachers(taught, teacher, spoken_corpus, tmp_path):
+    assert [json.loads(line)["step"] for line in (taught / "log.jsonl").read_text().splitlines()] == [30, 60]
+    fresh, trained = (student_in(folder, teacher, spoken_corpus) for folder in (tmp_path, taught))
+    unseen = [fresh.drawn.draw(step) for step in range(1000, 1004)]
+    with torch.no_grad():
+        before, after = (
+            {term: np.mean([float(one.losses(batch)[term]) for batch in unseen]) for term in ("cosine", "statistics")}
+            for one in (fresh, trained)
+        )
+    assert after["cosine"] < before["cosine"] - 0.05 and after["statistics"] < before["statistics"]
+
+
+def test_a_student_is_a_checkpoint_whose_texts_lie_where_its_speech_does(taught, teacher, spoken_corpus):
+    student = Checkpoint.load(taught / "student.pt")
+    assert student.finished is None and student.left_out == teacher.left_out
+    finished = student.finish(spoken_corpus.corpus)
+    assert finished.finished is not None
+    ids, mask = torch.randint(1, 30, (6, 7), generator=torch.Generator().manual_seed(0)), torch.ones(6, 1, 7)
+    with torch.no_grad():
+        was, now = (F.normalize(c.encoders.embed_text(ids, mask), dim=1) for c in (teacher, student))
+    assert not torch.allclose(was, now)
+
+
+def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(teacher, spoken_corpus, taught, tmp_path):
+    first = student_in(tmp_path, teacher, spoken_corpus)
+    first.run(silent, minutes=0.0)
+    assert first.step == 1
+    student_in(tmp_path, teacher, spoken_corpus).run(silent)
+    whole, cut = (torch.load(path / "last.pt", weights_only=True) for path in (taught, tmp_path))
+    for part in ("model", "average"):
+        assert all(torch.equal(whole[part][name], cut[part][name]) for name in whole[part])
+
+
+def test_a_run_is_not_continued_with_other_teachers_or_another_configuration(teacher, spoken_corpus, taught):
+    with pytest.raises(InvalidInput, match="another configuration \\(learning_rate\\)"):
+        student_in(taught, teacher, spoken_corpus, learning_rate=1e-3)
+    with pytest.raises(InvalidInput, match="another number of teachers"):
+        Distillation(taught, untrained(teacher), [teacher], spoken_corpus.corpus, CONFIG, silent)
+
+
+def test_what_a_student_left_out_is_what_all_of_them_left_out(teacher, spoken_corpus, tmp_path):
+    heard = replace(untrained(teacher), config={**teacher.config, "left_out": ["fsdd"]})
+    student = Distillation(tmp_path, heard, [teacher, teacher], spoken_corpus.corpus, CONFIG, silent)
+    assert student.config.left_out == ("fsdd",)
