@@ -12,7 +12,7 @@ from tiny_run import STEPS, small_files, tiny_config
 from torch import nn
 
 from edgealign.errors import EdgealignError, InvalidInput
-from edgealign.train import text_to_speech
+from edgealign.train import updates
 from edgealign.train.batches import RECORDED_SHARES, Batch, Batches, build_vocabulary
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import STRETCHES, TESTED, Corpus, Label
@@ -402,7 +402,7 @@ def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(
     Trainer(recorded_corpus.corpus, config, tmp_path / "whole").run(silent)
 
     interrupted = Trainer(recorded_corpus.corpus, config, tmp_path / "cut")
-    update = text_to_speech.follow
+    update = updates.follow
 
     def cut(*arguments: object) -> None:
         update(*arguments)
@@ -410,7 +410,7 @@ def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(
             raise PowerCut
 
     with monkeypatch.context() as patch, pytest.raises(PowerCut):
-        patch.setattr(text_to_speech, "follow", cut)
+        patch.setattr(updates, "follow", cut)
         interrupted.run(silent)
     early = weights(tmp_path / "cut", "model")
     resumed = Trainer(recorded_corpus.corpus, config, tmp_path / "cut")
