@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import platform
 import sys
@@ -22,6 +23,7 @@ def describe() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cpu_threads": str(os.cpu_count()),
+        "cpu_cores": str(cpu_cores() or "unknown"),
         "backend": kernels.backend(),
         "instruction_set": kernels.instruction_set() or "none, numpy computes",
     }
@@ -30,6 +32,15 @@ def describe() -> dict[str, str]:
 def cpu_name() -> str:
     """The processor's own name where the system tells it, else its architecture."""
     return _linux_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
+def cpu_cores(cpus: str = "/sys/devices/system/cpu") -> int | None:
+    """Whole cores, of which two threads may share one; None where the system does not tell."""
+    siblings = set()
+    for path in glob.glob(f"{cpus}/cpu[0-9]*/topology/thread_siblings_list"):
+        with open(path, encoding="ascii") as file:
+            siblings.add(file.read().strip())
+    return len(siblings) or None
 
 
 def usable_processors() -> int:

@@ -16,6 +16,7 @@ from toy_bundle import word_clip
 
 from edgealign import Bundle, demo
 from edgealign.bundle import package_bundle
+from edgealign.machine import cpu_cores
 
 RATE_HZ = 16_000
 
@@ -208,3 +209,12 @@ def test_nothing_is_left_behind_for_reports_of_use(tmp_path: Path) -> None:
         [sys.executable, "-c", code, encoder], capture_output=True, text=True, timeout=60, env=environment
     )
     assert done.returncode == 0 and not list(tmp_path.iterdir()), done.stderr
+
+
+@pytest.mark.parametrize(("siblings", "cores"), [(["0-1", "0-1"], 1), (["0", "1"], 2), ([], None)])
+def test_two_threads_of_one_core_are_one_core(tmp_path: Path, siblings: list[str], cores: int | None) -> None:
+    for number, shared in enumerate(siblings):
+        topology = tmp_path / f"cpu{number}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{shared}\n")
+    assert cpu_cores(str(tmp_path)) == cores

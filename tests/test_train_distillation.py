@@ -117,3 +117,9 @@ def test_what_a_student_left_out_is_what_all_of_them_left_out(teacher, spoken_co
     heard = replace(untrained(teacher), config={**teacher.config, "left_out": ["fsdd"]})
     student = Distillation(tmp_path, heard, [teacher, teacher], spoken_corpus.corpus, CONFIG, silent)
     assert student.config.left_out == ("fsdd",)
+
+
+@pytest.mark.parametrize("field", [{"variants": 0}, {"variants": len(VARIANTS) + 1}, {"synthetic_words": 0}])
+def test_a_number_that_cannot_be_is_one_sentence(field):
+    with pytest.raises(InvalidInput, match=f"{next(iter(field))} is {next(iter(field.values()))}: expected a number"):
+        DistillationConfig(**field)

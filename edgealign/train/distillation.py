@@ -59,6 +59,13 @@ class DistillationConfig:
     validate_every: int = 150
     left_out: tuple[str, ...] = ()  # packs that neither the teachers nor the student hear
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.variants <= len(VARIANTS):
+            raise InvalidInput(f"variants is {self.variants}: expected a number from 1 to {len(VARIANTS)}")
+        for name in ("steps", "synthetic_words", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}: expected a number from 1 on")
+
 
 class Distillation(Updates):
     """A run in a folder: last.pt to go on from, student.pt, a checkpoint as `text_to_speech.Checkpoint` reads it, and
