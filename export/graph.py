@@ -16,7 +16,7 @@ from edgealign.export.quantize import session_of
 from edgealign.train.encoders import AlignedEncoders, SpeechEncoder, TextEncoder, centered
 
 OPSET = 17
-PARITY_TOLERANCE = 2e-5  # of unit embeddings, fp32, torch against ONNX Runtime
+PARITY_TOLERANCE = 5e-5  # of unit embeddings, fp32, torch against ONNX Runtime
 SPEECH_SHAPES = ((1, 18), (1, 61), (1, 98), (3, 150), (1, 300))  # batch, frames
 TEXT_SHAPES = ((1, 3), (1, 9), (4, 14), (1, 40))  # batch, tokens
 

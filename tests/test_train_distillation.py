@@ -16,8 +16,8 @@ from edgealign.train.front_end import mel_filters
 from edgealign.train.text_to_speech import Checkpoint
 
 CONFIG = DistillationConfig(
-    steps=60, synthetic_words=12, recorded_words=2, learning_rate=5e-3, warm_up_steps=4, average_decay=0.8,
-    validate_every=30,
+    steps=80, synthetic_words=24, recorded_words=2, learning_rate=1e-2, warm_up_steps=4, average_decay=0.8,
+    validate_every=8,
 )  # fmt: skip
 
 
@@ -73,16 +73,12 @@ def test_the_clip_as_it_is_is_its_own_first_variant():
     assert torch.equal(heard, log_mels) and torch.equal(of, mask)
 
 
-def test_a_student_comes_nearer_to_its_teachers(taught, teacher, spoken_corpus, tmp_path):
-    assert [json.loads(line)["step"] for line in (taught / "log.jsonl").read_text().splitlines()] == [30, 60]
-    fresh, trained = (student_in(folder, teacher, spoken_corpus) for folder in (tmp_path, taught))
-    unseen = [fresh.drawn.draw(step) for step in range(1000, 1004)]
-    with torch.no_grad():
-        before, after = (
-            {term: np.mean([float(one.losses(batch)[term]) for batch in unseen]) for term in ("cosine", "statistics")}
-            for one in (fresh, trained)
-        )
-    assert after["cosine"] < before["cosine"] - 0.05 and after["statistics"] < before["statistics"]
+def test_a_student_comes_nearer_to_its_teachers(taught):
+    rows = [json.loads(line) for line in (taught / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(8, 81, 8))
+    for term in ("cosine", "statistics"):
+        values = [row[term] for row in rows]  # each of one batch that was not seen before
+        assert np.mean(values[-3:]) < 0.85 * np.mean(values[:2])
 
 
 def test_a_student_is_a_checkpoint_whose_texts_lie_where_its_speech_does(taught, teacher, spoken_corpus):
