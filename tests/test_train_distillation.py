@@ -16,8 +16,8 @@ from edgealign.train.front_end import mel_filters
 from edgealign.train.text_to_speech import Checkpoint
 
 CONFIG = DistillationConfig(
-    steps=80, synthetic_words=24, recorded_words=2, learning_rate=1e-2, warm_up_steps=4, average_decay=0.8,
-    validate_every=8,
+    steps=20, synthetic_words=24, recorded_words=2, learning_rate=1e-2, warm_up_steps=4, average_decay=0.8,
+    validate_every=10,
 )  # fmt: skip
 
 
@@ -73,12 +73,17 @@ def test_the_clip_as_it_is_is_its_own_first_variant():
     assert torch.equal(heard, log_mels) and torch.equal(of, mask)
 
 
-def test_a_student_comes_nearer_to_its_teachers(taught):
-    rows = [json.loads(line) for line in (taught / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(8, 81, 8))
+def test_a_student_comes_nearer_to_its_teachers(teacher, spoken_corpus, tmp_path, monkeypatch):
+    """On one batch, over and over: what the hardly trained teacher of these tests makes of others is nearly chance."""
+    student = student_in(tmp_path, teacher, spoken_corpus, steps=80, validate_every=1)
+    batch = student.drawn.draw(0)
+    monkeypatch.setattr(student, "batches", lambda: [batch] * 80)
+    student.run(silent)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 81))
     for term in ("cosine", "statistics"):
-        values = [row[term] for row in rows]  # each of one batch that was not seen before
-        assert np.mean(values[-3:]) < 0.85 * np.mean(values[:2])
+        values = [row[term] for row in rows]
+        assert np.mean(values[-5:]) < 0.5 * np.mean(values[:3])
 
 
 def test_a_student_is_a_checkpoint_whose_texts_lie_where_its_speech_does(taught, teacher, spoken_corpus):
