@@ -307,7 +307,9 @@ def _decision(encoded: Encoded, report: Callable[[str], None]) -> dict[str, floa
     bank = embed(encoded.background()).astype(np.float16).astype(np.float32)
     noises = embed(encoded.noises(100, seed=2))
     pool, weight = encoded.pool(embed, tokens), SOURCE_WEIGHT[encoded.modality]
-    calibration = decision.fit([pool], noises, bank, weight, 0, FALSE_ACCEPTS, FALSE_ACCEPTS)
+    calibration = decision.fit(
+        [pool], noises, bank, weight, false_accepts=FALSE_ACCEPTS, false_accepts_of_texts=FALSE_ACCEPTS
+    )
     for line in decision.report(calibration, [pool], noises, bank, weight):
         report(line)
     return calibration

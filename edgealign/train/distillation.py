@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,7 @@ def varied(log_mels: Tensor, mask: Tensor, variant: tuple[float, float]) -> tupl
     return log_mels, mask
 
 
+@cache
 def _warping(warp: float) -> Tensor:
     """float32 [n_mels, n_mels]: each band becomes what was at `warp` times its frequency, between two bands."""
     filters = mel_filters().astype(np.float64)
