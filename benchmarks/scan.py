@@ -7,8 +7,8 @@ words and other sounds; every recording is searched as `scan` does, with every c
 (1 s every 0.25 s, each encoded and decided alone, neighbors of one label joined), with the same store and thresholds.
 yesno is read as it is: eight words in a row, whose order is known and whose times are not. Speed: recordings from disk,
 decoding included, one thread, by processor time and by the clock, beside openWakeWord's embedding of as many windows.
-First look: how embeddings from one run over a stretch differ from those of candidates alone. benchmarks/endurance.py
-measures memory, and what kills do.
+First look: how embeddings differ from those of candidates alone, of a first look from one run over a stretch, and of
+what shares the first layers. benchmarks/endurance.py measures memory, and what kills do.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -112,7 +113,7 @@ def scanned(case: Case, sieve: bool = True) -> Found:
 
 
 def every_candidate(case: Case) -> Found:
-    """As `scan`, without its first look."""
+    """As `scan`, but nothing is shared."""
     return scanned(case, sieve=False)
 
 
@@ -284,9 +285,9 @@ def speed(name: str, case: Case, way: str, search: Callable[[Case], Found], repe
 
 
 def first_look(all_cases: list[Case], shared: dict) -> list[dict]:
-    """Per group: cosine of embeddings from one run over the stretch to those of the candidates alone, the share of
-    candidates that are encoded, and that of those which would be accepted alone."""
-    by_group: dict[str, list[tuple[float, float, bool]]] = {}
+    """Per group: cosines of first looks and of embeddings that share the first layers to those of the candidates alone,
+    the share of candidates that get more than a look, and that of those which would be accepted alone."""
+    by_group: dict[str, list[Comparison]] = {}
     for case in all_cases:
         scanner = Compared(case.recognizer)
         for _ in scanner.scan(AudioFile(case.path)):
@@ -294,45 +295,59 @@ def first_look(all_cases: list[Case], shared: dict) -> list[dict]:
         by_group.setdefault(case.group, []).extend(scanner.compared)
     made = []
     for group, compared in by_group.items():
-        cosines, probabilities, kept = (np.array(column) for column in zip(*compared, strict=True))
-        accepted = probabilities >= ACCEPT[0]
+        looks, embeddings, probabilities, kept = (np.array(column) for column in zip(*compared, strict=True))
+        accepted = kept[probabilities >= ACCEPT[0]]
         made.append(
             {
                 "what": "scan_first_look", "stage": group, "unit": "mean cosine to the candidate alone",
-                "value": round(float(cosines.mean()), 3), "p5": round(float(np.quantile(cosines, 0.05)), 3),
-                "encoded_percent": round(100 * float(kept.mean()), 1),
-                "encoded_of_accepted_percent": round(100 * float(kept[accepted].mean()), 1) if accepted.any() else None,
-                "n_candidates": len(cosines), **shared,
+                "value": round(float(looks.mean()), 3), "p5": round(float(np.quantile(looks, 0.05)), 3),
+                "embedding": round(float(embeddings.mean()), 3),
+                "embedding_p5": round(float(np.quantile(embeddings, 0.05)), 3),
+                "embedded_percent": round(100 * float(kept.mean()), 1),
+                "embedded_of_accepted_percent": round(100 * float(accepted.mean()), 1) if len(accepted) else None,
+                "n_candidates": len(looks), **shared,
             }
         )  # fmt: skip
     return made
 
 
+class Comparison(NamedTuple):
+    """A candidate: cosines of its first look and of its embedding to what it gets alone, its probability with the
+    latter, and whether the scan embedded it."""
+
+    look: float
+    embedding: float
+    probability: float
+    kept: bool
+
+
 class Compared(Scanner):
-    """A scan that encodes every candidate and remembers what its first look said: (cosine, probability, kept)."""
+    """A scan that also encodes every candidate alone and remembers how that differs."""
 
     def __init__(self, recognizer: Recognizer):
         made = make_scanner(recognizer, ScanOptions())
         super().__init__(made.bundle, made.matcher, made.labels, made._prototypes, made.options)
-        self._looks: list[tuple[FirstLook, list[tuple[float, float]]]] = []
+        self._looks: list[tuple[FirstLook, np.ndarray]] = []
 
     @property
-    def compared(self) -> list[tuple[float, float, bool]]:
+    def compared(self) -> list[Comparison]:
         return [
-            (cosine, probability, span in look.chosen)
+            Comparison(*numbers, kept=span in look.chosen)
             for look, of_spans in self._looks
-            for span, (cosine, probability) in zip(look.spans, of_spans, strict=True)
+            for span, numbers in zip(look.spans, of_spans.tolist(), strict=True)
         ]
 
-    def _first_look(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> FirstLook:
-        look = super()._first_look(log_mels, stretch)
-        start, stop = stretch[0][0], max(end for _, end in stretch)
-        looks = self._sieve.embed(log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch])
+    def _first_look(
+        self, log_mels: np.ndarray, stretch: list[tuple[int, int]], also: list[tuple[int, int]]
+    ) -> FirstLook:
+        look = super()._first_look(log_mels, stretch, also)
         window = Searched(0, log_mels, None, np.zeros(0), 0.0, {}, [], [])
         alone = self._encode([(window, span) for span in stretch])
+        parts = [look.part(span) for span in stretch]
+        looks = self._sieve.look(parts[0][0], [span for _, span in parts])
+        cosines = [(made * alone).sum(axis=1) for made in (looks, self._sieve.embed(parts))]
         probabilities = [self.matcher.classify(embedding)[0].probability for embedding in alone]
-        cosines = (looks * alone).sum(axis=1).tolist()
-        self._looks.append((look, list(zip(cosines, probabilities, strict=True))))
+        self._looks.append((look, np.stack([*cosines, probabilities], axis=1)))
         return look
 
 

@@ -254,11 +254,14 @@ def senses_table(found: list[dict]) -> str:
 
 
 def first_look_table(found: list[dict]) -> str:
-    """How embeddings of a scan's first look differ from those of the candidates alone."""
-    head = ["recordings", "cosine to the candidate alone", "5 % are below", "encoded, %", "of those accepted alone, %"]
+    """How a scan's first looks and embeddings differ from those of the candidates alone."""
+    head = [
+        "recordings", "first look: cosine to the candidate alone (5 % are below)", "embedding that shares layers",
+        "get more than a look, %", "of those accepted alone, %",
+    ]  # fmt: skip
     body = [
-        [row["stage"], f"{row['value']:.2f}", f"{row['p5']:.2f}", f"{row['encoded_percent']:.0f}",
-         str(row["encoded_of_accepted_percent"])]
+        [row["stage"], f"{row['value']:.2f} ({row['p5']:.2f})", f"{row['embedding']:.2f} ({row['embedding_p5']:.2f})",
+         f"{row['embedded_percent']:.0f}", str(row["embedded_of_accepted_percent"])]
         for row in found
         if row["what"] == "scan_first_look"
     ]  # fmt: skip

@@ -7,10 +7,10 @@ that passes does when it is loaded is bounded by `edgealign/first_load.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 
-MAX_DEPTH = 64  # of messages in each other; a subgraph takes three
+from edgealign.protobuf import Reader, Span
+
 MAX_NODES = 200_000  # with every call of a local function counted as the nodes that it stands for
 MAX_RANK = 32
 MAX_ELEMENTS = 2**31  # of a tensor, as its shape declares them
@@ -26,7 +26,6 @@ _BITS = {
 _TEXT = 8
 _LEAST_BYTES = {4: 4, 5: 1, 7: 1, 10: 8, 11: 1}  # field of TensorProto -> bytes that a value in it takes at least
 
-Span = tuple[int, int]
 Operator = tuple[str, str]  # domain and name
 
 
@@ -87,49 +86,12 @@ def _check_calls(main: _Graph, functions: dict[Operator, _Graph]) -> None:
     written_out(main)
 
 
-class _Walk:
-    """The messages of ONNX, a method each; a span is where a message lies in the data."""
+class _Walk(Reader):
+    """The messages of ONNX, a method each."""
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
+        super().__init__(data)
         self.n_nodes = self.n_sparse_elements = 0
-
-    def varint(self, at: int, end: int) -> tuple[int, int]:
-        value = shift = 0
-        while at < end and shift < 70:
-            byte = self.data[at]
-            value |= (byte & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if byte < 0x80:
-                return value & (2**64 - 1), at
-        raise ValueError("it is no ONNX model: a number is cut short")
-
-    def fields(self, span: Span, depth: int) -> Iterator[tuple[int, int | None, Span]]:
-        """Number of each field, and its value where it is a varint; else None and the bytes that hold it."""
-        if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
-        at, end = span
-        while at < end:
-            key, at = self.varint(at, end)
-            wire, value, start = key & 7, None, at
-            if wire == 2:
-                size, start = self.varint(at, end)
-                at = start + size
-            elif wire == 0:
-                value, at = self.varint(at, end)
-            elif wire in (1, 5):
-                at += 8 if wire == 1 else 4
-            else:
-                raise ValueError(f"it is no ONNX model: wire type {wire}")
-            if at > end:
-                raise ValueError("it is no ONNX model: a field reaches past its message")
-            yield key >> 3, value, (start, at)
-
-    def messages(self, span: Span, depth: int) -> Iterator[tuple[int, Span]]:
-        return ((number, part) for number, value, part in self.fields(span, depth) if value is None)
-
-    def text(self, span: Span) -> str:
-        return self.data[span[0] : span[1]].decode("utf-8", "replace")
 
     def model(self, span: Span) -> None:
         main: _Graph | None = None

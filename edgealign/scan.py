@@ -1,15 +1,17 @@
 """Finds the enrolled labels in recordings of any length, in bounded memory.
 
-A recording is searched in windows of 60 s that overlap by 3 s. Where sounds stand out of the noise floor, three kinds
-of candidates are encoded, each alone, so that an embedding is the one that `classify` would give the same stretch:
+A recording is searched in windows of 60 s that overlap by 3 s. Where sounds stand out of the noise floor there are
+three kinds of candidates:
 
     the sound itself, as `classify` would cut it out of a clip
     parts of a longer sound, between the places where its level dips: words that were said in one breath
     windows of 1 s on a regular grid
 
 What hardly stands out of the second around it is dropped, and most windows and parts are after a first look at many at
-once (edgealign.sieve): what is far from every label, and what overlaps with likelier ones. Candidates that overlap
-compete: the most probable one is the detection. Its boundaries are then drawn to the sound.
+once (edgealign.sieve): what is far from every label, and what overlaps with likelier ones. Sounds are encoded alone, so
+that they get the embedding that `classify` would give them. Of windows and parts, the first layers of the encoder are
+shared by all that lie close together; what then falls just short of being accepted is encoded alone, too. Candidates
+that overlap compete: the most probable one is the detection. Its boundaries are then drawn to the sound.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ SMOOTHING_FRAMES = 5  # of the level in which dips are looked for
 MIN_SOUND_S = 0.2  # of a window of the grid must be sound, or most of a shorter sound
 EDGE_DB = 25.0  # below its loudest frame, a detection has not begun or is over
 MAX_SHARED = 0.3  # of the shorter of two detections may overlap
+JUST_SHORT = 0.5  # of the probability that is accepted; from there on a candidate is encoded alone, too
 BATCH = 16
 TOGETHER = 4  # search windows whose candidates are encoded together
 STANDS_OUT_DB = 8.0  # the loudest place of a candidate above the quiet ones around it
@@ -46,7 +49,7 @@ QUIET_QUANTILE = 0.1  # of the levels around
 LEVEL_STEP, LEVEL_FRAMES = 4, 9  # between the places at which levels are compared, and how many are averaged there
 LEAST_PLACES = 4  # of a candidate must stand out, 0.16 s in all: clicks and crackle do not
 FEW = 2  # candidates of a stretch are encoded without a first look
-SHORT_S = 0.24  # parts up to this length too: what surrounds them outweighs them in a first look
+SHORT_S = 0.24  # parts up to this length get none: what surrounds them outweighs them in it
 LONGER = 0.1  # a candidate longer by a second must be so much nearer to be encoded as early: it costs more
 BETWEEN_STRETCHES_S = 0.5
 LENGTH_STEP = 4  # lengths of parts are rounded up to it, so that there are batches of equal length
@@ -97,7 +100,7 @@ class ScanOptions:
     low_hz, high_hz   where sounds are looked for, in the recording; None is the front end's own limit
     audio_speed  the recording is heard this many times as fast; times and frequencies are given as recorded
     top_k        labels to name per detection
-    sieve        most candidates are judged by a first look; False encodes every one, as does merge=False
+    sieve        overlapping candidates share what they can; False encodes every one alone, as does merge=False
     """
 
     overlap_s: float | None = None
@@ -158,7 +161,7 @@ class Searched:
     samples      float32 [n_samples], where the encoder takes samples
     levels       dB of each frame; below quiet_db a detection has not begun or is over
     candidates   span -> whether its ends follow the sound
-    at_once      what is encoded whatever a first look says
+    at_once      what is encoded alone, whatever a first look says
     looks        at each stretch of the others
     """
 
@@ -172,17 +175,19 @@ class Searched:
     looks: list[FirstLook]
 
     @cached_property
-    def _look_at(self) -> dict[tuple[int, int], FirstLook]:
-        return {span: look for look in self.looks for span in look.spans}
+    def look_at(self) -> dict[tuple[int, int], FirstLook]:
+        return {span: look for look in self.looks for span in (*look.spans, *look.also)}
 
     def choose(self, n_rivals: int) -> list[tuple[int, int]]:
-        """What is to be encoded next, see `FirstLook.choose`; at_once comes first."""
+        """What is to be embedded next, see `FirstLook.choose`; what needs no look comes first."""
         chosen = [span for look in self.looks for span in look.choose(n_rivals)]
-        return self.at_once + chosen if n_rivals == ROUNDS[0] else chosen
+        if n_rivals == ROUNDS[0]:
+            return [*self.at_once, *(span for look in self.looks for span in look.also), *chosen]
+        return chosen
 
     def hear(self, span: tuple[int, int], probability: float) -> None:
-        if span in self._look_at:
-            self._look_at[span].hear(span, probability)
+        if span in self.look_at:
+            self.look_at[span].hear(span, probability)
 
     def values(self, first: int, end: int, least: int, front_end: FrontEnd) -> np.ndarray:
         """What the encoder takes of a span, widened to `least` frames."""
@@ -289,14 +294,25 @@ class Scanner:
         found: list[Found] = []
         for n_rivals in ROUNDS:
             spans = [(one, span) for one in searched for span in one.choose(n_rivals)]
-            # All are encoded before any is compared: the weights and then the bank stay in the processor's cache.
-            decisions = self.matcher.classify_many(self._encode(spans), max(2, self.options.top_k))
+            # All are embedded before any is compared: the weights and then the bank stay in the processor's cache.
+            decisions = self._decided(self._embed(spans))
+            short = [i for i, (one, span) in enumerate(spans) if span in one.look_at and self._just_short(decisions[i])]
+            for i, matches in zip(short, self._decided(self._encode([spans[i] for i in short])), strict=True):
+                decisions[i] = matches
             for (one, span), matches in zip(spans, decisions, strict=True):
                 probability = matches[0].probability
                 one.hear(span, probability)
                 if probability >= self._least[matches[0].label]:
                     found.append(one.found(span, matches))
         return found
+
+    def _decided(self, embeddings: np.ndarray) -> list[list[kernels.Match]]:
+        return self.matcher.classify_many(embeddings, max(2, self.options.top_k))
+
+    def _just_short(self, matches: list[kernels.Match]) -> bool:
+        """Whether a candidate would not be accepted, but might be if it were encoded alone."""
+        accept = self._accept[matches[0].label]
+        return JUST_SHORT * accept <= matches[0].probability < accept
 
     def _looked_at(self, start_s: float, lowest_s: float, highest_s: float, samples: np.ndarray) -> Searched | None:
         """The candidates of a search window after a first look; None where there are none."""
@@ -315,9 +331,9 @@ class Scanner:
         looks: list[FirstLook] = []
         if self.options.sieve and self.options.merge:
             sounds = set(map(tuple, spans.tolist()))
-            short = SHORT_S * self._frames_per_s
-            always = {span for span in at_once if candidates[span] and (span in sounds or span[1] - span[0] <= short)}
-            at_once, looks = self._first_looks(log_mels, at_once, always, _stands_out(levels, front_end))
+            longest = SHORT_S * self._frames_per_s
+            short = {span for span in at_once if candidates[span] and span[1] - span[0] <= longest} - sounds
+            at_once, looks = self._first_looks(log_mels, at_once, sounds, short, _stands_out(levels, front_end))
         rank = int(policy.floor_quantile * (len(levels) - 1))
         quiet_db = float(np.partition(levels, rank)[rank]) + policy.above_floor_db
         kept = samples if self.bundle.input.kind == "waveform" else None
@@ -351,19 +367,20 @@ class Scanner:
         self,
         log_mels: np.ndarray,
         spans: list[tuple[int, int]],
-        always: set[tuple[int, int]],
+        sounds: set[tuple[int, int]],
+        short: set[tuple[int, int]],
         stands_out: np.ndarray,
     ) -> tuple[list[tuple[int, int]], list[FirstLook]]:
-        """Of the spans that stand out, those to encode at once, and a first look at each stretch of the others.
+        """Of the spans that stand out, those to encode alone at once, and a first look at each stretch of the others.
 
-        always   those that need no first look, only to stand out somewhere
+        sounds, short   those that need no first look, only to stand out somewhere
         """
         until = np.cumsum(np.concatenate([[0], stands_out]))
         spans = sorted(
             (first, end)
             for first, end in spans
             if until[min(len(stands_out), -(-end // LEVEL_STEP))] - until[first // LEVEL_STEP]
-            >= (1 if (first, end) in always else LEAST_PLACES)
+            >= (1 if (first, end) in sounds or (first, end) in short else LEAST_PLACES)
         )
         gap = round(BETWEEN_STRETCHES_S * self._frames_per_s)
         stretches: list[list[tuple[int, int]]] = []
@@ -376,22 +393,35 @@ class Scanner:
         at_once: list[tuple[int, int]] = []
         looks: list[FirstLook] = []
         for stretch in stretches:
-            at_once += [span for span in stretch if span in always]
-            others = [span for span in stretch if span not in always]
+            at_once += [span for span in stretch if span in sounds]
+            also = [span for span in stretch if span in short]
+            others = [span for span in stretch if span not in sounds and span not in short]
             if len(others) <= FEW or self._sieve is None:
-                at_once += others
+                at_once += also + others
             else:
-                looks.append(self._first_look(log_mels, others))
+                looks.append(self._first_look(log_mels, others, also))
         return at_once, looks
 
-    def _first_look(self, log_mels: np.ndarray, stretch: list[tuple[int, int]]) -> FirstLook:
-        start, stop = stretch[0][0], max(end for _, end in stretch)
-        embeddings = self._sieve.embed(
-            log_mels[:, start:stop], [(first - start, end - start) for first, end in stretch]
-        )
+    def _first_look(
+        self, log_mels: np.ndarray, stretch: list[tuple[int, int]], also: list[tuple[int, int]]
+    ) -> FirstLook:
+        start, stop = min(first for first, _ in stretch + also), max(end for _, end in stretch + also)
+        bands = self._sieve.hear(log_mels[:, start:stop])
+        embeddings = self._sieve.look(bands, [(first - start, end - start) for first, end in stretch])
         distances = kernels.nearest(embeddings, self._prototypes)[0][:, 0]
         lengths_s = np.array([end - first for first, end in stretch], np.float32) / self._frames_per_s
-        return FirstLook(stretch, distances + LONGER * lengths_s)
+        return FirstLook(stretch, distances + LONGER * lengths_s, also, bands, start)
+
+    def _embed(self, spans: Sequence[tuple[Searched, tuple[int, int]]]) -> np.ndarray:
+        """float32 [n, dim]: of what lies in a stretch that was looked at, by what is shared there; else alone."""
+        shared = [(i, one.look_at[span].part(span)) for i, (one, span) in enumerate(spans) if span in one.look_at]
+        alone = [i for i, (one, span) in enumerate(spans) if span not in one.look_at]
+        embeddings = np.empty((len(spans), self.bundle.dim), np.float32)
+        embeddings[alone] = self._encode([spans[i] for i in alone])
+        if shared:
+            rows, parts = zip(*shared, strict=True)
+            embeddings[list(rows)] = self._sieve.embed(parts)
+        return embeddings
 
     def _encode(self, spans: Sequence[tuple[Searched, tuple[int, int]]]) -> np.ndarray:
         """float32 [n, dim]; spans of one length go through the encoder together, whichever window they are from."""

@@ -1,4 +1,4 @@
-"""The first look of a scan: what it says of candidates, and that a scan with it finds what one without it finds."""
+"""What overlapping candidates of a scan share, and that a scan finds with it what one finds without it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from toy_bundle import word_clip
 
 from edgealign import Bundle, Recognizer, kernels
 from edgealign.audio import AudioArray
-from edgealign.scan import Scanner, ScanOptions, Searched, _stands_out
+from edgealign.scan import JUST_SHORT, Scanner, ScanOptions, Searched, _stands_out
 from edgealign.scan_runs import make_scanner
-from edgealign.sieve import BEHIND, FURTHEST, LEAST_COSINE, ROUNDS, FirstLook, Sieve
+from edgealign.sieve import BEHIND, FURTHEST, LEAST_COSINE, ROUNDS, FirstLook, Sieve, _running_max
 from edgealign.words import at_least
 
 RATE_HZ = 16_000
@@ -54,37 +54,62 @@ def test_a_stretch_that_is_one_candidate_gets_the_embedding_that_the_encoder_giv
         frames = log_mels(bundle, word_clip(word, silence_s=0.05))
         frames = frames[:, : frames.shape[1] // 4 * 4]
         alone = bundle.encode(np.ascontiguousarray(frames)[None])[0]
-        assert sieve.embed(frames, [(0, frames.shape[1])])[0] @ alone >= LEAST_COSINE
+        heard, whole = sieve.hear(frames), (0, frames.shape[1])
+        assert sieve.look(heard, [whole])[0] @ alone >= LEAST_COSINE
+        assert sieve.embed([(heard, whole)])[0] @ alone >= LEAST_COSINE
 
 
 def test_many_candidates_get_what_each_gets_by_itself(shipped: Bundle) -> None:
     sieve = Sieve.of(shipped)
-    frames = log_mels(shipped, tape())
+    heard = sieve.hear(log_mels(shipped, tape()))
     rng = np.random.default_rng(1)
     spans = [(int(first), int(first + length)) for first, length in zip(
-        rng.integers(0, frames.shape[1] - 150, 90), rng.integers(18, 150, 90), strict=True
+        rng.integers(0, 4 * heard.shape[3] - 150, 90), rng.integers(18, 150, 90), strict=True
     )]  # fmt: skip
-    together = sieve.embed(frames, spans)
-    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    for i in (0, 17, 89):
-        assert np.allclose(sieve.embed(frames, [spans[i]])[0], together[i], atol=1e-5)
+    for together, single in (
+        (sieve.look(heard, spans), lambda span: sieve.look(heard, [span])),
+        (sieve.embed([(heard, span) for span in spans]), lambda span: sieve.embed([(heard, span)])),
+    ):
+        assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+        for i in (0, 17, 89):
+            assert np.allclose(single(spans[i])[0], together[i], atol=1e-5)
+
+
+def test_what_surrounds_a_candidate_reaches_less_into_its_embedding_than_into_a_look(shipped: Bundle) -> None:
+    sieve, frames = Sieve.of(shipped), log_mels(shipped, tape())
+    heard = sieve.hear(frames)
+    spans = [(first, first + 80) for first in range(900, frames.shape[1] - 80, 40)]  # words without pauses
+    alone = shipped.encode(np.stack([frames[:, first:end] for first, end in spans]))
+    of_looks = (sieve.look(heard, spans) * alone).sum(axis=1)
+    of_embeddings = (sieve.embed([(heard, span) for span in spans]) * alone).sum(axis=1)
+    assert of_embeddings.mean() > 0.9 > of_looks.mean()
+
+
+def test_loudness_is_that_around_a_frame_however_long_the_stretch(shipped: Bundle) -> None:
+    sieve = Sieve.of(shipped)
+    rng = np.random.default_rng(2)
+    quiet, loud = (rng.normal(mean, 1, (48, 1000)).astype(np.float32) for mean in (-12, -2))
+    alone = sieve._leveled(loud[:, -500:])
+    assert np.allclose(sieve._leveled(np.concatenate([quiet, loud], axis=1))[:, -200:], alone[:, -200:], atol=1e-5)
+    peaks = quiet.max(axis=0)
+    assert np.array_equal(_running_max(peaks, 7), [peaks[max(0, i - 7) : i + 8].max() for i in range(1000)])
 
 
 def test_an_encoder_of_another_make_has_none(toy_bundle: Bundle) -> None:
     assert Sieve.of(toy_bundle) is None
 
 
-def test_a_scan_with_it_finds_what_one_without_it_finds_and_encodes_less(
+def test_a_scan_with_it_finds_what_one_without_it_finds_and_encodes_less_alone(
     shipped: Bundle, samples_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recognizer = Recognizer(shipped, tmp_path / "words.store")
     recognizer.enroll([samples_folder])
-    encode, n_encoded, found = shipped.encode, [0, 0], []
+    encode, n_alone, found = shipped.encode, [0, 0], []
     for i, sieve in enumerate((False, True)):
         scanner = make_scanner(recognizer, ScanOptions(accept=0.3, sieve=sieve))
 
         def counted(frames: np.ndarray, i: int = i) -> np.ndarray:
-            n_encoded[i] += len(frames)
+            n_alone[i] += len(frames)
             return encode(frames)
 
         monkeypatch.setattr(shipped, "encode", counted)
@@ -93,7 +118,11 @@ def test_a_scan_with_it_finds_what_one_without_it_finds_and_encodes_less(
     assert len(found[0]) >= 4
     assert len(set(found[0]) & set(found[1])) >= 0.75 * len(found[0])
     assert len(found[1]) <= len(found[0])
-    assert n_encoded[1] < 0.75 * n_encoded[0]
+    assert n_alone[1] < 0.5 * n_alone[0]
+
+
+def look_of(spans: list[tuple[int, int]], distances: np.ndarray) -> FirstLook:
+    return FirstLook(spans, distances, [], np.zeros((1, 1, 1, 100)), 0)
 
 
 def chosen_in_rounds(look: FirstLook, probability: float) -> list[list[tuple[int, int]]]:
@@ -109,15 +138,15 @@ def chosen_in_rounds(look: FirstLook, probability: float) -> list[list[tuple[int
 def test_more_rivals_are_encoded_only_where_the_first_leave_it_open() -> None:
     spans = [(i, 60 + i) for i in range(12)]
     distances = np.linspace(0.4, 0.5, 12, dtype=np.float32)[::-1].copy()
-    open_, known, hopeless = (chosen_in_rounds(FirstLook(spans, distances), p) for p in (0.3, 0.95, 0.001))
+    open_, known, hopeless = (chosen_in_rounds(look_of(spans, distances), p) for p in (0.3, 0.95, 0.001))
     assert open_[0] == known[0] == hopeless[0] == [spans[11], spans[10]]  # the nearest of all
-    assert open_[1] == [spans[9], spans[8]]
+    assert open_[1] == [spans[9]]
     assert known[1] == hopeless[1] == []
 
 
 def test_what_does_not_overlap_is_no_rival() -> None:
     spans = [(100 * i, 100 * i + 60) for i in range(8)]
-    look = FirstLook(spans, np.linspace(0.3, 0.6, 8, dtype=np.float32))
+    look = look_of(spans, np.linspace(0.3, 0.6, 8, dtype=np.float32))
     assert look.choose(1) == spans
     assert look.chosen == set(spans)
     assert look.choose(6) == []
@@ -126,15 +155,56 @@ def test_what_does_not_overlap_is_no_rival() -> None:
 def test_what_is_far_from_every_label_or_behind_a_rival_is_not_encoded() -> None:
     spans = [(0, 60), (5, 60), (10, 60), (300, 360)]
     distances = np.array([0.2, 0.2 + BEHIND / 2, 0.25 + BEHIND, FURTHEST + 0.01], np.float32)
-    assert chosen_in_rounds(FirstLook(spans, distances), 0.5) == [spans[:2], []]
+    assert chosen_in_rounds(look_of(spans, distances), 0.5) == [spans[:2], []]
 
 
 def test_of_candidates_that_lie_as_near_the_shorter_is_encoded_first(
     scanner: Scanner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stretch = [(0, 100), (20, 80), (30, 60)]
-    monkeypatch.setattr(scanner._sieve, "embed", lambda _, spans: np.tile(scanner._prototypes[:1], (len(spans), 1)))
-    assert scanner._first_look(np.zeros((48, 100), np.float32), stretch).choose(3) == stretch[::-1]
+    monkeypatch.setattr(scanner._sieve, "look", lambda _, spans: np.tile(scanner._prototypes[:1], (len(spans), 1)))
+    assert scanner._first_look(np.zeros((48, 100), np.float32), stretch, []).choose(3) == stretch[::-1]
+
+
+def test_short_parts_need_no_look_and_share_the_first_layers(scanner: Scanner, shipped: Bundle) -> None:
+    frames = log_mels(shipped, tape())
+    whole, short, others = (300, 500), (310, 330), [(340, 420), (360, 440), (380, 470)]
+    stands_out = np.ones(frames.shape[1] // 4 + 1, bool)
+    at_once, looks = scanner._first_looks(frames, [whole, short, *others], {whole}, {short}, stands_out)
+    window = Searched(0, frames, None, np.zeros(0), 0.0, {}, at_once, looks)
+    assert at_once == [whole]
+    assert window.choose(2)[:2] == [whole, short]
+    assert short not in window.choose(3)
+    window.hear(short, 0.9)  # says nothing about what overlaps with it
+    embeddings = scanner._embed([(window, whole), (window, short), (window, others[0])])
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    assert np.allclose(embeddings[0], shipped.encode(frames[None, :, 300:500])[0], atol=1e-5)
+    assert np.allclose(
+        embeddings[1:], scanner._sieve.embed([looks[0].part(short), looks[0].part(others[0])]), atol=1e-5
+    )
+
+
+def test_what_falls_just_short_is_encoded_alone(scanner: Scanner, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanner._accept = [0.5] * len(scanner.labels)
+    alone = []
+    encode, embed = scanner._encode, scanner._sieve.embed
+
+    def heard_alone(spans: list[tuple[Searched, tuple[int, int]]]) -> np.ndarray:
+        alone.extend((span, span in one.look_at) for one, span in spans)
+        return encode(spans)
+
+    monkeypatch.setattr(scanner, "_encode", heard_alone)
+    probabilities: list[float] = []
+
+    def remembered(parts: list) -> np.ndarray:
+        embeddings = embed(parts)
+        probabilities.extend(scanner.matcher.classify(row)[0].probability for row in embeddings)
+        return embeddings
+
+    monkeypatch.setattr(scanner._sieve, "embed", remembered)
+    list(scanner.scan(AudioArray(tape(), RATE_HZ)))
+    n_short = sum(0.5 * JUST_SHORT <= p < 0.5 for p in probabilities)
+    assert sum(shared for _, shared in alone) == n_short > 0
 
 
 def test_candidates_of_several_search_windows_get_the_embeddings_that_each_gets_alone(
@@ -156,8 +226,9 @@ def test_a_candidate_in_which_only_a_click_stands_out_is_dropped(scanner: Scanne
     spans, stands_out = [(0, 100), (120, 220), (400, 430)], np.zeros(200, bool)
     stands_out[[10, 11, 12, 35, 36, 37, 38, 104]] = True  # of every fourth frame: a click, a word, a click
     frames = np.zeros((48, 800), np.float32)
-    assert scanner._first_looks(frames, spans, set(), stands_out) == ([(120, 220)], [])
-    assert scanner._first_looks(frames, spans, {(400, 430)}, stands_out) == ([(120, 220), (400, 430)], [])
+    assert scanner._first_looks(frames, spans, set(), set(), stands_out) == ([(120, 220)], [])
+    assert scanner._first_looks(frames, spans, {(400, 430)}, set(), stands_out) == ([(120, 220), (400, 430)], [])
+    assert scanner._first_looks(frames, spans, set(), {(400, 430)}, stands_out) == ([(120, 220), (400, 430)], [])
 
 
 def test_steady_noise_does_not_stand_out_and_a_word_in_it_does(shipped: Bundle) -> None:

@@ -60,6 +60,10 @@ struct Kernels {
     // Dot products of a query to cosine distances where all norms are ordinary; false, and nothing done, where not.
     bool (*cosine_from_dots)(float *dots, float query_norm, const float *norms, size_t n_rows);
     void (*add_scaled)(float *total, const float *row, float scale, size_t dim);
+    // Of [dim] values of each row: the mean with these shares, whose sum is 1, and the root of the mean of what is left,
+    // squared.
+    void (*weighted_stats)(const float *const *rows, const float *shares, size_t n_rows, size_t dim, float *mean,
+                           float *deviation);
 
     // ---- packed prototypes (kernels/panels.hpp) ----
     size_t width;  // prototypes in a panel

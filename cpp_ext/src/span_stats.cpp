@@ -1,22 +1,9 @@
 // Mean and standard deviation over spans of a sequence of frames, each span seen at as many places.
 #include <algorithm>
-#include <cmath>
 
 #include "distances.hpp"
 #include "edgealign.h"
-
-namespace {
-
-// Adds share * row to mean, or share * (row - mean)^2 to deviation, channel by channel.
-void add_mean(float *__restrict mean, const float *__restrict row, float share, size_t count) {
-    for (size_t c = 0; c < count; c++) mean[c] += share * row[c];
-}
-void add_squares(float *__restrict squares, const float *__restrict row, const float *__restrict mean, float share,
-                 size_t count) {
-    for (size_t c = 0; c < count; c++) squares[c] += share * (row[c] - mean[c]) * (row[c] - mean[c]);
-}
-
-}  // namespace
+#include "kernels.hpp"
 
 ea_status ea_span_stats(const float *frames, size_t n_frames, size_t dim, const float *weights, size_t n_groups,
                         const float *profile, size_t n_places, const int32_t *spans, size_t n_spans,
@@ -38,6 +25,7 @@ ea_status ea_span_stats(const float *frames, size_t n_frames, size_t dim, const 
 
     const size_t per_group = dim / n_groups;
     size_t places[EA_MAX_PLACES];
+    const float *rows[EA_MAX_PLACES];
     float shares[EA_MAX_PLACES];
     for (size_t i = 0; i < n_spans; i++) {
         const size_t first = size_t(spans[2 * i]), length = size_t(spans[2 * i + 1]) - first;
@@ -46,27 +34,20 @@ ea_status ea_span_stats(const float *frames, size_t n_frames, size_t dim, const 
         std::fill(means, means + 2 * dim, 0.0f);
         for (size_t g = 0; g < n_groups; g++) {
             // Places of a short span that fall on one frame are one.
-            size_t rows[EA_MAX_PLACES], n_rows = 0;
+            size_t n_rows = 0;
             double total = 0;
             for (size_t p = 0; p < n_places; p++) {
                 const float share = weights[places[p] * n_groups + g] * profile[g * n_places + p];
                 total += share;
-                if (n_rows && rows[n_rows - 1] == places[p]) {
+                if (p && places[p] == places[p - 1]) {
                     shares[n_rows - 1] += share;
                 } else {
-                    rows[n_rows] = places[p], shares[n_rows++] = share;
+                    rows[n_rows] = frames + places[p] * dim + g * per_group, shares[n_rows++] = share;
                 }
             }
             if (!(total > 0)) continue;
-            float *mean = means + g * per_group, *deviation = deviations + g * per_group;
-            const float *of_group = frames + g * per_group;
-            for (size_t r = 0; r < n_rows; r++) {
-                shares[r] = float(shares[r] / total);
-                add_mean(mean, of_group + rows[r] * dim, shares[r], per_group);
-            }
-            for (size_t r = 0; r < n_rows; r++)
-                add_squares(deviation, of_group + rows[r] * dim, mean, shares[r], per_group);
-            for (size_t c = 0; c < per_group; c++) deviation[c] = std::sqrt(deviation[c]);
+            for (size_t r = 0; r < n_rows; r++) shares[r] = float(shares[r] / total);
+            kernels().weighted_stats(rows, shares, n_rows, per_group, means + g * per_group, deviations + g * per_group);
         }
     }
     return EA_OK;

@@ -74,6 +74,18 @@ EA_INLINE V larger(const V &a, const V &b) {
     return a > b ? a : b;
 }
 
+EA_INLINE Vector root(const Vector &x) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+    return (Vector)_mm256_sqrt_ps((__m256)x);
+#else
+    Vector roots;
+    EA_UNROLL for (size_t i = 0; i < WIDTH; i++) roots[i] = __builtin_sqrtf(x[i]);
+    return roots;
+#endif
+}
+
 // Whether any lane of a comparison is true.
 template <class I>
 EA_INLINE bool any(const I &comparison) {

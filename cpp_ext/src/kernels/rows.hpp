@@ -168,6 +168,28 @@ static void add_scaled(float *total, const float *row, float scale, size_t dim) 
     for (size_t i = 0; i < dim; i++) total[i] += scale * row[i];
 }
 
+static void weighted_stats(const float *const *rows, const float *shares, size_t n_rows, size_t dim, float *mean,
+                           float *deviation) {
+    for (size_t c = 0; c < dim; c += N_LANES) {
+        const size_t n = dim - c < N_LANES ? dim - c : N_LANES;
+        Lanes means{}, squares{};
+        for (size_t r = 0; r < n_rows; r++) {
+            const Lanes row = n < N_LANES ? load_some(rows[r] + c, n) : load(rows[r] + c);
+            EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) means.part[p] += shares[r] * row.part[p];
+        }
+        for (size_t r = 0; r < n_rows; r++) {
+            const Lanes row = n < N_LANES ? load_some(rows[r] + c, n) : load(rows[r] + c);
+            EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) {
+                const Vector difference = row.part[p] - means.part[p];
+                squares.part[p] += shares[r] * difference * difference;
+            }
+        }
+        EA_UNROLL for (size_t p = 0; p < N_PARTS; p++) squares.part[p] = root(squares.part[p]);
+        std::memcpy(mean + c, &means, n * sizeof(float));
+        std::memcpy(deviation + c, &squares, n * sizeof(float));
+    }
+}
+
 // Sums in float64: a row may have a million values.
 static void log_softmax(float *values, size_t count, float factor) {
     float smallest = values[0];

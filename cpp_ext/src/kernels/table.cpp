@@ -11,7 +11,7 @@ namespace ea::EA_SET {
 extern const Kernels table;
 const Kernels table = {
     EA_NAME(EA_SET),
-    dots, sq_differences, squares, dots_and_squares, all_within, cosine_from_dots, add_scaled,
+    dots, sq_differences, squares, dots_and_squares, all_within, cosine_from_dots, add_scaled, weighted_stats,
     WIDTH, packed_distances, panel_sq_differences, round_to_int8,
     log_softmax, any_below,
     log_mel_frames, resample,

@@ -1,0 +1,68 @@
+"""Part of an ONNX model: what lies between some of its tensors, without the onnx package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from edgealign.protobuf import Reader, Span, field
+
+FLOAT, UINT8 = 1, 2  # TensorProto.DataType
+_GRAPH = 7  # fields of ModelProto, then of GraphProto
+_NODE, _INPUT, _OUTPUT, _VALUE_INFO = 1, 11, 12, 13
+
+
+def names_of(model: bytes) -> set[str]:
+    """The tensors that nodes of the model give, and its initializers."""
+    reader, graph = _graph(model)
+    found: set[str] = set()
+    for number, part in reader.messages(graph, 1):
+        if number == _NODE:
+            found |= _ends(reader, part)[1]
+        elif number == 5:
+            found |= {reader.text(name) for inner, name in reader.messages(part, 2) if inner == 8}
+    return found
+
+
+def part_of(model: bytes, inputs: Mapping[str, tuple[int, int]], outputs: Iterable[str]) -> bytes:
+    """A model that gives the tensors `outputs`, of which the original made the last from the first.
+
+    inputs   name -> element type and rank, of tensors to be given; every input of the original that is needed is
+             among them
+    outputs  names of tensors that nodes give, or of initializers
+    """
+    reader, graph = _graph(model)
+    parts = list(reader.messages(graph, 1))
+    nodes = [(part, *_ends(reader, part)) for number, part in parts if number == _NODE]
+    wanted, kept = set(outputs), set()
+    for part, given, made in reversed(nodes):  # ONNX has nodes in an order in which each follows what it takes
+        if made & wanted - inputs.keys():
+            kept.add(part)
+            wanted |= given
+    dropped = (_INPUT, _OUTPUT, _VALUE_INFO)
+    left = [(n, part) for n, part in parts if n not in dropped and (n != _NODE or part in kept)]
+    of_graph = b"".join(field(number, reader.bytes(part)) for number, part in left)
+    of_graph += b"".join(field(_INPUT, _tensor(name, *shape)) for name, shape in inputs.items())
+    of_graph += b"".join(field(_OUTPUT, field(1, name.encode())) for name in outputs)
+    begin, end = graph
+    head = len(field(_GRAPH, reader.bytes(graph))) - (end - begin)
+    return model[: begin - head] + field(_GRAPH, of_graph) + model[end:]
+
+
+def _graph(model: bytes) -> tuple[Reader, Span]:
+    reader = Reader(model)
+    return reader, next(part for number, part in reader.messages((0, len(model)), 0) if number == _GRAPH)
+
+
+def _ends(reader: Reader, node: Span) -> tuple[set[str], set[str]]:
+    """Names of what a node takes and gives. Its subgraphs, if it has any, are not looked into."""
+    ends: dict[int, set[str]] = {1: set(), 2: set()}
+    for number, part in reader.messages(node, 2):
+        if number in ends:
+            ends[number].add(reader.text(part))
+    return ends[1], ends[2]
+
+
+def _tensor(name: str, element_type: int, rank: int) -> bytes:
+    """A ValueInfoProto of a tensor whose sizes are not known."""
+    shape = field(1, b"") * rank
+    return field(1, name.encode()) + field(2, field(1, field(1, element_type) + field(2, shape)))
