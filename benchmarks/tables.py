@@ -197,12 +197,14 @@ def kernels_table(found: Sequence[dict]) -> str:
 def episodic_table(found: Sequence[dict]) -> str:
     body = [
         [
-            row["what"], row["stage"], str(row["threads"]), f"{row['min_ms']:.2f}",
+            row["what"], row["stage"], str(row["threads"]), f"{row['median_ms']:.2f}", f"{row['min_ms']:.2f}",
             f"{row.get('forward_min_ms', 0):.2f}", f"{row.get('backward_min_ms', 0):.2f}", ratio(row),
+            f"{row['cold_median_ms']:.2f}",
         ]
         for row in found
     ]  # fmt: skip
-    return table(["what", "method", "threads", "least ms", "forward", "backward", "takes"], body)
+    head = ["what", "method", "threads", "median ms in a row", "least", "forward", "backward", "takes", "median ms, cold"]
+    return table(head, body)
 
 
 def quantize_table(found: Sequence[dict]) -> str:
