@@ -203,7 +203,17 @@ def episodic_table(found: Sequence[dict]) -> str:
         ]
         for row in found
     ]  # fmt: skip
-    head = ["what", "method", "threads", "median ms in a row", "least", "forward", "backward", "takes", "median ms, cold"]
+    head = [
+        "what",
+        "method",
+        "threads",
+        "median ms in a row",
+        "least",
+        "forward",
+        "backward",
+        "takes",
+        "median ms, cold",
+    ]
     return table(head, body)
 
 

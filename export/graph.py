@@ -78,7 +78,7 @@ def to_onnx(module: nn.Module, examples: list[Tensor], name: str, dynamic: dict[
             module, (examples[2],), file, dynamo=False, opset_version=OPSET,
             input_names=[name], output_names=["embedding"], dynamic_axes={name: dynamic, "embedding": {0: "batch"}},
         )  # fmt: skip
-    model = onnx.load_from_string(file.getvalue())
+    model = with_constant_shapes(onnx.load_from_string(file.getvalue()))
     onnx.checker.check_model(model)
     data = model.SerializeToString()
     session = session_of(data)
@@ -92,6 +92,34 @@ def to_onnx(module: nn.Module, examples: list[Tensor], name: str, dynamic: dict[
                 f"allowed is {PARITY_TOLERANCE:.0e}"
             )
     return data
+
+
+def with_constant_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Dimension 1 of a tensor of rank 3 that is split into two of known sizes is split without asking for its shape.
+
+    The exporter asks, by ten small nodes for each `unflatten`; ONNX has 0 for a size that stays, and -1 for the rest.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        shape = makers.get(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is None or shape.op_type != "Concat" or len(shape.input) != 3:
+            continue
+        before, sizes, after = (makers[name] for name in shape.input)
+        if (before.op_type, sizes.op_type, after.op_type) == ("Slice", "Constant", "Slice"):
+            split = onnx.numpy_helper.to_array(sizes.attribute[0].t)
+            if -1 in split:
+                continue
+            constant = onnx.numpy_helper.from_array(np.array([0, *split, -1], np.int64), f"{node.name}.shape")
+            model.graph.initializer.append(constant)
+            node.input[1] = constant.name
+    wanted, kept = {output.name for output in model.graph.output}, []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.insert(0, copy.deepcopy(node))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model
 
 
 def with_half_weights(data: bytes) -> bytes:

@@ -56,7 +56,8 @@ def quantize(data: bytes, name: str, samples: list[np.ndarray], held_out: list[n
         paths = [Path(folder, f"{stage}.onnx") for stage in ("fp32", "prepared", "int8")]
         paths[0].write_bytes(data)
         quant_pre_process(paths[0], paths[1], skip_symbolic_shape=True)
-        excluded = [n.name for n in onnx.load(paths[1]).graph.node if _is_statistics(n)]
+        graph = onnx.load(paths[1]).graph
+        excluded = [n.name for n in graph.node if _is_statistics(n)] + _first_convolution(graph)
         quantize_static(
             paths[1], paths[2], Samples(name, samples), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
@@ -102,6 +103,16 @@ def snr_db(reference: np.ndarray, embeddings: np.ndarray) -> float:
 def _is_statistics(node: onnx.NodeProto) -> bool:
     """Additions of attention, shapes and normalization: everything outside the convolutional body."""
     return node.op_type in ("Add", "Gather") and "/body" not in node.name and "embedding" not in node.name
+
+
+def _first_convolution(graph: onnx.GraphProto) -> list[str]:
+    """A convolution of one channel, with what follows it, stays in fp32: single bytes are gathered for longer than the
+    products take, and its weights are few."""
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    first = next((n for n in graph.node if n.op_type == "Conv"), None)
+    if first is None or sizes.get(first.input[1], (0, 0))[1] != 1:
+        return []
+    return [first.name, *(n.name for n in graph.node if n.op_type == "Relu" and n.input[0] in first.output)]
 
 
 def session_of(data: bytes) -> onnxruntime.InferenceSession:

@@ -27,7 +27,7 @@ class EncoderConfig:
     speech_channels: int = 192
     speech_dilations: tuple[int, ...] = (1, 2, 4, 1)
     text_channels: int = 128
-    text_dilations: tuple[int, ...] = (1, 2, 1, 2)
+    text_dilations: tuple[int, ...] = (1, 2, 1, 2, 1, 2)
     heads: int = 8
     head_channels: int = 32
     n_tokens: int = 1000
@@ -87,7 +87,8 @@ class PositionalPooling(nn.Module):
         if mask is not None:
             logits = logits.masked_fill(ones == 0, -1e4)
         weights = torch.softmax(logits, dim=2).unsqueeze(3)  # [batch, heads, n, 1]
-        values = self.values(x).squeeze(2).unflatten(1, (self.heads, -1))  # [batch, heads, head_channels, n]
+        per_head = (self.heads, self.values.out_channels // self.heads)
+        values = self.values(x).squeeze(2).unflatten(1, per_head)  # [batch, heads, head_channels, n]
         mean = values @ weights
         deviation = torch.sqrt(torch.clamp((values * values) @ weights - mean * mean, min=1e-4))
         return torch.cat([mean.flatten(1), deviation.flatten(1)], dim=1)
