@@ -42,7 +42,7 @@ EDGE_DB = 25.0  # below its loudest frame, a detection has not begun or is over
 MAX_SHARED = 0.3  # of the shorter of two detections may overlap
 JUST_SHORT = 0.5  # of the probability that is accepted; from there on a candidate is encoded alone, too
 BATCH = 16
-TOGETHER = 4  # search windows whose candidates are encoded together
+TOGETHER = 8  # search windows whose candidates are encoded together
 STANDS_OUT_DB = 8.0  # the loudest place of a candidate above the quiet ones around it
 AROUND_S = 1.0
 QUIET_QUANTILE = 0.1  # of the levels around
@@ -376,20 +376,21 @@ class Scanner:
         sounds, short   those that need no first look, only to stand out somewhere
         """
         until = np.cumsum(np.concatenate([[0], stands_out]))
+        first, end = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+        n_places = until[np.minimum(len(stands_out), -(-end // LEVEL_STEP))] - until[first // LEVEL_STEP]
         spans = sorted(
-            (first, end)
-            for first, end in spans
-            if until[min(len(stands_out), -(-end // LEVEL_STEP))] - until[first // LEVEL_STEP]
-            >= (1 if (first, end) in sounds or (first, end) in short else LEAST_PLACES)
+            span
+            for span, n in zip(spans, n_places.tolist(), strict=True)
+            if n >= (1 if span in sounds or span in short else LEAST_PLACES)
         )
         gap = round(BETWEEN_STRETCHES_S * self._frames_per_s)
         stretches: list[list[tuple[int, int]]] = []
         reached = -math.inf
-        for first, end in spans:
-            if first > reached + gap:
+        for span in spans:
+            if span[0] > reached + gap:
                 stretches.append([])
-            stretches[-1].append((first, end))
-            reached = max(reached, end)
+            stretches[-1].append(span)
+            reached = max(reached, span[1])
         at_once: list[tuple[int, int]] = []
         looks: list[FirstLook] = []
         for stretch in stretches:

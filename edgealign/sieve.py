@@ -37,13 +37,13 @@ POSITION = "/encoder/pooling/Mul_1_output_0"
 WEIGHT, OFFSET, CENTER = "encoder.pooling.out.weight", "encoder.pooling.out.bias", "center"
 ROUNDED, QUANTIZED = "_DequantizeLinear_Output", "_QuantizeLinear_Output"
 STEP = 4  # frames of log-mel per column of what the first layers give
-BATCH = 16
+BATCH = 32
 N_POSITIONS = 16  # at which a candidate's frames are looked at
 MIN_DEVIATION = 0.01  # of PositionalPooling
 AUDIBLE = 14.0  # nepers below the loudest, of `level` in edgealign/train/encoders.py
 AROUND_S = 1.4  # on each side, by whose loudness a frame is leveled
 LEAST_COSINE = 0.98  # to the encoder's embedding, of a stretch that is one candidate
-FURTHEST = 0.8  # cosine distance of a first look to the nearest label, beyond which nothing is embedded
+FURTHEST = 0.75  # cosine distance of a first look to the nearest label, beyond which nothing is embedded
 BEHIND = 0.15  # further than a rival that is embedded, nothing is embedded either
 ROUNDS = (2, 3)  # so many rivals are embedded before it is seen what they are, and so many in all
 OPEN, SETTLED = 0.05, 0.7  # probability of the likeliest rival, between which it is open what is there
@@ -173,7 +173,9 @@ class FirstLook:
         # What overlaps with a candidate lies among the rows [reach[i][0], reach[i][1]).
         starts = np.searchsorted(self._first, self._first - self._length.max())
         self._reach = list(zip(starts.tolist(), np.searchsorted(self._first, self._end).tolist(), strict=True))
-        self._order = [i for i in np.argsort(distances, kind="stable").tolist() if distances[i] <= FURTHEST]
+        order = np.argsort(distances, kind="stable")
+        self._order = order[distances[order] <= FURTHEST]  # of what may still be chosen
+        self._left = np.ones(len(spans), dtype=bool)
         self._rivals_of: dict[tuple[int, int], np.ndarray] = {}  # what was chosen -> rows of what overlaps with it
         self._n_rivals = np.zeros(len(spans), dtype=np.int64)  # that were chosen
         self._least = np.full(len(spans), np.inf)  # distance of these
@@ -188,16 +190,19 @@ class FirstLook:
         """What is to be embedded next, with at most n_rivals of any that overlap, earlier choices included."""
         # What has no rival yet is open; in this call, rivals are chosen before any of them is heard.
         is_open = (self._n_rivals == 0) | ((self._probability >= OPEN) & (self._probability < SETTLED))
-        chosen, left = [], []
-        for i in self._order:
-            worth = is_open[i] and self._n_rivals[i] < n_rivals and self._distances[i] <= self._least[i] + BEHIND
-            (chosen if worth else left).append(i)
-            if worth:
+        # With each choice of this call rivals become more and nearer: what is not worth it now will not be.
+        worth = is_open & (self._n_rivals < n_rivals) & (self._distances <= self._least + BEHIND)
+        chosen = []
+        for i in self._order[worth[self._order]].tolist():
+            distance = self._distances[i]
+            if self._n_rivals[i] < n_rivals and distance <= self._least[i] + BEHIND:
+                chosen.append(self.spans[i])
                 rivals = self._rivals_of[self.spans[i]] = self._rivals(i)
                 self._n_rivals[rivals] += 1
-                self._least[rivals] = np.minimum(self._least[rivals], self._distances[i])
-        self._order = left
-        return [self.spans[i] for i in chosen]
+                self._least[rivals] = np.minimum(self._least[rivals], distance)
+                self._left[i] = False
+        self._order = self._order[self._left[self._order]]
+        return chosen
 
     def hear(self, span: tuple[int, int], probability: float) -> None:
         """How probable the likeliest label of a candidate that was chosen has turned out to be."""
