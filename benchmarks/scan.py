@@ -344,7 +344,7 @@ class Compared(Scanner):
         window = Searched(0, log_mels, None, np.zeros(0), 0.0, {}, [], [])
         alone = self._encode([(window, span) for span in stretch])
         parts = [look.part(span) for span in stretch]
-        looks = self._sieve.look(parts[0][0], [span for _, span in parts])
+        looks = self._sieve.look(parts[0][0], np.array([span for _, span in parts]))
         cosines = [(made * alone).sum(axis=1) for made in (looks, self._sieve.embed(parts))]
         probabilities = [self.matcher.classify(embedding)[0].probability for embedding in alone]
         self._looks.append((look, np.stack([*cosines, probabilities], axis=1)))

@@ -407,10 +407,10 @@ class Scanner:
         self, log_mels: np.ndarray, stretch: list[tuple[int, int]], also: list[tuple[int, int]]
     ) -> FirstLook:
         start, stop = min(first for first, _ in stretch + also), max(end for _, end in stretch + also)
+        spans = np.array(stretch, dtype=np.int64)
         bands = self._sieve.hear(log_mels[:, start:stop])
-        embeddings = self._sieve.look(bands, [(first - start, end - start) for first, end in stretch])
-        distances = kernels.nearest(embeddings, self._prototypes)[0][:, 0]
-        lengths_s = np.array([end - first for first, end in stretch], np.float32) / self._frames_per_s
+        distances = kernels.nearest(self._sieve.look(bands, spans - start), self._prototypes)[0][:, 0]
+        lengths_s = (spans[:, 1] - spans[:, 0]).astype(np.float32) / self._frames_per_s
         return FirstLook(stretch, distances + LONGER * lengths_s, also, bands, start)
 
     def _embed(self, spans: Sequence[tuple[Searched, tuple[int, int]]]) -> np.ndarray:

@@ -86,7 +86,7 @@ class Sieve:
             return None
         sieve = cls(model, front_end.n_mels, front_end.sample_rate_hz / front_end.hop_samples)
         heard, whole = sieve.hear(stretch), (0, stretch.shape[1])
-        both = np.concatenate([sieve.look(heard, [whole]), sieve.embed([(heard, whole)])])
+        both = np.concatenate([sieve.look(heard, np.array([whole])), sieve.embed([(heard, whole)])])
         return sieve if (both @ alone[0]).min() >= LEAST_COSINE else None
 
     def hear(self, log_mels: np.ndarray) -> np.ndarray:
@@ -96,13 +96,13 @@ class Sieve:
         """
         return self._first_layers({LEVELED: self._leveled(log_mels)[None]})[0]
 
-    def look(self, heard: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    def look(self, heard: np.ndarray, spans: np.ndarray) -> np.ndarray:
         """A first look at parts of a stretch: float32 [n_spans, dim], unit rows.
 
         heard   what `hear` gave
-        spans   (first frame, one past the last) of each part
+        spans   int64 [n_spans, 2]: first frame and one past the last of each part
         """
-        return self._pooled(heard, _places(np.array(spans), heard.shape[3]))
+        return self._pooled(heard, _places(spans, heard.shape[3]))
 
     def embed(self, parts: Sequence[tuple[np.ndarray, tuple[int, int]]]) -> np.ndarray:
         """Embeddings float32 [n, dim], unit rows, of parts of stretches: what `hear` gave, and a span of it."""

@@ -55,7 +55,7 @@ def test_a_stretch_that_is_one_candidate_gets_the_embedding_that_the_encoder_giv
         frames = frames[:, : frames.shape[1] // 4 * 4]
         alone = bundle.encode(np.ascontiguousarray(frames)[None])[0]
         heard, whole = sieve.hear(frames), (0, frames.shape[1])
-        assert sieve.look(heard, [whole])[0] @ alone >= LEAST_COSINE
+        assert sieve.look(heard, np.array([whole]))[0] @ alone >= LEAST_COSINE
         assert sieve.embed([(heard, whole)])[0] @ alone >= LEAST_COSINE
 
 
@@ -67,7 +67,7 @@ def test_many_candidates_get_what_each_gets_by_itself(shipped: Bundle) -> None:
         rng.integers(0, 4 * heard.shape[3] - 150, 90), rng.integers(18, 150, 90), strict=True
     )]  # fmt: skip
     for together, single in (
-        (sieve.look(heard, spans), lambda span: sieve.look(heard, [span])),
+        (sieve.look(heard, np.array(spans)), lambda span: sieve.look(heard, np.array([span]))),
         (sieve.embed([(heard, span) for span in spans]), lambda span: sieve.embed([(heard, span)])),
     ):
         assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
@@ -80,7 +80,7 @@ def test_what_surrounds_a_candidate_reaches_less_into_its_embedding_than_into_a_
     heard = sieve.hear(frames)
     spans = [(first, first + 80) for first in range(900, frames.shape[1] - 80, 40)]  # words without pauses
     alone = shipped.encode(np.stack([frames[:, first:end] for first, end in spans]))
-    of_looks = (sieve.look(heard, spans) * alone).sum(axis=1)
+    of_looks = (sieve.look(heard, np.array(spans)) * alone).sum(axis=1)
     of_embeddings = (sieve.embed([(heard, span) for span in spans]) * alone).sum(axis=1)
     assert of_embeddings.mean() > 0.9 > of_looks.mean()
 
