@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgealign.protobuf import Reader, Span, field
 
@@ -23,12 +23,18 @@ def names_of(model: bytes) -> set[str]:
     return found
 
 
-def part_of(model: bytes, inputs: Mapping[str, tuple[int, int]], outputs: Iterable[str]) -> bytes:
+def part_of(
+    model: bytes,
+    inputs: Mapping[str, tuple[int, int]],
+    outputs: Iterable[str],
+    order: Sequence[int] | None = None,
+) -> bytes:
     """A model that gives the tensors `outputs`, of which the original made the last from the first.
 
     inputs   name -> element type and rank, of tensors to be given; every input of the original that is needed is
              among them
     outputs  names of tensors that nodes give, or of initializers
+    order    of their dimensions, if not the original's: a runtime that keeps them in this order need not turn them
     """
     reader, graph = _graph(model)
     parts = list(reader.messages(graph, 1))
@@ -41,6 +47,10 @@ def part_of(model: bytes, inputs: Mapping[str, tuple[int, int]], outputs: Iterab
     dropped = (_INPUT, _OUTPUT, _VALUE_INFO)
     left = [(n, part) for n, part in parts if n not in dropped and (n != _NODE or part in kept)]
     of_graph = b"".join(field(number, reader.bytes(part)) for number, part in left)
+    if order is not None:
+        turned = {name: f"{name}/turned" for name in outputs}
+        of_graph += b"".join(field(_NODE, _transpose(name, to, order)) for name, to in turned.items())
+        outputs = turned.values()
     of_graph += b"".join(field(_INPUT, _tensor(name, *shape)) for name, shape in inputs.items())
     of_graph += b"".join(field(_OUTPUT, field(1, name.encode())) for name in outputs)
     begin, end = graph
@@ -60,6 +70,13 @@ def _ends(reader: Reader, node: Span) -> tuple[set[str], set[str]]:
         if number in ends:
             ends[number].add(reader.text(part))
     return ends[1], ends[2]
+
+
+def _transpose(name: str, to: str, order: Sequence[int]) -> bytes:
+    """A NodeProto."""
+    ints = b"".join(field(8, i) for i in order) + field(20, 7)  # ints, and their AttributeProto.AttributeType
+    attribute = field(1, b"perm") + ints
+    return field(1, name.encode()) + field(2, to.encode()) + field(4, b"Transpose") + field(5, attribute)
 
 
 def _tensor(name: str, element_type: int, rank: int) -> bytes:

@@ -59,8 +59,8 @@ class Reader:
 def field(number: int, value: bytes | int) -> bytes:
     """A field of a message: bytes that it holds, or a number that is not negative."""
     if isinstance(value, int):
-        return bytes([number << 3]) + _varint(value)
-    return bytes([number << 3 | 2]) + _varint(len(value)) + value
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
 
 
 def _varint(value: int) -> bytes:

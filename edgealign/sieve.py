@@ -36,6 +36,7 @@ VALUES, CONTENT = "/encoder/pooling/values/Conv_output_0", "/encoder/pooling/con
 POSITION = "/encoder/pooling/Mul_1_output_0"
 WEIGHT, OFFSET, CENTER = "encoder.pooling.out.weight", "encoder.pooling.out.bias", "center"
 ROUNDED, QUANTIZED = "_DequantizeLinear_Output", "_QuantizeLinear_Output"
+CHANNELS_LAST = (0, 2, 3, 1)
 STEP = 4  # frames of log-mel per column of what the first layers give
 BATCH = 32
 N_POSITIONS = 16  # at which a candidate's frames are looked at
@@ -43,7 +44,7 @@ MIN_DEVIATION = 0.01  # of PositionalPooling
 AUDIBLE = 14.0  # nepers below the loudest, of `level` in edgealign/train/encoders.py
 AROUND_S = 1.4  # on each side, by whose loudness a frame is leveled
 LEAST_COSINE = 0.98  # to the encoder's embedding, of a stretch that is one candidate
-FURTHEST = 0.75  # cosine distance of a first look to the nearest label, beyond which nothing is embedded
+FURTHEST = 0.8  # cosine distance of a first look to the nearest label, beyond which nothing is embedded
 BEHIND = 0.15  # further than a rival that is embedded, nothing is embedded either
 ROUNDS = (2, 3)  # so many rivals are embedded before it is seen what they are, and so many in all
 OPEN, SETTLED = 0.05, 0.7  # probability of the likeliest rival, between which it is open what is there
@@ -68,7 +69,8 @@ class Sieve:
         self._weight = kernels.pack(weight)
         self._profile = np.exp(-position.reshape(-1, N_POSITIONS))
         self._first_layers = _Part(model, {LEVELED: (FLOAT, 3)}, [bands])
-        self._body = _Part(model, {bands: (UINT8 if is_quantized else FLOAT, 4)}, [as_given(VALUES), as_given(CONTENT)])
+        given = {bands: (UINT8 if is_quantized else FLOAT, 4)}
+        self._body = _Part(model, given, [as_given(VALUES), as_given(CONTENT)], CHANNELS_LAST)
         self._bands = bands
         self._around = round(AROUND_S * frames_per_s)
 
@@ -124,9 +126,7 @@ class Sieve:
 
         spans   int64 [n_spans, 2]: first row and one past the last, of the batch with one item behind the other
         """
-        values, content = (
-            x.squeeze(2).transpose(0, 2, 1).reshape(-1, x.shape[1]) for x in self._body({self._bands: bands})
-        )
+        values, content = (x.reshape(-1, x.shape[-1]) for x in self._body({self._bands: bands}))
         stats = kernels.span_stats(values, np.exp(content - content.max(axis=0)), self._profile, spans)
         deviations = stats[:, values.shape[1] :]
         np.maximum(deviations, MIN_DEVIATION, out=deviations)
@@ -223,13 +223,16 @@ class FirstLook:
 class _Part:
     """A part of a model that can be run."""
 
-    def __init__(self, model: bytes, inputs: Mapping[str, tuple[int, int]], outputs: Sequence[str]):
+    def __init__(
+        self, model: bytes, inputs: Mapping[str, tuple[int, int]], outputs: Sequence[str],
+        order: Sequence[int] | None = None,
+    ):  # fmt: skip
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        part = part_of(model, inputs, outputs)
+        part = part_of(model, inputs, outputs, order)
         self._session = onnxruntime.InferenceSession(part, options, ["CPUExecutionProvider"])
 
     def __call__(self, given: Mapping[str, np.ndarray]) -> list[Any]:

@@ -54,6 +54,13 @@ def test_several_outputs_and_weights_are_given_as_asked(model: bytes) -> None:
     assert np.array_equal(doubled, 2 * x)
 
 
+def test_dimensions_come_in_the_order_that_is_asked_for(model: bytes) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+    doubled, y = run(part_of(model, {"x": (FLOAT, 2)}, ["doubled", "y"], order=(1, 0)), x=x)
+    assert np.array_equal(doubled, 2 * x.T)
+    assert y.shape == (2, 3)
+
+
 def test_a_part_is_a_model_without_what_it_does_not_need(model: bytes) -> None:
     part = onnx.load_from_string(part_of(model, {"shifted": (FLOAT, 2), "x": (FLOAT, 2)}, ["y"]))
     assert [node.op_type for node in part.graph.node] == ["Add"]
