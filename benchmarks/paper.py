@@ -195,18 +195,19 @@ ANSWERS = ("task", "what", "method", "minus", "protocol", "head", "k", "noise", 
 def pooled(answered: Sequence[Answered]) -> dict[str, dict[Question, np.ndarray]]:
     """Accuracies of each method and question: the mean over the seeds of a fold, episode by episode, the folds one
     after the other. Methods that answered with the same seeds are paired."""
-    found: dict[str, dict[Question, np.ndarray]] = {}
-    for method in dict.fromkeys(one.method for one in answered):
-        runs = [one for one in answered if one.method == method]
-        by_question: dict[Question, dict[int, list[np.ndarray]]] = {}
-        for one in runs:
-            for cell in one.cells:
-                by_question.setdefault(_fields(cell)[:-1], {}).setdefault(one.fold, []).append(cell.accuracies)
-        found[method] = {
-            question: np.concatenate([np.mean(of_fold[fold], axis=0) for fold in sorted(of_fold)])
-            for question, of_fold in by_question.items()
-        }
-    return found
+    methods = dict.fromkeys(one.method for one in answered)
+    return {method: _of_runs([one for one in answered if one.method == method]) for method in methods}
+
+
+def _of_runs(runs: Sequence[Answered]) -> dict[Question, np.ndarray]:
+    by_question: dict[Question, dict[int, list[np.ndarray]]] = {}
+    for one in runs:
+        for cell in one.cells:
+            by_question.setdefault(_fields(cell)[:-1], {}).setdefault(one.fold, []).append(cell.accuracies)
+    return {
+        question: np.concatenate([np.mean(of_fold[fold], axis=0) for fold in sorted(of_fold)])
+        for question, of_fold in by_question.items()
+    }
 
 
 def to_rows(plan: Plan, answered: Sequence[Answered]) -> list[dict]:
@@ -228,8 +229,9 @@ def to_rows(plan: Plan, answered: Sequence[Answered]) -> list[dict]:
         }  # fmt: skip
         for question, values in of_method.items():
             asked = dict(zip(("protocol", "head", "k", "noise", "way"), question, strict=True))
-            asked["seeds"] = [one.seed for one in runs if any(_fields(cell)[:-1] == question for cell in one.cells)]
-            made.append({"what": "accuracy", **about, **asked, **_mean(values)})
+            askers = [one for one in runs if any(_fields(cell)[:-1] == question for cell in one.cells)]
+            asked["seeds"] = [one.seed for one in askers]
+            made.append({"what": "accuracy", **about, **asked, **_mean(values), **_fall(askers, question, values)})
             for other in accuracies if method in COMPARED and asked["noise"] == 0 else ():
                 theirs = accuracies[other].get(question)
                 if other != method and theirs is not None and len(theirs) == len(values):
@@ -245,6 +247,16 @@ def to_rows(plan: Plan, answered: Sequence[Answered]) -> list[dict]:
                 "median_rank_by_chance": same[0].median_rank_by_chance,
             })  # fmt: skip
     return made
+
+
+def _fall(askers: Sequence[Answered], question: Question, values: np.ndarray) -> dict[str, float]:
+    """What wrong labels take from the same runs in the same episodes, in percent; nothing where none are wrong."""
+    protocol, head, k, noise, way = question
+    clean = _of_runs(askers).get((protocol, head, k, 0.0, way)) if noise else None
+    if clean is None or len(clean) != len(values):
+        return {}
+    fall = _mean(values - clean)
+    return {"minus_clean": fall["mean"], "minus_clean_ci95": fall["ci95"]}
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:
@@ -279,6 +291,11 @@ def markdown(found: list[dict]) -> str:
             noisy = [r for r in asked if r["what"] == "accuracy" and r["k"] == 5]
             if len({r["noise"] for r in noisy}) > 1:
                 parts.append(f"### {title}: k=5, share of wrong labels\n\n" + _grid(noisy, "method", "noise", ""))
+                falls = [
+                    r | {"mean": r["minus_clean"], "ci95": r["minus_clean_ci95"]} for r in noisy if "minus_clean" in r
+                ]
+                if falls:
+                    parts.append(f"### {title}: what they take\n\n" + _grid(falls, "method", "noise", "", sign=True))
             for method in COMPARED:
                 minus = [r for r in asked if r["what"] == "difference" and r["method"] == method]
                 if minus:

@@ -53,6 +53,15 @@ def test_rows_hold_means_of_seeds_and_paired_differences(plan, tmp_path, monkeyp
     assert difference["mean"] == pytest.approx((mine - other).mean(), abs=1e-3)
     assert difference["ci95"] == pytest.approx(1.96 * (mine - other).std(ddof=1) / 8**0.5, abs=1e-3)
     assert {r["noise"] for r in made if r.get("k") == 5 and r["head"] == "prototype"} == set(paper.NOISES)
+    clean, noisy = (
+        [r for r in made if r.get("k") == 5 and r["head"] == "prototype" and r["noise"] == n] for n in (0, 0.4)
+    )
+    by_question = {(r["what"], r["method"], r["protocol"]): r["mean"] for r in clean}
+    for r in noisy:
+        before = by_question[r["what"], r["method"], r["protocol"]]
+        assert r["minus_clean"] == pytest.approx(r["mean"] - before, abs=2e-3)
+    assert noisy
+    assert not any("minus_clean" in r for r in clean)
     assert all({"machine", "commit", "command", "split_sha256", "seeds", "quick"} <= set(r) for r in made)
     assert any(r["what"] == "retrieval" for r in made)
     json.dumps(made)
