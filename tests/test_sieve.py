@@ -9,6 +9,7 @@ import pytest
 from toy_bundle import word_clip
 
 from edgealign import Bundle, Recognizer, kernels
+from edgealign import sieve as sieve_module
 from edgealign.audio import AudioArray
 from edgealign.scan import JUST_SHORT, Scanner, ScanOptions, Searched, _stands_out
 from edgealign.scan_runs import make_scanner
@@ -97,6 +98,14 @@ def test_loudness_is_that_around_a_frame_however_long_the_stretch(shipped: Bundl
 
 def test_an_encoder_of_another_make_has_none(toy_bundle: Bundle) -> None:
     assert Sieve.of(toy_bundle) is None
+
+
+@pytest.mark.parametrize(("name", "other"), [("SCALE", "CENTER"), ("WEIGHT", "OFFSET"), ("BANDS", "POSITION")])
+def test_an_encoder_whose_names_mean_something_else_has_none(
+    shipped: Bundle, name: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sieve_module, name, getattr(sieve_module, other))
+    assert Sieve.of(shipped) is None
 
 
 def test_a_scan_with_it_finds_what_one_without_it_finds_and_encodes_less_alone(
