@@ -8,7 +8,7 @@ from edgealign.protobuf import Reader, Span, field
 
 FLOAT, UINT8 = 1, 2  # TensorProto.DataType
 _GRAPH = 7  # fields of ModelProto, then of GraphProto
-_NODE, _INPUT, _OUTPUT, _VALUE_INFO = 1, 11, 12, 13
+_NODE, _INITIALIZER, _INPUT, _OUTPUT, _VALUE_INFO = 1, 5, 11, 12, 13
 
 
 def names_of(model: bytes) -> set[str]:
@@ -18,8 +18,8 @@ def names_of(model: bytes) -> set[str]:
     for number, part in reader.messages(graph, 1):
         if number == _NODE:
             found |= _ends(reader, part)[1]
-        elif number == 5:
-            found |= {reader.text(name) for inner, name in reader.messages(part, 2) if inner == 8}
+        elif number == _INITIALIZER:
+            found.add(_name_of(reader, part))
     return found
 
 
@@ -44,8 +44,13 @@ def part_of(
         if made & wanted - inputs.keys():
             kept.add(part)
             wanted |= given
-    dropped = (_INPUT, _OUTPUT, _VALUE_INFO)
-    left = [(n, part) for n, part in parts if n not in dropped and (n != _NODE or part in kept)]
+    left = [
+        (number, part)
+        for number, part in parts
+        if number not in (_INPUT, _OUTPUT, _VALUE_INFO)
+        and (number != _NODE or part in kept)
+        and (number != _INITIALIZER or _name_of(reader, part) in wanted)
+    ]
     of_graph = b"".join(field(number, reader.bytes(part)) for number, part in left)
     if order is not None:
         turned = {name: f"{name}/turned" for name in outputs}
@@ -70,6 +75,10 @@ def _ends(reader: Reader, node: Span) -> tuple[set[str], set[str]]:
         if number in ends:
             ends[number].add(reader.text(part))
     return ends[1], ends[2]
+
+
+def _name_of(reader: Reader, tensor: Span) -> str:
+    return next((reader.text(name) for number, name in reader.messages(tensor, 2) if number == 8), "")
 
 
 def _transpose(name: str, to: str, order: Sequence[int]) -> bytes:

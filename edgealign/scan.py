@@ -296,8 +296,8 @@ class Scanner:
             spans = [(one, span) for one in searched for span in one.choose(n_rivals)]
             # All are embedded before any is compared: the weights and then the bank stay in the processor's cache.
             decisions = self._decided(self._embed(spans))
-            short = [i for i, (one, span) in enumerate(spans) if span in one.look_at and self._just_short(decisions[i])]
-            for i, matches in zip(short, self._decided(self._encode([spans[i] for i in short])), strict=True):
+            again = [i for i, (one, span) in enumerate(spans) if span in one.look_at and self._just_short(decisions[i])]
+            for i, matches in zip(again, self._decided(self._encode([spans[i] for i in again])), strict=True):
                 decisions[i] = matches
             for (one, span), matches in zip(spans, decisions, strict=True):
                 probability = matches[0].probability

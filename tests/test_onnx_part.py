@@ -65,3 +65,4 @@ def test_a_part_is_a_model_without_what_it_does_not_need(model: bytes) -> None:
     part = onnx.load_from_string(part_of(model, {"shifted": (FLOAT, 2), "x": (FLOAT, 2)}, ["y"]))
     assert [node.op_type for node in part.graph.node] == ["Add"]
     assert [value.name for value in part.graph.input] == ["shifted", "x"]
+    assert not part.graph.initializer
