@@ -73,6 +73,18 @@ template <class V>
 EA_INLINE V larger(const V &a, const V &b) {
     return a > b ? a : b;
 }
+#if defined(__SSE__)  // with NaN too what it says, which compilers do not see
+template <>
+EA_INLINE Vector larger(const Vector &a, const Vector &b) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (Vector)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return (Vector)_mm_max_ps((__m128)a, (__m128)b);
+#endif
+}
+#endif
 
 EA_INLINE Vector root(const Vector &x) {
 #if defined(__AVX512F__)
@@ -97,19 +109,23 @@ EA_INLINE bool any(const I &comparison) {
 
 using Four = float __attribute__((vector_size(16)));
 using Eight = float __attribute__((vector_size(32)));
+using IntFour = int32_t __attribute__((vector_size(16)));
+using IntEight = int32_t __attribute__((vector_size(32)));
 
-// The lanes of the upper half added to those of the lower one.
-template <class Half, class V>
-EA_INLINE Half folded(const V &lanes) {
+constexpr auto ADD = [](const auto &a, const auto &b) EA_BODY { return a + b; };
+
+// What `both` makes of the lower half of the lanes and the upper one.
+template <class Half, class V, class Both>
+EA_INLINE Half folded(const V &lanes, Both both) {
     Half halves[2];
     std::memcpy(halves, &lanes, sizeof halves);
-    return halves[0] + halves[1];
+    return both(halves[0], halves[1]);
 }
 
 // Pairwise, so that the order of additions is the same for every instruction set.
 EA_INLINE Four fold(const Vector &lanes) {
-    if constexpr (WIDTH == 16) return folded<Four>(folded<Eight>(lanes));
-    if constexpr (WIDTH == 8) return folded<Four>(lanes);
+    if constexpr (WIDTH == 16) return folded<Four>(folded<Eight>(lanes, ADD), ADD);
+    if constexpr (WIDTH == 8) return folded<Four>(lanes, ADD);
     Four four;
     std::memcpy(&four, &lanes, sizeof four);
     return four;
@@ -142,6 +158,19 @@ EA_INLINE Four sums(const L *four) {
     const Four low = EA_JOIN(a, b, 0, 4, 1, 5) + EA_JOIN(a, b, 2, 6, 3, 7);
     const Four high = EA_JOIN(c, d, 0, 4, 1, 5) + EA_JOIN(c, d, 2, 6, 3, 7);
     return EA_JOIN(low, high, 0, 1, 4, 5) + EA_JOIN(low, high, 2, 3, 6, 7);
+}
+
+// What `both` makes of all lanes, whose order must not matter to it.
+template <class Both>
+EA_INLINE int32_t of_all(const IntVector &lanes, Both both) {
+    IntFour four;
+    if constexpr (WIDTH == 16)
+        four = folded<IntFour>(folded<IntEight>(lanes, both), both);
+    else if constexpr (WIDTH == 8)
+        four = folded<IntFour>(lanes, both);
+    else
+        std::memcpy(&four, &lanes, sizeof four);
+    return both(both(four[0], four[1]), both(four[2], four[3]));
 }
 
 // Natural logarithm of positive normal values: Cephes' logf (S. Moshier), its error is below 2 units in the last place.

@@ -134,8 +134,9 @@ __attribute__((noinline)) static void tile(const float *queries, size_t stride, 
 }
 
 // Dot products, or what int8 has of them, to distances; true if float32 could be trusted with all of them.
-// ORDINARY: the lengths of all rows are known to be of a size that needs no watching.
-template <int32_t METRIC, bool INT8, bool ORDINARY, class Sum>
+// ORDINARY: the lengths of all rows are known to be of a size that needs no watching. Q: how many queries there are, where
+// that is worth its code, else 0.
+template <int32_t METRIC, bool INT8, bool ORDINARY, size_t Q, class Sum>
 static bool finish(const Sum *sums, size_t n_queries, size_t n_vectors, const Query *queries, const Panels &panels,
                    size_t first, float *out, size_t out_stride) {
     const Vector nan = Vector{} + __builtin_nanf("");
@@ -143,10 +144,11 @@ static bool finish(const Sum *sums, size_t n_queries, size_t n_vectors, const Qu
     for (size_t v = 0; v < n_vectors; v++, first++) {
         const Vector squares = load<Vector>(panels.squares + first * WIDTH);
         const Vector inverses = load<Vector>(panels.inverses + first * WIDTH);
-        const Vector scales = INT8 && METRIC != EA_COSINE ? load<Vector>(panels.scales + first * WIDTH) : Vector{};
+        Vector scales = INT8 && METRIC != EA_COSINE ? load<Vector>(panels.scales + first * WIDTH) : Vector{};
+        if (METRIC == EA_SQ_L2) scales *= 2.0f;
         const size_t left = panels.n_prototypes - first * WIDTH, count = left < WIDTH ? left : WIDTH;
         IntVector unsure_here = {};
-        for (size_t i = 0; i < n_queries; i++) {
+        const auto of_query = [&](size_t i) EA_BODY {
             const Query &query = queries[i];
             Vector dot, distance;
             if constexpr (INT8) {
@@ -157,7 +159,7 @@ static bool finish(const Sum *sums, size_t n_queries, size_t n_vectors, const Qu
             }
             if constexpr (METRIC == EA_SQ_L2) {
                 const Vector both = squares + query.square;
-                distance = both - dot * (INT8 ? 2 * query.scale : 2.0f);
+                distance = both - dot * (INT8 ? query.scale : 2.0f);
                 const IntVector far = INT8 ? IntVector{} - 1 : distance > both * NEAR;
                 const IntVector sure = ORDINARY ? far : far & (both > TRUSTED_MIN) & (distance - distance == 0.0f);
                 distance = larger(distance, Vector{});
@@ -173,7 +175,11 @@ static bool finish(const Sum *sums, size_t n_queries, size_t n_vectors, const Qu
                 if (!ORDINARY) distance = sure ? distance : nan, unsure_here |= ~sure;
             }
             store_some(out + i * out_stride + v * WIDTH, distance, count);
-        }
+        };
+        if constexpr (Q > 0)
+            EA_UNROLL for (size_t i = 0; i < Q; i++) of_query(i);
+        else
+            for (size_t i = 0; i < n_queries; i++) of_query(i);
         if (count < WIDTH)
             for (size_t lane = count; lane < WIDTH; lane++) unsure_here[lane] = 0;
         unsure |= unsure_here;
@@ -184,13 +190,15 @@ static bool finish(const Sum *sums, size_t n_queries, size_t n_vectors, const Qu
 template <bool INT8, class Sum>
 using FinishFunction = bool (*)(const Sum *, size_t, size_t, const Query *, const Panels &, size_t, float *, size_t);
 
-template <bool INT8, class Sum>
+template <bool INT8, class Sum, size_t Q = 0>
 EA_INLINE FinishFunction<INT8, Sum> finish_for(int32_t metric, bool ordinary) {
     switch (metric) {
-        case EA_COSINE: return ordinary ? finish<EA_COSINE, INT8, true, Sum> : finish<EA_COSINE, INT8, false, Sum>;
-        case EA_SQ_L2: return ordinary ? finish<EA_SQ_L2, INT8, true, Sum> : finish<EA_SQ_L2, INT8, false, Sum>;
+        case EA_COSINE:
+            return ordinary ? finish<EA_COSINE, INT8, true, Q, Sum> : finish<EA_COSINE, INT8, false, 0, Sum>;
+        case EA_SQ_L2:
+            return ordinary ? finish<EA_SQ_L2, INT8, true, Q, Sum> : finish<EA_SQ_L2, INT8, false, 0, Sum>;
     }
-    return ordinary ? finish<EA_INNER_PRODUCT, INT8, true, Sum> : finish<EA_INNER_PRODUCT, INT8, false, Sum>;
+    return ordinary ? finish<EA_INNER_PRODUCT, INT8, true, Q, Sum> : finish<EA_INNER_PRODUCT, INT8, false, 0, Sum>;
 }
 
 // The places of a tile's distances are fetched while it is computed: otherwise the stores wait for memory, and all later

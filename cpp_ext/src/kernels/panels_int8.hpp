@@ -55,15 +55,15 @@ struct Bytes4 {
 };
 #endif
 
-// out [Q][V] = sums, less what the 128 that is added to stored prototypes makes of them.
+// out [Q][V] = sums, from `starts` on, which take out what the 128 makes that is added to stored prototypes.
 template <size_t Q, size_t V>
-__attribute__((noinline)) static void int8_tile(const int8_t *queries, size_t stride, const int32_t *query_sums,
+__attribute__((noinline)) static void int8_tile(const int8_t *queries, size_t stride, const int32_t *starts,
                                                 const Panels &panels, size_t first, IntVector *out) {
     const size_t n_fours = (panels.dim + 3) / 4;
     IntVector sums[Q][V], others[V];  // others: of every second four of a lone query, for more sums in flight
     EA_UNROLL for (size_t v = 0; v < V; v++) {
         others[v] = IntVector{};
-        EA_UNROLL for (size_t i = 0; i < Q; i++) sums[i][v] = IntVector{} - 128 * query_sums[i];
+        EA_UNROLL for (size_t i = 0; i < Q; i++) sums[i][v] = IntVector{} + starts[i];
     }
     Reader<V> prototypes(panels, first, 0);
     const Rows<Q, int8_t> rows(queries, stride);
@@ -91,13 +91,77 @@ __attribute__((noinline)) static void int8_tile(const int8_t *queries, size_t st
 }
 
 #if defined(__AVX512VNNI__)
-constexpr size_t INT8_TILE = TILE, INT8_VECTORS = TILE_VECTORS;
+// Products are so fast here that what is done with a tile's sums is a sixth of the time: it is unrolled.
+constexpr size_t INT8_TILE = TILE, INT8_VECTORS = TILE_VECTORS, INT8_UNROLLED = INT8_TILE;
 #else
-constexpr size_t INT8_TILE = 4, INT8_VECTORS = 2;  // a query takes two registers here, as does a vector of prototypes
+// A query takes two registers here, as does a vector of prototypes.
+constexpr size_t INT8_TILE = 4, INT8_VECTORS = 2, INT8_UNROLLED = 0;
 #endif
 constexpr size_t INT8_BYTES = 1 << 15;  // of rounded queries, on the stack
 
-static void round_to_int8(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares);
+// A row rounded to int8.
+struct Rounded {
+    float step;  // what one stands for; NaN where the row has NaN or infinity
+    int32_t sum, squares;
+};
+
+// The bits of the largest absolute value: of finite ones, then infinity, then NaN.
+EA_INLINE int32_t largest_bits(const float *row, size_t dim) {
+    const size_t whole = dim / WIDTH * WIDTH;
+    IntVector most = {};
+    for (size_t k = 0; k < whole; k += WIDTH) most = larger(most, (IntVector)load<Vector>(row + k) & 0x7fffffff);
+    if (whole < dim) {
+        Vector rest = {};
+        std::memcpy(&rest, row + whole, (dim - whole) * sizeof(float));
+        most = larger(most, (IntVector)rest & 0x7fffffff);
+    }
+    return of_all(most, [](const auto &a, const auto &b) EA_BODY { return a > b ? a : b; });
+}
+
+// Of a row whose largest value is tiny, a power of two goes first, so that no scale is out of float32's range.
+EA_INLINE Rounded round_by(int32_t most_bits, const float *row, size_t dim, int8_t *out) {
+    using Bytes = int8_t __attribute__((vector_size(WIDTH)));
+    if (most_bits >= 0x7f800000) {
+        std::memset(out, 0, dim);
+        return {__builtin_nanf(""), 0, 0};
+    }
+    float largest;
+    std::memcpy(&largest, &most_bits, sizeof largest);
+    const float before = largest < 1e-30f ? 0x1p100f : 1.0f;
+    largest *= before;
+    const float scale = largest > 0 ? 127.0f / largest : 0.0f;
+    IntVector sums = {}, square_sums = {};
+    const auto round = [&](Vector values) EA_BODY {
+        values = values * before * scale;
+        // The product is rounded before the sum: otherwise sets with fused operations would differ from those without.
+#if defined(__aarch64__)
+        __asm__("" : "+w"(values));
+#else
+        __asm__("" : "+v"(values));
+#endif
+        const Vector shift = Vector{} + 12582912.0f;  // 1.5 * 2^23: a sum with it is a whole number, in its low bits
+        const IntVector rounded = (IntVector)(values + shift) - (IntVector)shift;
+        sums += rounded, square_sums += rounded * rounded;
+        return __builtin_convertvector(rounded, Bytes);
+    };
+    const size_t whole = dim / WIDTH * WIDTH;
+    for (size_t k = 0; k < whole; k += WIDTH) {
+        const Bytes bytes = round(load<Vector>(row + k));
+        std::memcpy(out + k, &bytes, WIDTH);
+    }
+    if (whole < dim) {
+        Vector rest = {};
+        std::memcpy(&rest, row + whole, (dim - whole) * sizeof(float));
+        const Bytes bytes = round(rest);
+        std::memcpy(out + whole, &bytes, dim - whole);
+    }
+    return {largest / 127.0f / before, of_all(sums, ADD), of_all(square_sums, ADD)};
+}
+
+static void round_to_int8(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares) {
+    const Rounded made = round_by(largest_bits(row, dim), row, dim, out);
+    *step = made.step, *sum = made.sum, *squares = made.squares;
+}
 
 template <size_t Q>
 static bool some_queries_int8(const Panels &panels, const float *queries, size_t first, size_t end, int32_t metric,
@@ -105,22 +169,23 @@ static bool some_queries_int8(const Panels &panels, const float *queries, size_t
     const size_t dim = panels.dim, stride = (dim + 3) / 4 * 4;
     alignas(64) int8_t rounded[INT8_BYTES];
     Query known[Q];
-    int32_t query_sums[Q];
+    int32_t starts[Q], most_bits[Q];
     bool ordinary = panels.ordinary;
+    // Of all first, so that rows do not wait for each other.
+    for (size_t i = 0; i < Q; i++) most_bits[i] = largest_bits(queries + i * dim, dim);
     for (size_t i = 0; i < Q; i++) {
-        int32_t square_sum;
-        Query &query = known[i];
         int8_t *row = rounded + i * stride;
         for (size_t k = dim; k < stride; k++) row[k] = 0;
-        round_to_int8(queries + i * dim, dim, row, &query.scale, &query_sums[i], &square_sum);
-        query.square = query.scale * query.scale * float(square_sum);
-        query.inverse_length = square_sum ? 1 / __builtin_sqrtf(float(square_sum)) : __builtin_nanf("");
-        ordinary &= query.square > TRUSTED_MIN && query.square < TRUSTED_MAX;
+        const Rounded made = round_by(most_bits[i], queries + i * dim, dim, row);
+        const float square = made.step * made.step * float(made.squares);
+        known[i] = {square, made.squares ? 1 / __builtin_sqrtf(float(made.squares)) : __builtin_nanf(""), made.step};
+        starts[i] = -128 * made.sum;
+        ordinary &= square > TRUSTED_MIN && square < TRUSTED_MAX;
     }
     fetch_next<Q>(queries, dim, end - first);
-    const auto finished = finish_for<true, IntVector>(metric, ordinary);
+    const auto finished = finish_for<true, IntVector, Q == INT8_UNROLLED ? Q : 0>(metric, ordinary);
     const auto sum = [&](size_t panel, auto n, auto, IntVector *sums) EA_BODY {
-        int8_tile<Q, n.value>(rounded, stride, query_sums, panels, panel, sums);
+        int8_tile<Q, n.value>(rounded, stride, starts, panels, panel, sums);
     };
     constexpr size_t MOST = Q == 1 ? 4 : INT8_VECTORS;
     return in_panel_tiles<Q, MOST, IntVector>(panels, first, end, known, out, out_stride, sum, finished);
@@ -151,56 +216,6 @@ static bool packed_distances(const Panels &panels, const float *queries, size_t 
         first += n, out += n * WIDTH;
     }
     return sure;
-}
-
-// Of a row whose largest value is tiny, a power of two goes first, so that no scale is out of float32's range. NaN or
-// infinity in the row make the step NaN.
-static void round_to_int8(const float *row, size_t dim, int8_t *out, float *step, int32_t *sum, int32_t *squares) {
-    using Bytes = int8_t __attribute__((vector_size(WIDTH)));
-    const auto values_at = [&](size_t k) EA_BODY {
-        if (dim - k >= WIDTH) return load<Vector>(row + k);
-        Vector values = {};
-        std::memcpy(&values, row + k, (dim - k) * sizeof(float));
-        return values;
-    };
-    Vector most = {};
-    IntVector odd = {};
-    for (size_t k = 0; k < dim; k += WIDTH) {
-        const Vector values = values_at(k);
-        most = larger(most, larger(values, -values));
-        odd |= values - values != 0.0f;
-    }
-    float largest = 0;
-    for (size_t lane = 0; lane < WIDTH; lane++) largest = most[lane] > largest ? most[lane] : largest;
-    const float before = largest < 1e-30f ? 0x1p100f : 1.0f;
-    largest *= before;
-    const float scale = largest > 0 ? 127.0f / largest : 0.0f;
-    *step = largest / 127.0f / before, *sum = 0, *squares = 0;
-    if (any(odd)) {
-        *step = __builtin_nanf("");
-        std::memset(out, 0, dim);
-        return;
-    }
-    IntVector sums = {}, square_sums = {};
-    for (size_t k = 0; k < dim; k += WIDTH) {
-        Vector values = values_at(k) * before * scale;
-        // The product is rounded before the sum: otherwise sets with fused operations would differ from those without.
-#if defined(__aarch64__)
-        __asm__("" : "+w"(values));
-#else
-        __asm__("" : "+v"(values));
-#endif
-        const Vector whole = (values + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23
-        const IntVector rounded = __builtin_convertvector(whole, IntVector);
-        sums += rounded, square_sums += rounded * rounded;
-        const Bytes bytes = __builtin_convertvector(rounded, Bytes);
-        if (dim - k >= WIDTH) {
-            std::memcpy(out + k, &bytes, WIDTH);
-        } else {
-            std::memcpy(out + k, &bytes, dim - k);
-        }
-    }
-    for (size_t lane = 0; lane < WIDTH; lane++) *sum += sums[lane], *squares += square_sums[lane];
 }
 
 }  // namespace ea::EA_SET
