@@ -13,6 +13,7 @@ import soundfile
 
 from edgealign import __version__, demo
 from edgealign.bundle import Bundle, check_target, write_bundle
+from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
 from edgealign.train import last_maps
@@ -72,6 +73,11 @@ def export_speech(checkpoint: Checkpoint, corpus_path: Path, target: Path, repor
             f"words for validation are the same in both"
         )
     config = checkpoint.encoders.config
+    if config.recurrent_units:
+        raise InvalidInput(
+            "the checkpoint is of --teacher, which no bundle holds: make a student with `edgealign train distill "
+            "--teacher` and this checkpoint, and export that"
+        )
     left_out = checkpoint.left_out
     batches = Batches(corpus, checkpoint.vocabulary, TrainConfig(encoders=config, left_out=left_out))
     clips = Clips(corpus, batches, seed=11)

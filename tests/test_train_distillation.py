@@ -120,6 +120,17 @@ def test_what_a_student_left_out_is_what_all_of_them_left_out(teacher, spoken_co
     assert student.config.left_out == ("fsdd",)
 
 
+def test_a_teacher_may_have_another_body_and_a_student_not(teacher, spoken_corpus, tmp_path):
+    torch.manual_seed(4)
+    recurrent = AlignedEncoders(replace(teacher.encoders.config, recurrent_units=8)).eval()
+    other = replace(teacher, encoders=recurrent)
+    config = replace(CONFIG, steps=2)
+    Distillation(tmp_path, teacher, [teacher, other], spoken_corpus.corpus, config, silent).run(silent)
+    assert not Checkpoint.load(tmp_path / "student.pt").encoders.config.recurrent_units
+    with pytest.raises(InvalidInput, match="goes into no bundle: --start-from names"):
+        Distillation(tmp_path, other, [teacher, other], spoken_corpus.corpus, config, silent)
+
+
 @pytest.mark.parametrize("field", [{"variants": 0}, {"variants": len(VARIANTS) + 1}, {"synthetic_words": 0}])
 def test_a_number_that_cannot_be_is_one_sentence(field):
     with pytest.raises(InvalidInput, match=f"{next(iter(field))} is {next(iter(field.values()))}: expected a number"):

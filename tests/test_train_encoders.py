@@ -1,5 +1,7 @@
 """The encoders: what is padded does not count, loudness does not count, order does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_run import tiny_config
@@ -11,11 +13,11 @@ from edgealign.train.encoders import AlignedEncoders, PositionalPooling
 CONFIG = tiny_config().encoders
 
 
-@pytest.fixture(scope="module")
-def model() -> AlignedEncoders:
+@pytest.fixture(scope="module", params=[0, 8], ids=["plain", "teacher"])
+def model(request) -> AlignedEncoders:
     """Random encoders whose normalization has seen some data, as after training."""
     torch.manual_seed(0)
-    model = AlignedEncoders(CONFIG)
+    model = AlignedEncoders(replace(CONFIG, recurrent_units=request.param))
     for _ in range(3):
         model.speech(torch.randn(8, 48, 40) * 3 - 6)
         model.text(torch.randint(CONFIG.n_tokens, (8, 9)))

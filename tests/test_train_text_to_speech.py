@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,8 +17,8 @@ from edgealign.train import updates
 from edgealign.train.batches import RECORDED_SHARES, Batch, Batches, build_vocabulary
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import STRETCHES, TESTED, Corpus, Label
-from edgealign.train.encoders import AlignedEncoders
-from edgealign.train.text_to_speech import Trainer, in_parts, joint_losses, load_state, source_task
+from edgealign.train.encoders import TEACHER, AlignedEncoders
+from edgealign.train.text_to_speech import Checkpoint, Trainer, in_parts, joint_losses, load_state, source_task
 from edgealign.train.validation import Validation
 from edgealign.train.words import sound_of
 
@@ -568,6 +569,20 @@ def test_the_command_trains_says_how_it_goes_and_where_the_checkpoint_is(train, 
     assert (again.code, again.out, again.err) == (0, ran.out, "")
     started = train("--start-from", tmp_path / "run" / "best.pt", *line, run=tmp_path / "second")
     assert started.code == 0
+
+
+def test_a_teacher_is_no_bundle_and_no_student(train, edgealign, spoken_corpus, tmp_path):
+    few = ("--steps", 1, "--set", "synthetic_words=6,warm_up_steps=1,phone_weight=0")
+    plain = Path(train(*few).out.strip())
+    teacher = Path(train("--teacher", *few, run=tmp_path / "teacher").out.strip())
+    assert Checkpoint.load(teacher).encoders.config.recurrent_units == TEACHER.recurrent_units
+    rest = ("--corpus", spoken_corpus.folder)
+    one_sentence(edgealign("export", teacher, *rest, "-o", tmp_path / "bundle"), "of --teacher, which no bundle holds")
+    distill = ("train", "distill", tmp_path / "student", "--teacher", plain, "--teacher", teacher, *rest, *few[:2])
+    one_sentence(edgealign(*distill), "a student of the size of --teacher goes into no bundle")
+    too_few = edgealign(*distill, "--start-from", plain)
+    assert (too_few.code, too_few.out) == (2, "")
+    assert "clips to fit the last maps on, which takes 192 and more" in too_few.err
 
 
 def one_sentence(ran, *parts: str) -> None:

@@ -79,6 +79,11 @@ class Distillation(Updates):
         """start   the student begins with its weights"""
         for one in (start, *teachers):
             one.check(corpus)
+        if start.encoders.config.recurrent_units:
+            raise InvalidInput(
+                "a student of the size of --teacher goes into no bundle: --start-from names a checkpoint of `edgealign "
+                "train text-to-speech` without --teacher, or a student"
+            )
         self.start, self.corpus = start, corpus
         heard = [one.left_out for one in (start, *teachers)]
         left_out = tuple(sorted(set.intersection(*map(set, heard))))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import rnn
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class EncoderConfig:
     stem_channels: tuple[int, int, int] = (24, 32, 64)  # at 24, 12 and 6 bands
     speech_channels: int = 192
     speech_dilations: tuple[int, ...] = (1, 2, 4, 1)
+    recurrent_units: int = 0  # in each direction, behind the body; of a teacher, which no bundle holds
     text_channels: int = 128
     text_dilations: tuple[int, ...] = (1, 2, 1, 2, 1, 2)
     heads: int = 8
@@ -33,6 +35,10 @@ class EncoderConfig:
     n_tokens: int = 1000
     n_phones: int = 150  # CTC targets; 0 is the blank
     n_way: int = 32  # of the shared classifier
+
+
+# A speech encoder for `edgealign train distill` to learn from: twice the weights, and each frame knows the whole word.
+TEACHER = EncoderConfig(stem_channels=(32, 48, 96), speech_dilations=(1,), recurrent_units=160)
 
 
 class Residual(nn.Module):
@@ -57,6 +63,28 @@ def residual_over_time(channels: int, dilation: int) -> Residual:
 def residual_over_bands(channels: int) -> Residual:
     """Of x [batch, channels, bands, n]."""
     return Residual(*(_conv(channels, channels, 3, padding=1) for _ in range(2)))
+
+
+class Recurrent(nn.Module):
+    """relu(x + what two layers make of a word that read it forward and backward), masked."""
+
+    def __init__(self, channels: int, units: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.1)
+        self.layers = nn.GRU(channels, units, num_layers=2, bidirectional=True, batch_first=True, dropout=0.1)
+        self.out, self.norm = _conv(2 * units, channels, 1), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """float32 [batch, channels, 1, n], mask like that or [batch, 1, 1, n] -> [batch, channels, 1, n]."""
+        read = self.dropout(x.squeeze(2).transpose(1, 2))
+        if mask is None:
+            read, _ = self.layers(read)
+        else:  # packed, so that reading backward begins with the last frame of a word and not with padding
+            n_frames = mask.sum(dim=(1, 2, 3)).long().cpu()
+            packed = rnn.pack_padded_sequence(read, n_frames, batch_first=True, enforce_sorted=False)
+            read, _ = rnn.pad_packed_sequence(self.layers(packed)[0], batch_first=True, total_length=x.shape[3])
+        y = self.norm(self.out(self.dropout(read).transpose(1, 2).unsqueeze(2)))
+        return _masked(F.relu(x + y), mask)
 
 
 class PositionalPooling(nn.Module):
@@ -112,6 +140,8 @@ class SpeechEncoder(nn.Module):
         self.residual3 = residual_over_bands(third)
         self.into, self.norm4 = _conv(third, channels, (config.n_mels // 8, 1)), nn.BatchNorm2d(channels)
         self.body = nn.ModuleList(residual_over_time(channels, dilation) for dilation in config.speech_dilations)
+        if config.recurrent_units:
+            self.body.append(Recurrent(channels, config.recurrent_units))
         self.phones = nn.Conv2d(channels, config.n_phones, 1)
         self.pooling = PositionalPooling(channels, config.heads, config.head_channels, config.dim)
 

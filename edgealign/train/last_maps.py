@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgealign.errors import InvalidInput
 from edgealign.train.clips import Clips
 from edgealign.train.encoders import AlignedEncoders
 
@@ -92,6 +93,11 @@ def refitted(encoders: AlignedEncoders, synthetic: Pooled, recorded: Pooled | No
     alignment, out, text_out = made.alignment, made.speech.pooling.out, made.text.pooling.out
     dim = encoders.config.dim
     clips = synthetic.statistics if recorded is None else np.concatenate([synthetic.statistics, recorded.statistics])
+    if len(clips) < dim:
+        raise InvalidInput(
+            f"the corpus has {len(clips)} clips to fit the last maps on, which takes {dim} and more: render one with "
+            f"more words (`edgealign train text-to-speech --words`)"
+        )
     with torch.no_grad():
         embedding, scaled = (alignment.weight @ out.weight).double().numpy(), np.diag(1 / (clips.std(axis=0) + 1e-6))
         white = _whitening(embedding, EMBEDDING_SHRINKAGE, synthetic, recorded)

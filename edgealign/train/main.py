@@ -48,6 +48,9 @@ def text_to_speech(
         str,
         typer.Option(help="Recorded packs whose test words and speakers training must not hear, with commas, or none."),
     ] = "arabic_sc,dspspeech20,fsdd",
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="A larger speech encoder for `distill` to learn from; no bundle holds it.")
+    ] = False,
     settings: Annotated[str, typer.Option("--set", help="Fields of TrainConfig: name=number, with commas.")] = "",
     threads: Annotated[int, typer.Option(min=1, help="Of torch; drawing the next batches takes one more.")] = 1,
 ) -> None:
@@ -56,6 +59,7 @@ def text_to_speech(
 
     from edgealign.train.config import TrainConfig
     from edgealign.train.corpus import Corpus, CorpusConfig, build
+    from edgealign.train.encoders import TEACHER, EncoderConfig
     from edgealign.train.text_to_speech import Trainer
 
     torch.set_num_threads(threads)
@@ -65,7 +69,8 @@ def text_to_speech(
     chosen = tuple(name.strip() for name in languages.split(",") if name.strip())
     corpus_config = CorpusConfig(seed=seed, languages=chosen, words_per_language=words)
     build(corpus, corpus_config, data, workers=usable_processors(), report=say)
-    config = TrainConfig(recipe=recipe, seed=seed, steps=steps, left_out=_packs(leave_out))
+    encoders = TEACHER if teacher else EncoderConfig()
+    config = TrainConfig(recipe=recipe, seed=seed, steps=steps, left_out=_packs(leave_out), encoders=encoders)
     config = replace(config, **chosen_settings(settings, TrainConfig))
     trainer = Trainer(Corpus(corpus), config, run)
     if start_from is not None and trainer.step == 0:

@@ -136,8 +136,8 @@ class Trainer(Updates):
     def start_from(self, checkpoint: Path) -> None:
         """Begin with the weights of another run; what it never saw of the vocabulary and the phonemes starts afresh."""
         state = load_state(checkpoint)
-        theirs, mine = ({**c["encoders"], "n_tokens": 0} for c in (state["config"], plain(self.config)))
-        if theirs != mine:
+        theirs = {**plain(EncoderConfig()), **state["config"]["encoders"], "n_tokens": 0}
+        if theirs != {**plain(self.config.encoders), "n_tokens": 0}:
             raise InvalidInput(f"'{checkpoint}' has other encoders than this run: start from one of the same sizes")
         weights, own = state["average"], self.model.state_dict()
         rows = [(self.vocabulary[key], state["vocabulary"][key]) for key in ("pad", "unknown")]
