@@ -110,8 +110,10 @@ def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(teacher, spo
 def test_a_run_is_not_continued_with_other_teachers_or_another_configuration(teacher, spoken_corpus, taught):
     with pytest.raises(InvalidInput, match="another configuration \\(learning_rate\\)"):
         student_in(taught, teacher, spoken_corpus, learning_rate=1e-3)
-    with pytest.raises(InvalidInput, match="another number of teachers"):
-        Distillation(taught, untrained(teacher), [teacher], spoken_corpus.corpus, CONFIG, silent)
+    other = replace(untrained(teacher), centers=teacher.centers)
+    for teachers in ([teacher], [teacher, other]):
+        with pytest.raises(InvalidInput, match="has other teachers: name them in their order"):
+            Distillation(taught, untrained(teacher), teachers, spoken_corpus.corpus, CONFIG, silent)
 
 
 def test_what_a_student_left_out_is_what_all_of_them_left_out(teacher, spoken_corpus, tmp_path):

@@ -13,6 +13,7 @@ so that none is learned by heart.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,8 +114,8 @@ class Distillation(Updates):
         refuse_other_config(state["config"], self.config, self.folder)
         if state["corpus_sha256"] != self.corpus.sha256:
             raise InvalidInput(f"'{self.folder}' was trained on another corpus: name it, or another run folder")
-        if state["components"].shape[0] != len(self.teachers) * self.start.encoders.config.dim:
-            raise InvalidInput(f"'{self.folder}' has another number of teachers: name them, or another run folder")
+        if state.get("teachers") != [_fingerprint(teacher.encoders) for teacher in self.teachers]:
+            raise InvalidInput(f"'{self.folder}' has other teachers: name them in their order, or another run folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -200,6 +201,7 @@ class Distillation(Updates):
         state = {
             "config": plain(self.config), "step": self.step, "trained_s": self.trained_s,
             "corpus_sha256": self.corpus.sha256, "components": self.components, "deviation": self.deviation,
+            "teachers": [_fingerprint(teacher.encoders) for teacher in self.teachers],
             "model": self.model.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip
@@ -218,6 +220,10 @@ def varied(log_mels: Tensor, mask: Tensor, variant: tuple[float, float]) -> tupl
         frames = (mask.sum(dim=(1, 2)) * length).round().clamp(SHORTEST_FRAMES, n)
         mask = (torch.arange(n) < frames[:, None]).to(mask.dtype).unsqueeze(1)
     return log_mels, mask
+
+
+def _fingerprint(encoders: AlignedEncoders) -> str:
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in encoders.state_dict().values())).hexdigest()
 
 
 @cache
