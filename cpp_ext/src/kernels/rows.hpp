@@ -18,10 +18,6 @@ struct SquaredDifference {
     }
 };
 
-// What a lone query meets in rows beyond this is not in the caches near the core: then they are read one after the other,
-// as memory likes it best. In a cache, four at once keep the processor busier.
-constexpr size_t FAR_BYTES = 2 << 20;
-
 // sums [N_QUERIES][N_ROWS] = sum over k of Term(queries[i][k], rows[j][k]), few enough to stay in registers.
 template <class Term, size_t N_QUERIES, size_t N_ROWS>
 EA_INLINE void add_terms(const float *queries, const float *rows, size_t dim, Lanes *sums) {
@@ -51,16 +47,12 @@ EA_INLINE void add_terms(const float *queries, const float *rows, size_t dim, La
 }
 
 // out[i][j] = sum over k of Term(queries[i][k], rows[j][k]).
-template <class Term, size_t N_QUERIES, size_t N_ROWS, bool FAR = false>
+template <class Term, size_t N_QUERIES, size_t N_ROWS>
 EA_INLINE void tile(const float *queries, const float *rows, size_t dim, float *out, size_t out_stride) {
     if constexpr (N_QUERIES > 1)  // so that what is stored does not wait for memory
         for (size_t i = 0; i < N_QUERIES; i++) __builtin_prefetch(out + i * out_stride, 1);
     Lanes found[N_QUERIES * N_ROWS];
-    if constexpr (FAR) {
-        EA_UNROLL for (size_t j = 0; j < N_ROWS; j++) add_terms<Term, 1, 1>(queries, rows + j * dim, dim, found + j);
-    } else {
-        add_terms<Term, N_QUERIES, N_ROWS>(queries, rows, dim, found);
-    }
+    add_terms<Term, N_QUERIES, N_ROWS>(queries, rows, dim, found);
     EA_UNROLL for (size_t i = 0; i < N_QUERIES; i++) {
         const Lanes *of_query = found + i * N_ROWS;
         if constexpr (N_ROWS == 4) {
@@ -81,13 +73,10 @@ EA_INLINE void matrix(const float *queries, size_t n_queries, const float *rows,
         for (size_t j = 0; j < in_tile_rows; j += ROW_TILE_ROWS)
             tile<Term, ROW_TILE, ROW_TILE_ROWS>(queries + i * dim, rows + j * dim, dim, out + i * out_stride + j,
                                                    out_stride);
-    const bool far = n_rows * dim * sizeof(float) > FAR_BYTES;
     for (size_t i = 0; i < n_queries; i++) {
         const float *query = queries + i * dim;
         float *of_query = out + i * out_stride;
         size_t j = i < in_tiles ? in_tile_rows : 0;
-        if (far)
-            for (; j + 4 <= n_rows; j += 4) tile<Term, 1, 4, true>(query, rows + j * dim, dim, of_query + j, 0);
         for (; j + 4 <= n_rows; j += 4) tile<Term, 1, 4>(query, rows + j * dim, dim, of_query + j, 0);
         for (; j < n_rows; j++) tile<Term, 1, 1>(query, rows + j * dim, dim, of_query + j, 0);
     }
@@ -120,7 +109,8 @@ EA_INLINE void add_product_and_square(const float *query, const float *row, size
     }
 }
 
-// dots() of one query and squares() in one pass over the rows, one after the other: see FAR_BYTES.
+// dots() of one query and squares() in one pass over the rows, one after the other: four at once are slower where no cache
+// holds them.
 static void dots_and_squares(const float *query, const float *rows, size_t n_rows, size_t dim, float *dots_out,
                              float *squares_out) {
     Lanes a[4], b[4];
