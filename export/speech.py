@@ -13,7 +13,6 @@ import soundfile
 
 from edgealign import __version__, demo
 from edgealign.bundle import Bundle, check_target, write_bundle
-from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
 from edgealign.export.quantize import measure_drift, quantize
 from edgealign.train import last_maps
@@ -65,6 +64,7 @@ def export_speech(checkpoint: Checkpoint, corpus_path: Path, target: Path, repor
                   for validation is said by how it sounds, and of a recording by the packs' splits
     """
     check_target(target)
+    checkpoint.refuse_teacher()
     corpus = Corpus(corpus_path)
     checkpoint.check(corpus)
     if checkpoint.corpus_sha256 != corpus.sha256:
@@ -73,11 +73,6 @@ def export_speech(checkpoint: Checkpoint, corpus_path: Path, target: Path, repor
             f"words for validation are the same in both"
         )
     config = checkpoint.encoders.config
-    if config.recurrent_units:
-        raise InvalidInput(
-            "the checkpoint is of --teacher, which no bundle holds: make a student with `edgealign train distill "
-            "--teacher` and this checkpoint, and export that"
-        )
     left_out = checkpoint.left_out
     batches = Batches(corpus, checkpoint.vocabulary, TrainConfig(encoders=config, left_out=left_out))
     clips = Clips(corpus, batches, seed=11)

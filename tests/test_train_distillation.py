@@ -129,7 +129,7 @@ def test_a_teacher_may_have_another_body_and_a_student_not(teacher, spoken_corpu
     config = replace(CONFIG, steps=2)
     Distillation(tmp_path, teacher, [teacher, other], spoken_corpus.corpus, config, silent).run(silent)
     assert not Checkpoint.load(tmp_path / "student.pt").encoders.config.recurrent_units
-    with pytest.raises(InvalidInput, match="goes into no bundle: --start-from names"):
+    with pytest.raises(InvalidInput, match="which no bundle holds: name it as --teacher"):
         Distillation(tmp_path, other, [teacher, other], spoken_corpus.corpus, config, silent)
 
 

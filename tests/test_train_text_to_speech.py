@@ -577,9 +577,13 @@ def test_a_teacher_is_no_bundle_and_no_student(train, edgealign, spoken_corpus, 
     teacher = Path(train("--teacher", *few, run=tmp_path / "teacher").out.strip())
     assert Checkpoint.load(teacher).encoders.config.recurrent_units == TEACHER.recurrent_units
     rest = ("--corpus", spoken_corpus.folder)
-    one_sentence(edgealign("export", teacher, *rest, "-o", tmp_path / "bundle"), "of --teacher, which no bundle holds")
+    for line in (
+        ("export", teacher, *rest, "-o", tmp_path / "bundle"),
+        ("train", "spelling", tmp_path / "spelling", "--checkpoint", teacher, *rest),
+    ):
+        one_sentence(edgealign(*line), "of `text-to-speech --teacher`, which no bundle holds: name it as --teacher of")
     distill = ("train", "distill", tmp_path / "student", "--teacher", plain, "--teacher", teacher, *rest, *few[:2])
-    one_sentence(edgealign(*distill), "a student of the size of --teacher goes into no bundle")
+    one_sentence(edgealign(*distill), "of `text-to-speech --teacher`, which no bundle holds")
     too_few = edgealign(*distill, "--start-from", plain)
     assert (too_few.code, too_few.out) == (2, "")
     assert "clips to fit the last maps on, which takes 192 and more" in too_few.err

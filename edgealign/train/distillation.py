@@ -80,12 +80,9 @@ class Distillation(Updates):
         """start   the student begins with its weights"""
         for one in (start, *teachers):
             one.check(corpus)
-        if start.encoders.config.recurrent_units:
-            raise InvalidInput(
-                "a student of the size of --teacher goes into no bundle: --start-from names a checkpoint of `edgealign "
-                "train text-to-speech` without --teacher, or a student"
-            )
+        start.refuse_teacher()
         self.start, self.corpus = start, corpus
+        self.fingerprints = [_fingerprint(teacher.encoders) for teacher in teachers]  # as given, before any is fitted
         heard = [one.left_out for one in (start, *teachers)]
         left_out = tuple(sorted(set.intersection(*map(set, heard))))
         config = replace(config, left_out=left_out)
@@ -114,7 +111,7 @@ class Distillation(Updates):
         refuse_other_config(state["config"], self.config, self.folder)
         if state["corpus_sha256"] != self.corpus.sha256:
             raise InvalidInput(f"'{self.folder}' was trained on another corpus: name it, or another run folder")
-        if state.get("teachers") != [_fingerprint(teacher.encoders) for teacher in self.teachers]:
+        if state.get("teachers") != self.fingerprints:
             raise InvalidInput(f"'{self.folder}' has other teachers: name them in their order, or another run folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -201,7 +198,7 @@ class Distillation(Updates):
         state = {
             "config": plain(self.config), "step": self.step, "trained_s": self.trained_s,
             "corpus_sha256": self.corpus.sha256, "components": self.components, "deviation": self.deviation,
-            "teachers": [_fingerprint(teacher.encoders) for teacher in self.teachers],
+            "teachers": self.fingerprints,
             "model": self.model.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }  # fmt: skip

@@ -285,6 +285,7 @@ class SpellingTrainer(Updates):
         self, folder: Path, given: Checkpoint, corpus: Path, config: SpellingConfig, workers: int,
         report: Callable[[str], None],
     ) -> None:  # fmt: skip
+        given.refuse_teacher()
         opened = Corpus(corpus)
         given.check(opened)
         run_folder(folder)

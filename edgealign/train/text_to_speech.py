@@ -276,6 +276,14 @@ class Checkpoint:
                 f"render one with the same options"
             )
 
+    def refuse_teacher(self) -> None:
+        """InvalidInput where the speech encoder is one that no bundle holds."""
+        if self.encoders.config.recurrent_units:
+            raise InvalidInput(
+                "the checkpoint is of `text-to-speech --teacher`, which no bundle holds: name it as --teacher of "
+                "`edgealign train distill`, and a checkpoint that is not of --teacher as --start-from"
+            )
+
     def finish(self, corpus: Corpus) -> Checkpoint:
         """The same with new last maps, fitted on a corpus that was rendered as that of training."""
         self.check(corpus)

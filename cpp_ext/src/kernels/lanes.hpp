@@ -73,7 +73,7 @@ template <class V>
 EA_INLINE V larger(const V &a, const V &b) {
     return a > b ? a : b;
 }
-#if defined(__SSE__)  // with NaN too what it says, which compilers do not see
+#if defined(__SSE__)  // one instruction is the same, NaN included; compilers do not see it
 template <>
 EA_INLINE Vector larger(const Vector &a, const Vector &b) {
 #if defined(__AVX512F__)

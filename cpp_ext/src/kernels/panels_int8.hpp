@@ -105,16 +105,19 @@ struct Rounded {
     int32_t sum, squares;
 };
 
+// Less than a vector, and zeros.
+EA_INLINE Vector load_rest(const float *from, size_t count) {
+    Vector rest = {};
+    std::memcpy(&rest, from, count * sizeof(float));
+    return rest;
+}
+
 // The bits of the largest absolute value: of finite ones, then infinity, then NaN.
 EA_INLINE int32_t largest_bits(const float *row, size_t dim) {
     const size_t whole = dim / WIDTH * WIDTH;
     IntVector most = {};
     for (size_t k = 0; k < whole; k += WIDTH) most = larger(most, (IntVector)load<Vector>(row + k) & 0x7fffffff);
-    if (whole < dim) {
-        Vector rest = {};
-        std::memcpy(&rest, row + whole, (dim - whole) * sizeof(float));
-        most = larger(most, (IntVector)rest & 0x7fffffff);
-    }
+    if (whole < dim) most = larger(most, (IntVector)load_rest(row + whole, dim - whole) & 0x7fffffff);
     return of_all(most, [](const auto &a, const auto &b) EA_BODY { return a > b ? a : b; });
 }
 
@@ -150,9 +153,7 @@ EA_INLINE Rounded round_by(int32_t most_bits, const float *row, size_t dim, int8
         std::memcpy(out + k, &bytes, WIDTH);
     }
     if (whole < dim) {
-        Vector rest = {};
-        std::memcpy(&rest, row + whole, (dim - whole) * sizeof(float));
-        const Bytes bytes = round(rest);
+        const Bytes bytes = round(load_rest(row + whole, dim - whole));
         std::memcpy(out + whole, &bytes, dim - whole);
     }
     return {largest / 127.0f / before, of_all(sums, ADD), of_all(square_sums, ADD)};
