@@ -37,7 +37,7 @@ class EncoderConfig:
     n_way: int = 32  # of the shared classifier
 
 
-# What `edgealign train distill` learns from: 1.6 times the weights of a speech encoder, and frames that know the whole word.
+# What `edgealign train distill` learns from: 1.6 times the weights, and frames that know the whole word.
 TEACHER = EncoderConfig(stem_channels=(32, 48, 96), speech_dilations=(1,), recurrent_units=160)
 
 
