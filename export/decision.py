@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from edgealign import kernels
 
-Embed = Callable[[list[np.ndarray]], np.ndarray]  # log-mels [n_mels, n_frames] each -> float32 [n, dim]
+Embed = Callable[[list[np.ndarray]], np.ndarray]  # samples or token ids, one at a time -> float32 [n, dim]
 
 FEATURES = ("w_bias", "w_z", "w_t", "w_distance", "w_margin", "w_loo", "w_shots", "w_text")
 # A larger distance must mean a smaller probability: the bundle loader insists.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +90,13 @@ def measure_drift(data: bytes, quantized: bytes, name: str, inputs: Sequence[np.
 
 def embeddings_of(data: bytes, name: str, inputs: Sequence[np.ndarray]) -> np.ndarray:
     """float32 [n, dim]: what a model gives for inputs with a batch dimension each."""
+    return embedder(data, name)(inputs)
+
+
+def embedder(data: bytes, name: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """`embeddings_of` for many calls: the model is loaded once."""
     session = session_of(data)
-    return np.concatenate([session.run(None, {name: x})[0] for x in inputs])
+    return lambda inputs: np.concatenate([session.run(None, {name: x})[0] for x in inputs])
 
 
 def snr_db(reference: np.ndarray, embeddings: np.ndarray) -> float:

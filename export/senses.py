@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from edgealign import __version__
 from edgealign.bundle import Bundle, check_target, write_bundle
 from edgealign.errors import InvalidInput
 from edgealign.export import decision, graph
-from edgealign.export.quantize import measure_drift, quantize
+from edgealign.export.quantize import embedder, measure_drift, quantize
 from edgealign.train import made_sounds, pictures, sounds, starts
 from edgealign.train.encoders import centered
 from edgealign.train.front_end import SOUND_FRONT_END, mel_filters
@@ -201,7 +201,7 @@ def export_sense(
     encoded = Encoded(sense, data, cache, report)
     parts = _parts(encoded, report)
     calibration = _decision(encoded if deciding is sense else Encoded(deciding, data, cache, report), report)
-    embed = _runner(parts["encoder.onnx"])
+    embed = embedder(parts["encoder.onnx"], _tensor(sense))
     bank = embed(encoded.background()).astype(np.float16)
     modality = sense.modality
     drift, stored_drift = parts.pop("drift"), parts.pop("stored_drift")
@@ -299,7 +299,7 @@ def _onnx(encoded: Encoded) -> bytes:
 def _decision(encoded: Encoded, report: Callable[[str], None]) -> dict[str, float]:
     """The `calibration` section, fitted on classes that the encoder did not see. In fp32: int8 is as close as its
     drift says."""
-    embed = _runner(_onnx(encoded))
+    embed = embedder(_onnx(encoded), _tensor(encoded.sense))
     tokens = None
     if encoded.sense.words is not None:
         words = ExportedWords(encoded.sense.words, encoded.center).eval()
@@ -317,13 +317,6 @@ def _decision(encoded: Encoded, report: Callable[[str], None]) -> dict[str, floa
 
 def _tensor(sense: Sense) -> str:
     return "log_mel" if sense.modality == "audio" else "image"
-
-
-def _runner(data: bytes) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """Samples, each with a batch dimension -> float32 [n, dim]."""
-    session = graph.session_of(data)
-    name = session.get_inputs()[0].name
-    return lambda rows: np.concatenate([session.run(None, {name: x})[0] for x in rows])
 
 
 def _made_sounds() -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import soundfile
 from edgealign import __version__, demo
 from edgealign.bundle import Bundle, check_target, write_bundle
 from edgealign.export import decision, graph
-from edgealign.export.quantize import measure_drift, quantize
+from edgealign.export.quantize import embedder, measure_drift, quantize
 from edgealign.train import last_maps
 from edgealign.train.batches import Batches
 from edgealign.train.clips import Clips
@@ -94,7 +94,8 @@ def export_speech(checkpoint: Checkpoint, corpus_path: Path, target: Path, repor
     stored_drift = measure_drift(speech_fp32, speech_stored, "log_mel", batched[n_seen:])
     report(f"int8: speech {drift.snr_db:.1f} dB, text {text_drift.snr_db:.1f} dB")
 
-    embed, embed_tokens = runner_of(speech_int8, "log_mel"), runner_of(text_int8, "tokens")
+    embed_tokens, embed_batches = embedder(text_int8, "tokens"), embedder(speech_int8, "log_mel")
+    embed = lambda log_mels: embed_batches([x[None] for x in log_mels])  # noqa: E731
     bank = embed(clips.training_words(BANK_WORDS) + clips.recordings(BANK_RECORDINGS) + clips.noises(BANK_NOISES))
     bank = bank.astype(np.float16).astype(np.float32)
     calibration = fit_decision(clips, embed, embed_tokens, bank, report)
@@ -149,7 +150,7 @@ def pool_of(clips: Clips, embed: decision.Embed, embed_tokens: decision.Embed, s
     spelled = [i for i in labels if corpus.labels[i].text]
     kinds = clips.rng.permutation([i % 2 for i in range(len(spelled))])
     text = {
-        label: embed_tokens(batches.tokens([label], ("grapheme", "ipa")[kind], None)[0].numpy())[0]
+        label: embed_tokens([batches.tokens([label], ("grapheme", "ipa")[kind], None)[0].numpy()])[0]
         for label, kind in zip(spelled, kinds, strict=True)
     }
     return decision.Pool(speech, corpus.clips["label"][rows], corpus.clips["speaker"][rows], text)
@@ -159,16 +160,6 @@ def _card(left_out: Collection[str]) -> str:
     rows = "".join(f"| {pack.title}: {what} | {pack.license} |\n" for pack, what in recordings_heard(left_out))
     card = CARD.read_text(encoding="utf-8").replace("{recordings}\n", rows)
     return card.replace("{reading}", READING[bool(left_out)])
-
-
-def runner_of(data: bytes, name: str) -> Callable[[list[np.ndarray] | np.ndarray], np.ndarray]:
-    session = graph.session_of(data)
-
-    def run(inputs: list[np.ndarray] | np.ndarray) -> np.ndarray:
-        rows = [x[None] for x in inputs] if isinstance(inputs, list) else [inputs]
-        return np.concatenate([session.run(None, {name: x})[0] for x in rows])
-
-    return run
 
 
 def golden_clips() -> list[np.ndarray]:

@@ -95,14 +95,15 @@ class Distillation(Updates):
             takes=2, left_out=left_out, encoders=start.encoders.config,
         )  # fmt: skip
         self.drawn = Batches(corpus, start.vocabulary, drawn)
+        resumed = (folder / "last.pt").exists()
+        if resumed:
+            self._resume()
         self.teachers = []
         for number, teacher in enumerate(teachers, 1):
             if teacher.finished is None:
                 report(f"fitting the last maps of teacher {number}")
             self.teachers.append(teacher.finished or teacher.finish(corpus).finished)
-        if (folder / "last.pt").exists():
-            self._resume()
-        else:
+        if not resumed:
             report("fitting the student's last map to the teachers")
             self._begin()
 
