@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +196,10 @@ def read_text_embeddings(bundle: Bundle, pack: str, labels: Sequence[str]) -> np
     if path is None or None in texts or pack not in held_out.READ:
         return None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    inputs = [bundle.tokenizer.encode(text, language=language).inputs for text, language in texts]
+    shipped = Bundle.open().tokenizer
+    looked_up = {name: getattr(shipped, name) for name in ("pronunciations", "unspaced", "unstated")}
+    tokenizer = replace(bundle.tokenizer, **looked_up)
+    inputs = [tokenizer.encode(text, language=language).inputs for text, language in texts]
     return np.concatenate([session.run(None, one)[0] for one in inputs])
 
 

@@ -438,6 +438,11 @@ class Recognizer:
             )
         if language is not None and not tokens.known_language:
             warnings.append(f"the bundle does not know the language '{language}': '{text}' is read without one")
+        if language is None and tokens.read_as is not None:
+            spoken_in, ipa = tokens.read_as
+            warnings.append(
+                f"'{text}' is read as a word of the language '{spoken_in}', {ipa}: state the language if it is another"
+            )
         embedding = self.bundle.encode_text(tokens)
         digest = hashlib.sha256(tokens.ids.astype("<i8").tobytes()).digest()
         return _Row(label, TEXT, embedding, digest, text)

@@ -1,14 +1,15 @@
 """Text -> token ids of the text encoder. Training and the runtime both use exactly this.
 
 Text enters in one of two kinds: "grapheme", as a language is written, and "ipa", as it is pronounced. Neither needs a
-dictionary or a phonemizer; the tables come from the bundle's vocab.json.
+phonemizer; the tables come from the bundle's vocab.json. So does a dictionary of what is not spelled as it sounds, such
+as "two", and of Chinese characters: these are read as the IPA that it has for them.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ UNDETERMINED = "und"  # BCP 47's subtag for "no language given"
 MAX_TEXT_CODE_POINTS = 1000
 MAX_TOKENS = 8192
 _NOT_SPOKEN_IN_IPA = {ord(character): None for character in ".‿ "}  # syllable break, linking, white space
+_OF_VERSION_2 = {"pronunciations", "unspaced", "unstated"}  # of vocab.json
 _IPA_DELIMITERS = ("//", "[]")
 
 
@@ -51,6 +53,7 @@ class Tokens:
     unknown_share   of all code points, in [0, 1]
     known_language  whether the vocabulary has the language; False also where none was given
     n_cut           characters at the end of the text that the encoder has no place for
+    read_as         the language and the IPA that the dictionary has for the text; None where it is read by its letters
     """
 
     inputs: dict[str, np.ndarray]
@@ -58,6 +61,7 @@ class Tokens:
     unknown_share: float
     known_language: bool
     n_cut: int = 0
+    read_as: tuple[str, str] | None = None
 
     @property
     def ids(self) -> np.ndarray:
@@ -75,7 +79,12 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tables of vocab.json. `und` stands for a language that is not given or not in the table."""
+    """The tables of vocab.json. `und` stands for a language that is not given or not in the table.
+
+    pronunciations  language -> normalized text -> IPA
+    unspaced        those of its languages that are written without spaces: their texts are looked up by character
+    unstated        those in which a text without a language is looked up, the likeliest first
+    """
 
     tokens: dict[str, int]
     languages: dict[str, int]
@@ -83,13 +92,16 @@ class Tokenizer:
     unknown: int
     pad: int
     max_tokens: int
+    pronunciations: dict[str, dict[str, str]] = field(default_factory=dict)
+    unspaced: list[str] = field(default_factory=list)
+    unstated: list[str] = field(default_factory=list)
 
     @classmethod
     def from_dict(cls, vocab: dict) -> Tokenizer:
-        if not isinstance(vocab, dict) or vocab.get("format_version") != 1:
-            version = vocab.get("format_version") if isinstance(vocab, dict) else None
-            raise BundleUnreadable(f"vocab.json has format_version {version!r}: this edgealign reads 1")
-        expected = {"format_version", *cls.__dataclass_fields__}
+        version = vocab.get("format_version") if isinstance(vocab, dict) else None
+        if version not in (1, 2) or type(version) is not int:
+            raise BundleUnreadable(f"vocab.json has format_version {version!r}: this edgealign reads 1 and 2")
+        expected = {"format_version", *cls.__dataclass_fields__} - (_OF_VERSION_2 if version == 1 else set())
         if set(vocab) != expected:
             raise BundleUnreadable(
                 f"vocab.json has the keys {', '.join(sorted(vocab))}: expected {', '.join(sorted(expected))}"
@@ -103,6 +115,8 @@ class Tokenizer:
             raise BundleUnreadable("unknown, pad or max_tokens of vocab.json is not a usable whole number")
         if UNDETERMINED not in tables["languages"] or not set(KINDS) <= set(tables["kinds"]):
             raise BundleUnreadable(f"vocab.json lacks the language '{UNDETERMINED}' or one of the kinds {KINDS}")
+        if version == 2:
+            _check_dictionary(vocab)
         return cls(**{key: value for key, value in vocab.items() if key != "format_version"})
 
     def language_id(self, language: str | None) -> tuple[int, bool]:
@@ -123,9 +137,12 @@ class Tokenizer:
         if len(text) > MAX_TEXT_CODE_POINTS:
             raise InvalidInput(f"text has {len(text)} characters: a word or short phrase was expected")
         characters = normalize(text, kind)
+        language_id, known_language = self.language_id(language)
+        read_as = self._look_up(characters, language) if kind == "grapheme" else None
+        if read_as is not None:
+            kind, language_id, characters = "ipa", self.languages[read_as[0]], normalize(read_as[1], "ipa")
         if not characters:
             raise InvalidInput(f"text '{text}' is empty: type the word that the label stands for")
-        language_id, known_language = self.language_id(language)
         unknown = [character for character in characters if character not in self.tokens]
         ids = [self.kinds[kind], language_id, *(self.tokens.get(character, self.unknown) for character in characters)]
         return Tokens(
@@ -134,7 +151,37 @@ class Tokenizer:
             len(unknown) / len(characters),
             known_language,
             max(0, len(ids) - self.max_tokens),
+            read_as,
         )
+
+    def _look_up(self, characters: str, language: str | None) -> tuple[str, str] | None:
+        """Language and IPA of a normalized text all parts of which the dictionary has: its words, or its characters."""
+        if language in (None, "", UNDETERMINED):
+            tags = self.unstated
+        else:
+            language_id, known = self.language_id(language)
+            tags = [tag for tag in self.pronunciations if known and self.languages[tag] == language_id]
+        for tag in tags:
+            table = self.pronunciations[tag]
+            parts = characters.replace(" ", "") if tag in self.unspaced else characters.split(" ")
+            if all(part in table for part in parts):
+                return tag, "".join(table[part] for part in parts)
+        return None
+
+
+def _check_dictionary(vocab: dict) -> None:
+    """BundleUnreadable where the parts of vocab.json that version 2 added are not as `Tokenizer` says."""
+    pronunciations = vocab["pronunciations"]
+    usable = isinstance(pronunciations, dict) and set(pronunciations) <= set(vocab["languages"]) - {UNDETERMINED}
+    for table in pronunciations.values() if usable else ():
+        usable = usable and isinstance(table, dict)
+        usable = usable and all(type(ipa) is str for ipa in table.values())
+    if not usable:
+        raise BundleUnreadable("'pronunciations' of vocab.json is not a table of texts and IPA by known languages")
+    for name in ("unspaced", "unstated"):
+        tags = vocab[name]
+        if not isinstance(tags, list) or not all(type(tag) is str and tag in pronunciations for tag in tags):
+            raise BundleUnreadable(f"'{name}' of vocab.json is not a list of languages that have pronunciations")
 
 
 def _open_edgealign(entry: dict[str, Any], data: bytes) -> Tokenizer:

@@ -21,6 +21,7 @@ from edgealign.train.clips import Clips
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import EVALUATION_PACKS, Corpus, EvaluationPack
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
+from edgealign.train.pronunciations import with_pronunciations
 from edgealign.train.text_to_speech import Checkpoint
 
 CARD = Path(__file__).with_name("speech_card.md")
@@ -54,7 +55,9 @@ CALIBRATION_CLIPS, HELD_OUT_CLIPS = 300, 200
 # Recordings that a typed word counts as. Chosen on validation words said by flite, a synthesizer that training does not
 # hear: of 0.5 to 3, one served words asked by the enrolled voice and by another. Voices of training would flatter text.
 TEXT_WEIGHT = 1.0
-GOLDEN_TEXTS = (("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None), ("water", "grapheme", None))
+GOLDEN_TEXTS = (
+    ("maji", "grapheme", "sw"), ("ˈmadʒi", "ipa", None), ("water", "grapheme", None), ("two", "grapheme", None),
+)  # fmt: skip
 
 
 def export_speech(checkpoint: Checkpoint, corpus_path: Path, target: Path, report: Callable[[str], None]) -> Bundle:
@@ -107,7 +110,8 @@ def export_speech(checkpoint: Checkpoint, corpus_path: Path, target: Path, repor
         (source / "text_encoder.onnx").write_bytes(text_int8)
         (source / "filters.f32").write_bytes(mel_filters().astype("<f4").tobytes())
         (source / "bank.f16").write_bytes(bank.astype("<f2").tobytes())
-        (source / "vocab.json").write_text(json.dumps(checkpoint.vocabulary, sort_keys=True, ensure_ascii=False))
+        vocabulary = with_pronunciations(checkpoint.vocabulary, checkpoint.pronunciations)
+        (source / "vocab.json").write_text(json.dumps(vocabulary, sort_keys=True, ensure_ascii=False))
         (source / "README.md").write_text(_card(left_out), encoding="utf-8")
         return write_bundle(
             target, source,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,17 @@ def test_labels_that_are_no_words_of_their_recordings_are_doubted(tmp_path: Path
     (doubt,) = warned(translated, "translated")
     assert f"edgealign store undo --store {tmp_path / 'translated.store'}`" in doubt
     assert warned(words[:1] + translated[1:2] + words[2:], "one wrong") == []  # a hard word looks the same
+
+
+def test_a_word_that_is_looked_up_without_a_language_is_said_to_be(recognizer: Recognizer) -> None:
+    table = {"pronunciations": {"en": {"two": "tˈuː"}}, "unspaced": [], "unstated": ["en"]}
+    recognizer.bundle.__dict__["tokenizer"] = replace(recognizer.bundle.tokenizer, **table)
+    (warning,) = recognizer.enroll(text="two").warnings
+    assert warning == "'two' is read as a word of the language 'en', tˈuː: state the language if it is another"
+    report = recognizer.enroll(text="two", language="en")
+    assert report.warnings == ()
+    assert report.labels[0].n_known == 1  # the same word
+    assert recognizer.enroll(ipa="tˈuː", language="en", label="two").labels[0].n_known == 1
 
 
 def test_text_that_the_bundle_cannot_read(recognizer: Recognizer) -> None:

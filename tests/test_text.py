@@ -94,6 +94,7 @@ def test_empty_text_is_refused(text: str) -> None:
     "change",
     [
         {"format_version": 2},
+        {"format_version": True},
         {"max_tokens": 2},
         {"max_tokens": "40"},
         {"tokens": {"a": -1}},
@@ -106,3 +107,76 @@ def test_empty_text_is_refused(text: str) -> None:
 def test_broken_vocabulary_is_refused(change: dict) -> None:
     with pytest.raises(BundleUnreadable, match=r"vocab\.json"):
         Tokenizer.from_dict({**VOCABULARY, **change})
+
+
+# ---- the dictionary of version 2 ----
+
+DICTIONARY = {
+    "format_version": 2,
+    "pronunciations": {"en": {"two": "tˈuː", "one": "wˌɒn"}, "pt": {"一": "jˈi", "二": "ˈər"}},
+    "unspaced": ["pt"],
+    "unstated": ["en", "pt"],
+}
+LOOKING_UP = Tokenizer.from_dict({**VOCABULARY, **DICTIONARY})
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "read_as"),
+    [
+        ("two", "en", ("en", "tˈuː")),
+        (" Two\n", "en-GB", ("en", "tˈuː")),
+        ("one two", "en", ("en", "wˌɒntˈuː")),
+        ("one too", "en", None),  # the encoder reads a text in one kind, so a part that is not listed spells the rest
+        ("onetwo", "en", None),
+        ("two", None, ("en", "tˈuː")),
+        ("two", "und", ("en", "tˈuː")),
+        ("two", "sw", None),
+        ("two", "xx", None),  # a language was stated: that it is not known does not make it English
+        ("二一", "pt", ("pt", "ˈərjˈi")),
+        ("二 一", "pt", ("pt", "ˈərjˈi")),
+        ("二", None, ("pt", "ˈər")),
+        ("二三", "pt", None),
+        ("two 二", None, None),
+    ],
+)
+def test_what_the_dictionary_has_is_read_as_its_ipa(
+    text: str, language: str | None, read_as: tuple[str, str] | None
+) -> None:
+    tokens = LOOKING_UP.encode(text, language=language)
+    assert tokens.read_as == read_as
+    if read_as is None:
+        assert tokens.ids.tolist() == TOKENIZER.encode(text, language=language).ids.tolist()
+    else:
+        assert tokens.ids.tolist() == TOKENIZER.encode(read_as[1], "ipa", read_as[0]).ids.tolist()
+    assert tokens.known_language == (language in ("en", "en-GB", "sw", "pt"))
+
+
+def test_ipa_is_not_looked_up() -> None:
+    assert LOOKING_UP.encode("two", "ipa", "en").ids.tolist() == TOKENIZER.encode("two", "ipa", "en").ids.tolist()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pronunciations": []},
+        {"pronunciations": {"xx": {"two": "tuː"}}},
+        {"pronunciations": {"und": {"two": "tuː"}}},
+        {"pronunciations": {"en": ["two"]}},
+        {"pronunciations": {"en": {"two": 2}}},
+        {"unspaced": "pt"},
+        {"unspaced": ["sw"]},
+        {"unstated": [["en"]]},
+        {"unstated": None},
+        {"format_version": 1},
+        {"format_version": 3},
+    ],
+)
+def test_a_broken_dictionary_is_refused(change: dict) -> None:
+    with pytest.raises(BundleUnreadable, match=r"vocab\.json"):
+        Tokenizer.from_dict({**VOCABULARY, **DICTIONARY, **change})
+
+
+def test_an_entry_without_any_sound_is_an_empty_text() -> None:
+    table = {**VOCABULARY, **DICTIONARY, "pronunciations": {"en": {"two": "."}, "pt": {}}}
+    with pytest.raises(InvalidInput, match="is empty"):
+        Tokenizer.from_dict(table).encode("two", language="en")

@@ -17,7 +17,7 @@ from edgealign import workers
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.export import quantize
 from edgealign.export.speech import export_speech
-from edgealign.train import spelling, words
+from edgealign.train import pronunciations, spelling, words
 from edgealign.train.corpus import Corpus
 from edgealign.train.spelling import SpellingConfig, SpellingTrainer
 from edgealign.train.text_to_speech import Checkpoint, Trainer
@@ -261,3 +261,47 @@ def test_the_bundle_has_the_speech_encoder_that_export_would_have_fitted_and_the
     np.testing.assert_allclose(made.encode(frames, "fp32"), plain.encode(frames, "fp32"), atol=2e-3)
     tokens = made.tokenizer.encode("maji", language="sw")
     assert np.abs(made.encode_text(tokens) - plain.encode_text(tokens)).max() > 0.01
+    assert (made.tokenizer.pronunciations != {}, plain.tokenizer.pronunciations) == (True, {})
+
+
+# ---- what is looked up ----
+
+
+def test_words_whose_ipa_is_read_much_better_are_looked_up_and_short_english_ones_sooner():
+    said = [
+        Word("two", "en", "tˈuː"), Word("yacht", "en", "jˈɒt"), Word("through", "en", "θɹˈuː"), Word("two", "en", "x"),
+        Word("Jour", "fr", "ʒˈuʁ"), Word("mot", "fr", "mo"), Word("to by", "en", "tə baɪ"), Word("二", "cmn", "ər"),
+    ]  # fmt: skip
+    gain = np.array([0.06, 0.04, 0.06, 0.9, 0.13, 0.06, 0.9, 0.9])
+    assert pronunciations.of_words(said, gain) == {"en": {"two": "tˈuː"}, "fr": {"jour": "ʒˈuʁ"}}
+
+
+def test_chinese_characters_are_what_espeak_ng_says_alone():
+    from edgealign.train.synthesis import Espeak
+
+    espeak = Espeak()
+    found = pronunciations.of_chinese(espeak)
+    assert set(found) == {"cmn", "yue"}
+    espeak.set_voice("cmn")
+    assert found["cmn"]["水"] == espeak.phonemes("水")
+    assert found["cmn"]["語"] == found["cmn"]["语"]
+    assert all(len(table) > 8000 and all(len(text) == 1 for text in table) for table in found.values())
+    assert not any("(" in ipa for ipa in found["cmn"].values())  # where it gives up it spells in English
+
+
+def test_the_dictionary_of_a_run_has_none_of_the_words_that_accuracy_is_measured_on(taught, spoken_corpus):
+    found = Checkpoint.load(taught / "spelling.pt").pronunciations
+    read = {word.text: word for word in spelling.listen(taught, spoken_corpus.folder, ("fsdd",), 1, silent).words}
+    spelled = [text for language, table in found.items() if language not in words.CHINESE for text in table]
+    assert spelled
+    assert not set(spelled) & set(words.RESERVED["en"].split())
+    assert not any(text in read and words.is_validation(read[text].sound) for text in spelled)
+
+
+def test_a_vocabulary_gets_the_languages_that_it_knows(checkpoint):
+    found = {"sw": {"maji": "m"}, "cmn": {"水": "s"}, "en": {"two": "t"}}
+    made = pronunciations.with_pronunciations(checkpoint.vocabulary, found)
+    assert (made["format_version"], set(made["pronunciations"])) == (2, {"sw", "en"})
+    assert (made["unspaced"], made["unstated"]) == ([], ["en"])
+    assert checkpoint.vocabulary["format_version"] == 1
+    assert pronunciations.with_pronunciations(checkpoint.vocabulary, {}) == checkpoint.vocabulary

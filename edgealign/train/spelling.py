@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from edgealign import kernels
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.text import Tokenizer
-from edgealign.train import last_maps, losses
+from edgealign.train import last_maps, losses, pronunciations
 from edgealign.train import words as word_lists
 from edgealign.train.batches import Batches, padded, token_row
 from edgealign.train.checkpoints import plain, read_checkpoint, refuse_other_config
@@ -36,6 +36,7 @@ from edgealign.train.corpus import EFFECT_VARIANTS, VALIDATION_VARIANTS, Corpus,
 from edgealign.train.encoders import AlignedEncoders, TextEncoder, centered
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.train.last_maps import Finished
+from edgealign.train.pronunciations import Pronunciations
 from edgealign.train.sense_encoders import computes_bfloat16
 from edgealign.train.synthesis import (
     ACCENTS,
@@ -384,12 +385,28 @@ class SpellingTrainer(Updates):
     def _miss(self, report: Callable[[str], None]) -> None:
         """What is missing to each target before the first step: 1 - cosine, of letters."""
         report(f"reading {len(self.learned)} words")
-        places = np.argsort([len(self.heard.words[row].text) for row in self.learned], kind="stable")
-        self.missing = np.zeros(len(self.learned), np.float32)
-        for first in range(0, len(places), 512):
-            part = places[first : first + 512]
-            text = F.normalize(self.average.text(*padded([self._tokens(place, True, None) for place in part])), dim=1)
-            self.missing[part] = 1 - (text.numpy() * self.heard.targets[self.heard.row[self.learned[part]]]).sum(axis=1)
+        self.missing = 1 - self._likeness(np.arange(len(self.learned)), spelled=True)
+
+    def _likeness(self, places: np.ndarray, spelled: bool) -> np.ndarray:
+        """Cosine of each word's text to its target, float32 [n], in letters or in IPA."""
+        found = np.zeros(len(places), np.float32)
+        order = np.argsort([len(self.heard.words[self.learned[place]].text) for place in places], kind="stable")
+        for first in range(0, len(order), 512):
+            part = order[first : first + 512]
+            tokens = padded([self._tokens(place, spelled, None) for place in places[part]])
+            text = F.normalize(self.average.text(*tokens), dim=1).numpy()
+            found[part] = (text * self.heard.targets[self.heard.row[self.learned[places[part]]]]).sum(axis=1)
+        return found
+
+    @torch.inference_mode()
+    def pronunciations(self, report: Callable[[str], None]) -> Pronunciations:
+        """What the trained encoder reads much better as IPA than as it is written, and Chinese characters."""
+        report(f"looking for words to be looked up among {len(self.learned)}")
+        letters = self._likeness(np.arange(len(self.learned)), spelled=True)
+        places = np.flatnonzero(1 - letters > pronunciations.MIN_GAIN_OF_SHORT)
+        gain = self._likeness(places, spelled=False) - letters[places]
+        words = [self.heard.words[self.learned[place]] for place in places]
+        return pronunciations.of_words(words, gain) | pronunciations.of_chinese(Espeak())
 
     def validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
         scores = self.score()
@@ -398,7 +415,9 @@ class SpellingTrainer(Updates):
         encoders = copy.deepcopy(self.ear.encoders)
         encoders.text = self.average.text
         centers = (self.ear.centers[0], torch.zeros_like(self.ear.centers[1]))
-        replace(self.ear, encoders=encoders, centers=centers).save(self.folder / "spelling.pt")
+        looked_up = self.pronunciations(report) if self.step == self.config.steps else self.ear.pronunciations
+        made = replace(self.ear, encoders=encoders, centers=centers, pronunciations=looked_up)
+        made.save(self.folder / "spelling.pt")
         state = {
             "config": plain(self.config), "step": self.step,
             "model": self.model.state_dict(), "average": self.average.state_dict(),

@@ -38,7 +38,7 @@ _CLDR_TABLES = ("territories", "languages", "scripts", "months", "days", "eras",
 _CLDR_TABLES += ("unit_display_names", "date_fields", "time_zones", "quarters", "variants")
 _CLDR_NAME_OF_VOICE = {"cmn": "zh", "nb": "no", "en-us": "en", "fr-fr": "fr"}
 _WRITTEN_WITHOUT_SPACES = frozenset({"cmn", "yue", "ja", "th", "lo", "my", "km", "shn"})
-_CHINESE = frozenset({"cmn", "yue"})
+CHINESE = frozenset({"cmn", "yue"})
 _DEBIAN_LISTS = {
     "american-english": "en", "brazilian": "pt", "bulgarian": "bg", "catalan": "ca", "danish": "da", "esperanto": "eo",
     "french": "fr", "gaelic": "gd", "irish": "ga", "italian": "it", "ngerman": "de", "bokmaal": "nb",
@@ -103,7 +103,7 @@ def usable_languages(espeak: Espeak, n_probes: int = 200) -> list[str]:
         words = _words_of(language)[:n_probes]
         if language in LEFT_OUT_LANGUAGES or len(words) < 100 or not espeak.set_voice(language):
             continue
-        bad = sum(not _trusted(espeak.phonemes(word), language) for word in words)
+        bad = sum(not is_pronounced(espeak.phonemes(word), language) for word in words)
         if bad < len(words) / 10:
             usable.append(language)
     return usable
@@ -132,7 +132,7 @@ def spellings(espeak: Espeak, language: str) -> list[Word]:
     random.Random(language).shuffle(listed)
     listed = _half_short(listed, len(listed) if language == "en" else SPELLINGS_OF_A_LIST)
     texts = [*dict.fromkeys([*_cldr_words(language), *listed, *RESERVED.get(language, "").split()])]
-    if language in _CHINESE:
+    if language in CHINESE:
         parts, n_phrases = sorted({character for text in texts for character in text}), SPELLINGS_OF_A_LIST
         texts += parts
     else:
@@ -153,11 +153,11 @@ def _pronounced(espeak: Espeak, language: str, texts: Iterable[str]) -> Iterator
     if espeak.set_voice(language):
         for text in texts:
             word = Word(text, language, espeak.phonemes(text))
-            if _trusted(word.ipa, language) and 2 <= len(word.sound) <= 24:
+            if is_pronounced(word.ipa, language) and 2 <= len(word.sound) <= 24:
                 yield word
 
 
-def _trusted(ipa: str, language: str) -> bool:
+def is_pronounced(ipa: str, language: str) -> bool:
     tonal = language in {"cmn", "yue", "vi", "my", "shn", "hak", "nog"}
     return bool(ipa) and "(" not in ipa and (tonal or not any(c.isdigit() for c in ipa))
 

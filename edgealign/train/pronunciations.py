@@ -1,0 +1,69 @@
+"""The dictionary of vocab.json: what is not spelled as it sounds, and is looked up where it is typed.
+
+A text encoder of 0.8 MB does not learn by heart how "one" and "two" are said, nor what thousands of Chinese characters
+are; IPA it reads well. So words that it reads much better as IPA go into a dictionary, and so do all characters of
+Chinese, whose words are put together from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgealign.text import normalize
+from edgealign.train.synthesis import Espeak
+from edgealign.train.words import CHINESE, Word, is_pronounced
+
+Pronunciations = dict[str, dict[str, str]]  # language -> text -> IPA
+
+# By how much the cosine to what is heard of a word must be larger for its IPA than for its letters; the second of short
+# English words, which are typed most.
+MIN_GAIN, MIN_GAIN_OF_SHORT = 0.12, 0.05
+LONGEST_SHORT = 5
+UNSTATED = ("en", "cmn")  # where a text whose language is not stated is looked up
+# Sets of characters with their first bytes: those of simplified and of traditional Chinese that are in use.
+_HAN = (("gb2312", range(0xB0, 0xF8)), ("big5", range(0xA4, 0xC7)))
+
+
+def of_words(words: Sequence[Word], gain: np.ndarray) -> Pronunciations:
+    """The words that are worth looking up.
+
+    gain    float [n]: how much nearer its IPA is to what is heard of a word
+    """
+    found: Pronunciations = {}
+    for word, by in zip(words, gain.tolist(), strict=True):
+        short = word.language == "en" and len(word.text) <= LONGEST_SHORT
+        if by > (MIN_GAIN_OF_SHORT if short else MIN_GAIN) and " " not in word.text and word.language not in CHINESE:
+            found.setdefault(word.language, {}).setdefault(normalize(word.text, "grapheme"), word.ipa)
+    return found
+
+
+def of_chinese(espeak: Espeak) -> Pronunciations:
+    """Every Chinese character that espeak-ng can say, in the languages written with them."""
+    characters = sorted({character for codec, rows in _HAN for character in _characters(codec, rows)})
+    found: Pronunciations = {}
+    for language in sorted(CHINESE):
+        if espeak.set_voice(language):
+            spoken = {character: espeak.phonemes(character) for character in characters}
+            found[language] = {text: ipa for text, ipa in spoken.items() if is_pronounced(ipa, language)}
+    return found
+
+
+def with_pronunciations(vocabulary: dict, pronunciations: Pronunciations) -> dict:
+    """vocab.json: the tables of training (version 1), and what of a dictionary is in languages that they know."""
+    known = {tag: table for tag, table in pronunciations.items() if tag in vocabulary["languages"]}
+    if not known:
+        return vocabulary
+    return vocabulary | {
+        "format_version": 2,
+        "pronunciations": known,
+        "unspaced": sorted(CHINESE & known.keys()),
+        "unstated": [tag for tag in UNSTATED if tag in known],
+    }
+
+
+def _characters(codec: str, rows: range) -> list[str]:
+    pairs = (bytes([first, second]) for first in rows for second in range(0x40, 0xFF))
+    decoded = (pair.decode(codec, errors="ignore") for pair in pairs)
+    return [text for text in decoded if len(text) == 1 and "\u4e00" <= text <= "\u9fff"]
