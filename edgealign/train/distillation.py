@@ -8,7 +8,8 @@ so that none is learned by heart.
     t(x)    mean over teachers' embeddings of variants of x, centered and concatenated: [n_teachers * dim]
     target  the DIM principal components of t(x), as a unit vector: nearly all of t lies there
     loss    1 - cosine of the student's embedding to its target, and STATISTICS_WEIGHT times the squared error of what
-            its heads pool to the mean of what the first teacher's pool of the variants, in units of their deviations
+            its heads pool to the mean of what the first teacher's pool of the variants, in units of their deviations,
+            and phone_weight times the connectionist temporal classification of the phonemes of spelled words
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from edgealign.train.corpus import Corpus
 from edgealign.train.encoders import AlignedEncoders, centered
 from edgealign.train.front_end import FRONT_END, mel_filters
 from edgealign.train.sense_encoders import computes_bfloat16
-from edgealign.train.text_to_speech import Checkpoint, in_parts
+from edgealign.train.text_to_speech import Checkpoint, in_parts, phone_losses
 from edgealign.train.updates import Updates, add_to_log, run_folder, trim_log
 from edgealign.writing import replace_file
 
@@ -54,6 +55,7 @@ class DistillationConfig:
     synthetic_words: int = 64  # in a batch, one clip of each
     recorded_words: int = 16  # two takes of each; most are spliced, see `batches.Splice`
     variants: int = 3  # of a clip that a teacher hears in one step
+    phone_weight: float = 0.02
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
     warm_up_steps: int = 30
@@ -131,7 +133,7 @@ class Distillation(Updates):
         for step in range(n_batches):
             rng = random.Random(f"components {self.config.seed} {step}")
             batch = self.drawn.draw(self.config.steps + step)
-            for log_mels, mask in _halves(batch):
+            for _, log_mels, mask in _halves(batch):
                 for column, x in zip((heard, statistics), self._hear(log_mels, mask, rng), strict=True):
                     column.append(x)
                 speech.append(model.alignment(model.speech(log_mels, mask)))
@@ -176,16 +178,19 @@ class Distillation(Updates):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         rng = random.Random(f"{self.config.seed} {self.step}")
-        closeness, errors = [], []
-        for log_mels, mask in _halves(batch):
+        closeness, errors, phones = [], [], []
+        for part, log_mels, mask in _halves(batch):
             heard, statistics = self._hear(log_mels, mask, rng)
-            pooled = self.model.speech.pooling.statistics(*self.model.speech.frames(log_mels, mask))
+            frames, frame_mask = self.model.speech.frames(log_mels, mask)
+            phones += phone_losses(self.model.speech, batch, part, frames, frame_mask)
+            pooled = self.model.speech.pooling.statistics(frames, frame_mask)
             embedded = F.normalize(self.model.alignment(self.model.speech.pooling.out(pooled)), dim=1)
             closeness.append((embedded * F.normalize(heard @ self.components, dim=1)).sum(dim=1))
             errors.append(((pooled - statistics) / self.deviation).pow(2).mean(dim=1))
         return {
             "cosine": 1 - torch.cat(closeness).mean(),
             "statistics": STATISTICS_WEIGHT * torch.cat(errors).mean(),
+            "phones": self.config.phone_weight * torch.stack(phones).mean() if phones else torch.zeros(()),
         }
 
     def validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
@@ -238,7 +243,7 @@ def _warping(warp: float) -> Tensor:
     return torch.from_numpy(matrix)
 
 
-def _halves(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+def _halves(batch: Batch) -> Iterator[tuple[slice, Tensor, Tensor]]:
     for part in in_parts(batch.mask):
         longest = int(batch.mask[part].sum(dim=2).max())
-        yield batch.log_mels[part, :, :longest], batch.mask[part, :, :longest]
+        yield part, batch.log_mels[part, :, :longest], batch.mask[part, :, :longest]

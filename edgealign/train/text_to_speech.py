@@ -25,7 +25,7 @@ from edgealign.train.checkpoints import plain, read_checkpoint, refuse_other_con
 from edgealign.train.clips import Clips
 from edgealign.train.config import RECIPES, TrainConfig
 from edgealign.train.corpus import EVALUATION_PACKS, Corpus
-from edgealign.train.encoders import AlignedEncoders, EncoderConfig
+from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder
 from edgealign.train.last_maps import Finished
 from edgealign.train.pronunciations import Pronunciations
 from edgealign.train.updates import Updates, add_to_log, run_folder, trim_log
@@ -35,17 +35,13 @@ from edgealign.writing import replace_file
 
 def joint_losses(model: AlignedEncoders, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
     """Strong alignment with both spellings, agreement across speakers, phonemes."""
-    speech, phone_losses = [], []
+    speech, phones = [], []
     for part in in_parts(batch.mask):
         longest = int(batch.mask[part].sum(dim=2).max())
         frames, mask = model.speech.frames(batch.log_mels[part, :, :longest], batch.mask[part, :, :longest])
         speech.append(model.alignment(model.speech.pooling(frames, mask)))
-        spoken = batch.n_phones[part] > 0
-        if config.phone_weight and spoken.any():
-            logits = model.speech.phones(frames).squeeze(2)[spoken]
-            lengths = mask.sum(dim=(1, 2, 3)).long()[spoken]
-            phones, n_phones = batch.phones[part][spoken], batch.n_phones[part][spoken]
-            phone_losses.append(losses.phone_ctc(logits, lengths, phones, n_phones))
+        if config.phone_weight:
+            phones += phone_losses(model.speech, batch, part, frames, mask)
     speech = torch.nn.functional.normalize(torch.cat(speech), dim=1)
     scale = losses.temperature(model.log_scale)
     terms = {"speakers": config.speaker_weight * losses.across_speakers(speech, batch.label, batch.speaker, scale)}
@@ -55,9 +51,22 @@ def joint_losses(model: AlignedEncoders, batch: Batch, config: TrainConfig) -> d
         both = losses.contrastive(text, speech, batch.text_label, batch.label, scale)
         both = both + losses.contrastive(speech, text, batch.label, batch.text_label, scale)
         terms["text"] = terms["text"] + config.text_weight * both / 4
-    if phone_losses:
-        terms["phones"] = config.phone_weight * torch.stack(phone_losses).mean()
+    if phones:
+        terms["phones"] = config.phone_weight * torch.stack(phones).mean()
     return terms
+
+
+def phone_losses(speech: SpeechEncoder, batch: Batch, part: slice, frames: Tensor, mask: Tensor) -> list[Tensor]:
+    """How far the frames of a part of a batch are from saying its phonemes; nothing where no word of it is spelled.
+
+    frames, mask   what `speech.frames` gives of the part
+    """
+    spoken = batch.n_phones[part] > 0
+    if not spoken.any():
+        return []
+    logits = speech.phones(frames).squeeze(2)[spoken]
+    lengths = mask.sum(dim=(1, 2, 3)).long()[spoken]
+    return [losses.phone_ctc(logits, lengths, batch.phones[part][spoken], batch.n_phones[part][spoken])]
 
 
 def in_parts(mask: Tensor, n_parts: int = 2) -> list[slice]:
