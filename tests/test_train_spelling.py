@@ -271,8 +271,9 @@ def test_words_whose_ipa_is_read_much_better_are_looked_up_and_short_english_one
     said = [
         Word("two", "en", "tˈuː"), Word("yacht", "en", "jˈɒt"), Word("through", "en", "θɹˈuː"), Word("two", "en", "x"),
         Word("Jour", "fr", "ʒˈuʁ"), Word("mot", "fr", "mo"), Word("to by", "en", "tə baɪ"), Word("二", "cmn", "ər"),
+        Word("iv", "en", "ɹˌəʊmən fˈɔː"),
     ]  # fmt: skip
-    gain = np.array([0.06, 0.04, 0.06, 0.9, 0.13, 0.06, 0.9, 0.9])
+    gain = np.array([0.06, 0.04, 0.06, 0.9, 0.13, 0.06, 0.9, 0.9, 0.9])
     assert pronunciations.of_words(said, gain) == {"en": {"two": "tˈuː"}, "fr": {"jour": "ʒˈuʁ"}}
 
 

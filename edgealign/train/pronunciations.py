@@ -33,8 +33,10 @@ def of_words(words: Sequence[Word], gain: np.ndarray) -> Pronunciations:
     """
     found: Pronunciations = {}
     for word, by in zip(words, gain.tolist(), strict=True):
+        if " " in word.text or word.language in CHINESE or len(word.sound) > 2 * len(word.text) + 2:
+            continue  # the last are numerals and abbreviations that espeak-ng expands: "iv" is "Roman four" to it
         short = word.language == "en" and len(word.text) <= LONGEST_SHORT
-        if by > (MIN_GAIN_OF_SHORT if short else MIN_GAIN) and " " not in word.text and word.language not in CHINESE:
+        if by > (MIN_GAIN_OF_SHORT if short else MIN_GAIN):
             found.setdefault(word.language, {}).setdefault(normalize(word.text, "grapheme"), word.ipa)
     return found
 
