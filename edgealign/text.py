@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ UNDETERMINED = "und"  # BCP 47's subtag for "no language given"
 MAX_TEXT_CODE_POINTS = 1000
 MAX_TOKENS = 8192
 _NOT_SPOKEN_IN_IPA = {ord(character): None for character in ".‿ "}  # syllable break, linking, white space
-_OF_VERSION_2 = {"pronunciations", "unspaced", "unstated"}  # of vocab.json
+_OF_VERSION_2 = {"pronunciations", "characters", "unstated"}  # of vocab.json
 _IPA_DELIMITERS = ("//", "[]")
 
 
@@ -81,9 +82,9 @@ class TextTokenizer(Protocol):
 class Tokenizer:
     """The tables of vocab.json. `und` stands for a language that is not given or not in the table.
 
-    pronunciations  language -> normalized text -> IPA
-    unspaced        those of its languages that are written without spaces: their texts are looked up by character
-    unstated        those in which a text without a language is looked up, the likeliest first
+    pronunciations  language -> normalized word -> IPA
+    characters      language that is written without spaces -> IPA -> all characters that are read so
+    unstated        languages in which a text without one is looked up, the likeliest first
     """
 
     tokens: dict[str, int]
@@ -93,7 +94,7 @@ class Tokenizer:
     pad: int
     max_tokens: int
     pronunciations: dict[str, dict[str, str]] = field(default_factory=dict)
-    unspaced: list[str] = field(default_factory=list)
+    characters: dict[str, dict[str, str]] = field(default_factory=dict)
     unstated: list[str] = field(default_factory=list)
 
     @classmethod
@@ -160,28 +161,35 @@ class Tokenizer:
             tags = self.unstated
         else:
             language_id, known = self.language_id(language)
-            tags = [tag for tag in self.pronunciations if known and self.languages[tag] == language_id]
+            tags = [tag for tag, i in self.languages.items() if known and i == language_id]
         for tag in tags:
-            table = self.pronunciations[tag]
-            parts = characters.replace(" ", "") if tag in self.unspaced else characters.split(" ")
-            if all(part in table for part in parts):
-                return tag, "".join(table[part] for part in parts)
+            by_word, by_character = self.pronunciations.get(tag, {}), self._by_character.get(tag, {})
+            for table, parts in ((by_word, characters.split(" ")), (by_character, characters.replace(" ", ""))):
+                if all(part in table for part in parts):
+                    return tag, "".join(table[part] for part in parts)
         return None
+
+    @cached_property
+    def _by_character(self) -> dict[str, dict[str, str]]:
+        """language -> character -> IPA"""
+        return {
+            tag: {character: ipa for ipa, texts in table.items() for character in texts}
+            for tag, table in self.characters.items()
+        }
 
 
 def _check_dictionary(vocab: dict) -> None:
     """BundleUnreadable where the parts of vocab.json that version 2 added are not as `Tokenizer` says."""
-    pronunciations = vocab["pronunciations"]
-    usable = isinstance(pronunciations, dict) and set(pronunciations) <= set(vocab["languages"]) - {UNDETERMINED}
-    for table in pronunciations.values() if usable else ():
-        usable = usable and isinstance(table, dict)
-        usable = usable and all(type(ipa) is str for ipa in table.values())
-    if not usable:
-        raise BundleUnreadable("'pronunciations' of vocab.json is not a table of texts and IPA by known languages")
-    for name in ("unspaced", "unstated"):
-        tags = vocab[name]
-        if not isinstance(tags, list) or not all(type(tag) is str and tag in pronunciations for tag in tags):
-            raise BundleUnreadable(f"'{name}' of vocab.json is not a list of languages that have pronunciations")
+    languages = set(vocab["languages"]) - {UNDETERMINED}
+    for name in ("pronunciations", "characters"):
+        tables = vocab[name]
+        usable = isinstance(tables, dict) and set(tables) <= languages
+        usable = usable and all(isinstance(table, dict) for table in tables.values())
+        if not (usable and all(type(value) is str for table in tables.values() for value in table.values())):
+            raise BundleUnreadable(f"'{name}' of vocab.json is not a table of texts and IPA by known languages")
+    tags = vocab["unstated"]
+    if not isinstance(tags, list) or not all(type(tag) is str and tag in languages for tag in tags):
+        raise BundleUnreadable("'unstated' of vocab.json is not a list of known languages")
 
 
 def _open_edgealign(entry: dict[str, Any], data: bytes) -> Tokenizer:

@@ -21,7 +21,7 @@ from edgealign.train.clips import Clips
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import EVALUATION_PACKS, Corpus, EvaluationPack
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
-from edgealign.train.pronunciations import with_pronunciations
+from edgealign.train.pronunciations import with_dictionary
 from edgealign.train.text_to_speech import Checkpoint
 
 CARD = Path(__file__).with_name("speech_card.md")
@@ -110,7 +110,7 @@ def export_speech(checkpoint: Checkpoint, corpus_path: Path, target: Path, repor
         (source / "text_encoder.onnx").write_bytes(text_int8)
         (source / "filters.f32").write_bytes(mel_filters().astype("<f4").tobytes())
         (source / "bank.f16").write_bytes(bank.astype("<f2").tobytes())
-        vocabulary = with_pronunciations(checkpoint.vocabulary, checkpoint.pronunciations)
+        vocabulary = with_dictionary(checkpoint.vocabulary, checkpoint.dictionary)
         (source / "vocab.json").write_text(json.dumps(vocabulary, sort_keys=True, ensure_ascii=False))
         (source / "README.md").write_text(_card(left_out), encoding="utf-8")
         return write_bundle(

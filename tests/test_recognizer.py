@@ -165,7 +165,7 @@ def test_labels_that_are_no_words_of_their_recordings_are_doubted(tmp_path: Path
 
 
 def test_a_word_that_is_looked_up_without_a_language_is_said_to_be(recognizer: Recognizer) -> None:
-    table = {"pronunciations": {"en": {"two": "tˈuː"}}, "unspaced": [], "unstated": ["en"]}
+    table = {"pronunciations": {"en": {"two": "tˈuː"}}, "unstated": ["en"]}
     recognizer.bundle.__dict__["tokenizer"] = replace(recognizer.bundle.tokenizer, **table)
     (warning,) = recognizer.enroll(text="two").warnings
     assert warning == "'two' is read as a word of the language 'en', tˈuː: state the language if it is another"

@@ -113,8 +113,8 @@ def test_broken_vocabulary_is_refused(change: dict) -> None:
 
 DICTIONARY = {
     "format_version": 2,
-    "pronunciations": {"en": {"two": "tˈuː", "one": "wˌɒn"}, "pt": {"一": "jˈi", "二": "ˈər"}},
-    "unspaced": ["pt"],
+    "pronunciations": {"en": {"two": "tˈuː", "one": "wˌɒn"}},
+    "characters": {"pt": {"jˈi": "一壱", "ˈər": "二"}},
     "unstated": ["en", "pt"],
 }
 LOOKING_UP = Tokenizer.from_dict({**VOCABULARY, **DICTIONARY})
@@ -133,7 +133,7 @@ LOOKING_UP = Tokenizer.from_dict({**VOCABULARY, **DICTIONARY})
         ("two", "sw", None),
         ("two", "xx", None),  # a language was stated: that it is not known does not make it English
         ("二一", "pt", ("pt", "ˈərjˈi")),
-        ("二 一", "pt", ("pt", "ˈərjˈi")),
+        ("二 壱", "pt", ("pt", "ˈərjˈi")),
         ("二", None, ("pt", "ˈər")),
         ("二三", "pt", None),
         ("two 二", None, None),
@@ -163,10 +163,12 @@ def test_ipa_is_not_looked_up() -> None:
         {"pronunciations": {"und": {"two": "tuː"}}},
         {"pronunciations": {"en": ["two"]}},
         {"pronunciations": {"en": {"two": 2}}},
-        {"unspaced": "pt"},
-        {"unspaced": ["sw"]},
+        {"characters": {"xx": {"ˈər": "二"}}},
+        {"characters": {"pt": {"ˈər": ["二"]}}},
+        {"characters": None},
         {"unstated": [["en"]]},
         {"unstated": None},
+        {"unstated": ["und"]},
         {"format_version": 1},
         {"format_version": 3},
     ],
@@ -177,6 +179,6 @@ def test_a_broken_dictionary_is_refused(change: dict) -> None:
 
 
 def test_an_entry_without_any_sound_is_an_empty_text() -> None:
-    table = {**VOCABULARY, **DICTIONARY, "pronunciations": {"en": {"two": "."}, "pt": {}}}
+    table = {**VOCABULARY, **DICTIONARY, "pronunciations": {"en": {"two": "."}}}
     with pytest.raises(InvalidInput, match="is empty"):
         Tokenizer.from_dict(table).encode("two", language="en")

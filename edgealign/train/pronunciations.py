@@ -7,6 +7,7 @@ Chinese, whose words are put together from these.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,8 @@ from edgealign.text import normalize
 from edgealign.train.synthesis import Espeak
 from edgealign.train.words import CHINESE, Word, is_pronounced
 
-Pronunciations = dict[str, dict[str, str]]  # language -> text -> IPA
+# `pronunciations` and `characters` of vocab.json, by these names.
+Dictionary = dict[str, dict[str, dict[str, str]]]
 
 # By how much the cosine to what is heard of a word must be larger for its IPA than for its letters; the second of short
 # English words, which are typed most.
@@ -26,12 +28,12 @@ UNSTATED = ("en", "cmn")  # where a text whose language is not stated is looked 
 _HAN = (("gb2312", range(0xB0, 0xF8)), ("big5", range(0xA4, 0xC7)))
 
 
-def of_words(words: Sequence[Word], gain: np.ndarray) -> Pronunciations:
-    """The words that are worth looking up.
+def of_words(words: Sequence[Word], gain: np.ndarray) -> dict[str, dict[str, str]]:
+    """The words that are worth looking up: language -> word -> IPA.
 
     gain    float [n]: how much nearer its IPA is to what is heard of a word
     """
-    found: Pronunciations = {}
+    found: dict[str, dict[str, str]] = {}
     for word, by in zip(words, gain.tolist(), strict=True):
         if " " in word.text or word.language in CHINESE or len(word.sound) > 2 * len(word.text) + 2:
             continue  # the last are numerals and abbreviations that espeak-ng expands: "iv" is "Roman four" to it
@@ -41,28 +43,28 @@ def of_words(words: Sequence[Word], gain: np.ndarray) -> Pronunciations:
     return found
 
 
-def of_chinese(espeak: Espeak) -> Pronunciations:
-    """Every Chinese character that espeak-ng can say, in the languages written with them."""
+def of_chinese(espeak: Espeak) -> dict[str, dict[str, str]]:
+    """Every Chinese character that espeak-ng can say: language -> IPA -> characters."""
     characters = sorted({character for codec, rows in _HAN for character in _characters(codec, rows)})
-    found: Pronunciations = {}
+    found: dict[str, dict[str, str]] = {}
     for language in sorted(CHINESE):
         if espeak.set_voice(language):
-            spoken = {character: espeak.phonemes(character) for character in characters}
-            found[language] = {text: ipa for text, ipa in spoken.items() if is_pronounced(ipa, language)}
+            by_ipa: dict[str, str] = defaultdict(str)
+            for character in characters:
+                by_ipa[espeak.phonemes(character)] += character
+            found[language] = {ipa: texts for ipa, texts in by_ipa.items() if is_pronounced(ipa, language)}
     return found
 
 
-def with_pronunciations(vocabulary: dict, pronunciations: Pronunciations) -> dict:
+def with_dictionary(vocabulary: dict, dictionary: Dictionary) -> dict:
     """vocab.json: the tables of training (version 1), and what of a dictionary is in languages that they know."""
-    known = {tag: table for tag, table in pronunciations.items() if tag in vocabulary["languages"]}
-    if not known:
+    if not dictionary:
         return vocabulary
-    return vocabulary | {
-        "format_version": 2,
-        "pronunciations": known,
-        "unspaced": sorted(CHINESE & known.keys()),
-        "unstated": [tag for tag in UNSTATED if tag in known],
+    languages = vocabulary["languages"]
+    known = {
+        name: {tag: table for tag, table in tables.items() if tag in languages} for name, tables in dictionary.items()
     }
+    return vocabulary | known | {"format_version": 2, "unstated": [tag for tag in UNSTATED if tag in languages]}
 
 
 def _characters(codec: str, rows: range) -> list[str]:

@@ -36,7 +36,7 @@ from edgealign.train.corpus import EFFECT_VARIANTS, VALIDATION_VARIANTS, Corpus,
 from edgealign.train.encoders import AlignedEncoders, TextEncoder, centered
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 from edgealign.train.last_maps import Finished
-from edgealign.train.pronunciations import Pronunciations
+from edgealign.train.pronunciations import Dictionary
 from edgealign.train.sense_encoders import computes_bfloat16
 from edgealign.train.synthesis import (
     ACCENTS,
@@ -399,14 +399,17 @@ class SpellingTrainer(Updates):
         return found
 
     @torch.inference_mode()
-    def pronunciations(self, report: Callable[[str], None]) -> Pronunciations:
+    def dictionary(self, report: Callable[[str], None]) -> Dictionary:
         """What the trained encoder reads much better as IPA than as it is written, and Chinese characters."""
         report(f"looking for words to be looked up among {len(self.learned)}")
         letters = self._likeness(np.arange(len(self.learned)), spelled=True)
         places = np.flatnonzero(1 - letters > pronunciations.MIN_GAIN_OF_SHORT)
         gain = self._likeness(places, spelled=False) - letters[places]
         words = [self.heard.words[self.learned[place]] for place in places]
-        return pronunciations.of_words(words, gain) | pronunciations.of_chinese(Espeak())
+        return {
+            "pronunciations": pronunciations.of_words(words, gain),
+            "characters": pronunciations.of_chinese(Espeak()),
+        }
 
     def validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
         scores = self.score()
@@ -415,8 +418,8 @@ class SpellingTrainer(Updates):
         encoders = copy.deepcopy(self.ear.encoders)
         encoders.text = self.average.text
         centers = (self.ear.centers[0], torch.zeros_like(self.ear.centers[1]))
-        looked_up = self.pronunciations(report) if self.step == self.config.steps else self.ear.pronunciations
-        made = replace(self.ear, encoders=encoders, centers=centers, pronunciations=looked_up)
+        dictionary = self.dictionary(report) if self.step == self.config.steps else self.ear.dictionary
+        made = replace(self.ear, encoders=encoders, centers=centers, dictionary=dictionary)
         made.save(self.folder / "spelling.pt")
         state = {
             "config": plain(self.config), "step": self.step,

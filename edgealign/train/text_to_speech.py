@@ -27,7 +27,7 @@ from edgealign.train.config import RECIPES, TrainConfig
 from edgealign.train.corpus import EVALUATION_PACKS, Corpus
 from edgealign.train.encoders import AlignedEncoders, EncoderConfig, SpeechEncoder
 from edgealign.train.last_maps import Finished
-from edgealign.train.pronunciations import Pronunciations
+from edgealign.train.pronunciations import Dictionary
 from edgealign.train.updates import Updates, add_to_log, run_folder, trim_log
 from edgealign.train.validation import Validation
 from edgealign.writing import replace_file
@@ -236,7 +236,7 @@ class Checkpoint:
     """What training saved: encoders in evaluation mode, the text vocabulary, and where they come from.
 
     centers   of speech and text, see `Finished`, where the last maps were fitted anew already; else None
-    pronunciations   the dictionary that `train spelling` made; training itself always reads letters
+    dictionary   of words and characters, where `train spelling` made one; training itself always reads letters
     """
 
     encoders: AlignedEncoders
@@ -246,7 +246,7 @@ class Checkpoint:
     corpus_sha256: str
     corpus: dict | None  # `Corpus.made_of`; None where an older version did not say
     step: int
-    pronunciations: Pronunciations = field(default_factory=dict)
+    dictionary: Dictionary = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -261,7 +261,7 @@ class Checkpoint:
         return cls(
             encoders.eval(), centers and (centers[0].float(), centers[1].float()), state["vocabulary"],
             state["config"], state["corpus_sha256"], state.get("corpus"), state["step"],
-            state.get("pronunciations", {}),
+            state.get("dictionary", {}),
         )  # fmt: skip
 
     @property
@@ -316,7 +316,7 @@ class Checkpoint:
         whole = {
             "average": {name: kept(tensor) for name, tensor in self.encoders.state_dict().items()},
             "centers": self.centers and [kept(center) for center in self.centers],
-            "vocabulary": self.vocabulary, "pronunciations": self.pronunciations, "config": self.config,
+            "vocabulary": self.vocabulary, "dictionary": self.dictionary, "config": self.config,
             "step": self.step, "corpus_sha256": self.corpus_sha256, "corpus": self.corpus,
         }  # fmt: skip
         with replace_file(path) as file:
