@@ -1,8 +1,8 @@
 """The dictionary of vocab.json: what is not spelled as it sounds, and is looked up where it is typed.
 
 A text encoder of 0.8 MB does not learn by heart how "one" and "two" are said, nor what thousands of Chinese characters
-are; IPA it reads well. So words that it reads much better as IPA go into a dictionary, and so do all characters of
-Chinese, whose words are put together from these.
+are; IPA it reads well. So words that it reads otherwise by their letters than as IPA go into a dictionary, and so do
+all characters of Chinese, whose words are put together from these.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from edgealign.train.words import CHINESE, Word, is_pronounced
 # `pronunciations` and `characters` of vocab.json, by these names.
 Dictionary = dict[str, dict[str, dict[str, str]]]
 
-# By how much the cosine to what is heard of a word must be larger for its IPA than for its letters; the second of short
-# English words, which are typed most.
-MIN_GAIN, MIN_GAIN_OF_SHORT = 0.12, 0.05
+# 1 - cosine between what is read of a word's letters and of its IPA; the second of short English words, which are typed
+# most. Not by what is heard of words: that of a word which training heard from few people is theirs.
+MIN_DISTANCE, MIN_DISTANCE_OF_SHORT = 0.18, 0.06
 LONGEST_SHORT = 5
 UNSTATED = ("en", "cmn")  # where a text whose language is not stated is looked up
 # Sets of characters with their first bytes: those of simplified and of traditional Chinese that are in use.
 _HAN = (("gb2312", range(0xB0, 0xF8)), ("big5", range(0xA4, 0xC7)))
 
 
-def of_words(words: Sequence[Word], gain: np.ndarray) -> dict[str, dict[str, str]]:
+def of_words(words: Sequence[Word], apart: np.ndarray) -> dict[str, dict[str, str]]:
     """The words that are worth looking up: language -> word -> IPA.
 
-    gain    float [n]: how much nearer its IPA is to what is heard of a word
+    apart   float [n]: 1 - cosine of what is read of the letters of each and of its IPA
     """
     found: dict[str, dict[str, str]] = {}
-    for word, by in zip(words, gain.tolist(), strict=True):
+    for word, distance in zip(words, apart.tolist(), strict=True):
         if " " in word.text or word.language in CHINESE or len(word.sound) > 2 * len(word.text) + 2:
             continue  # the last are numerals and abbreviations that espeak-ng expands: "iv" is "Roman four" to it
         short = word.language == "en" and len(word.text) <= LONGEST_SHORT
-        if by > (MIN_GAIN_OF_SHORT if short else MIN_GAIN):
+        if distance > (MIN_DISTANCE_OF_SHORT if short else MIN_DISTANCE):
             found.setdefault(word.language, {}).setdefault(normalize(word.text, "grapheme"), word.ipa)
     return found
 

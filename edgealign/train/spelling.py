@@ -385,31 +385,32 @@ class SpellingTrainer(Updates):
     def _miss(self, report: Callable[[str], None]) -> None:
         """What is missing to each target before the first step: 1 - cosine, of letters."""
         report(f"reading {len(self.learned)} words")
-        self.missing = 1 - self._likeness(np.arange(len(self.learned)), spelled=True)
-
-    def _likeness(self, places: np.ndarray, spelled: bool) -> np.ndarray:
-        """Cosine of each word's text to its target, float32 [n], in letters or in IPA."""
-        found = np.zeros(len(places), np.float32)
-        order = np.argsort([len(self.heard.words[self.learned[place]].text) for place in places], kind="stable")
-        for first in range(0, len(order), 512):
-            part = order[first : first + 512]
-            tokens = padded([self._tokens(place, spelled, None) for place in places[part]])
-            text = F.normalize(self.average.text(*tokens), dim=1).numpy()
-            found[part] = (text * self.heard.targets[self.heard.row[self.learned[places[part]]]]).sum(axis=1)
-        return found
+        self.missing = np.zeros(len(self.learned), np.float32)
+        for part in self._by_length():
+            targets = self.heard.targets[self.heard.row[self.learned[part]]]
+            self.missing[part] = 1 - (self._read(part, spelled=True) * targets).sum(axis=1)
 
     @torch.inference_mode()
     def dictionary(self, report: Callable[[str], None]) -> Dictionary:
-        """What the trained encoder reads much better as IPA than as it is written, and Chinese characters."""
+        """What the trained encoder reads otherwise by its letters than as IPA, and Chinese characters."""
         report(f"looking for words to be looked up among {len(self.learned)}")
-        letters = self._likeness(np.arange(len(self.learned)), spelled=True)
-        places = np.flatnonzero(1 - letters > pronunciations.MIN_GAIN_OF_SHORT)
-        gain = self._likeness(places, spelled=False) - letters[places]
-        words = [self.heard.words[self.learned[place]] for place in places]
+        apart = np.zeros(len(self.learned), np.float32)
+        for part in self._by_length():
+            apart[part] = 1 - (self._read(part, spelled=True) * self._read(part, spelled=False)).sum(axis=1)
         return {
-            "pronunciations": pronunciations.of_words(words, gain),
+            "pronunciations": pronunciations.of_words([self.heard.words[row] for row in self.learned], apart),
             "characters": pronunciations.of_chinese(Espeak()),
         }
+
+    def _by_length(self) -> list[np.ndarray]:
+        """All places in `learned`, in parts of like length."""
+        order = np.argsort([len(self.heard.words[row].text) for row in self.learned], kind="stable")
+        return [order[first : first + 512] for first in range(0, len(order), 512)]
+
+    def _read(self, places: np.ndarray, spelled: bool) -> np.ndarray:
+        """Unit embeddings of words in letters or in IPA: float32 [n, dim]."""
+        tokens = padded([self._tokens(place, spelled, None) for place in places])
+        return F.normalize(self.average.text(*tokens), dim=1).numpy()
 
     def validate(self, report: Callable[[str], None], terms: dict[str, float]) -> None:
         scores = self.score()
