@@ -22,15 +22,22 @@ MEASURES = {
 
 
 def main() -> None:
-    figure, axes = plt.subplots(1, len(MEASURES), figsize=(5 * len(MEASURES), 4), sharex=True)
-    for path in sorted((HERE / "runs").glob("*.jsonl")):
-        points = [json.loads(line) for line in path.read_text().splitlines()]
-        for axis, (name, title) in zip(axes, MEASURES.items(), strict=True):
-            axis.plot([p["trained_s"] / 60 for p in points], [p[name] for p in points], marker=".", label=path.stem)
-            axis.set(title=title, xlabel="minutes of training in this run", ylabel="right, %")
-            axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.tight_layout()
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(5 * len(MEASURES), 5), sharex=True, layout="constrained")
+    paths = sorted((HERE / "runs").glob("*.jsonl"))
+    looks = [(color, line) for line in ("-", "--", ":") for color in plt.get_cmap("tab10").colors]
+    for path, (color, line) in zip(paths, looks, strict=False):
+        points = [json.loads(text) for text in path.read_text().splitlines()]
+        minutes = [point["trained_s"] / 60 for point in points]
+        for axis, name in zip(axes, MEASURES, strict=True):
+            wrong = [100 - point[name] for point in points]
+            axis.plot(minutes, wrong, marker=".", color=color, linestyle=line, label=path.stem)
+    for axis, title in zip(axes, MEASURES.values(), strict=True):
+        axis.set(title=title, xlabel="minutes of training in this run", ylabel="wrong, %", yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="y", which="minor", labelsize=7)
+        axis.grid(which="both", alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     matplotlib.rcParams["svg.hashsalt"] = "edgealign"  # the same runs draw the same file
     figure.savefig(HERE / "curves.svg", metadata={"Date": None})
 
