@@ -6,6 +6,7 @@ A run's file is the log.jsonl of its folder. Needs `[report]`.
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -25,7 +26,7 @@ def main() -> None:
     figure, axes = plt.subplots(1, len(MEASURES), figsize=(5 * len(MEASURES), 5), sharex=True, layout="constrained")
     paths = sorted((HERE / "runs").glob("*.jsonl"))
     looks = [(color, line) for line in ("-", "--", ":") for color in plt.get_cmap("tab10").colors]
-    for path, (color, line) in zip(paths, looks, strict=False):
+    for path, (color, line) in zip(paths, cycle(looks), strict=False):
         points = [json.loads(text) for text in path.read_text().splitlines()]
         minutes = [point["trained_s"] / 60 for point in points]
         for axis, name in zip(axes, MEASURES, strict=True):

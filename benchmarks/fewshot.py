@@ -197,8 +197,10 @@ def read_text_embeddings(bundle: Bundle, pack: str, labels: Sequence[str]) -> np
         return None
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     shipped = Bundle.open().tokenizer
-    looked_up = {name: getattr(shipped, name) for name in ("pronunciations", "characters", "unstated")}
-    tokenizer = replace(bundle.tokenizer, **looked_up)
+    tokenizer = replace(
+        bundle.tokenizer, pronunciations=shipped.pronunciations, characters=shipped.characters,
+        unstated=shipped.unstated,
+    )  # fmt: skip
     inputs = [tokenizer.encode(text, language=language).inputs for text, language in texts]
     return np.concatenate([session.run(None, one)[0] for one in inputs])
 

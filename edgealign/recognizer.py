@@ -423,6 +423,7 @@ class Recognizer:
 
     def _learn_text(self, text: str, kind: str, language: str | None, label: str, warnings: list[str]) -> _Row:
         tokens = self.bundle.tokenizer.encode(text, kind, language)
+        read = text if tokens.read_as is None else tokens.read_as[1]
         unknown = ", ".join(f"'{character}'" for character in tokens.unknown)
         if tokens.unknown_share > MAX_UNKNOWN_TEXT_SHARE:
             hint = "type how it is pronounced with --ipa" if kind == "grapheme" else "check that it is IPA"
@@ -431,17 +432,17 @@ class Recognizer:
                 f"{hint}, or enroll {self.bundle.sample_noun}s"
             )
         if tokens.unknown:
-            warnings.append(f"the bundle does not know these characters of '{text}', they were passed over: {unknown}")
+            warnings.append(f"the bundle does not know these characters of '{read}', they were passed over: {unknown}")
         if tokens.n_cut:
             warnings.append(
-                f"'{text}' is longer than the bundle reads: the last {tokens.n_cut} of its characters were passed over"
+                f"'{read}' is longer than the bundle reads: the last {tokens.n_cut} of its characters were passed over"
             )
         if language is not None and not tokens.known_language:
             warnings.append(f"the bundle does not know the language '{language}': '{text}' is read without one")
         if language is None and tokens.read_as is not None:
-            spoken_in, ipa = tokens.read_as
             warnings.append(
-                f"'{text}' is read as a word of the language '{spoken_in}', {ipa}: state the language if it is another"
+                f"'{text}' is read as a word of the language '{tokens.read_as[0]}', {read}: give --language if it is of "
+                f"another"
             )
         embedding = self.bundle.encode_text(tokens)
         digest = hashlib.sha256(tokens.ids.astype("<i8").tobytes()).digest()

@@ -139,7 +139,9 @@ class Tokenizer:
             raise InvalidInput(f"text has {len(text)} characters: a word or short phrase was expected")
         characters = normalize(text, kind)
         language_id, known_language = self.language_id(language)
-        read_as = self._look_up(characters, language) if kind == "grapheme" else None
+        stated = language not in (None, "", UNDETERMINED)
+        languages = [tag for tag, i in self.languages.items() if known_language and i == language_id]
+        read_as = self._look_up(characters, languages if stated else self.unstated) if kind == "grapheme" else None
         if read_as is not None:
             kind, language_id, characters = "ipa", self.languages[read_as[0]], normalize(read_as[1], "ipa")
         if not characters:
@@ -155,14 +157,10 @@ class Tokenizer:
             read_as,
         )
 
-    def _look_up(self, characters: str, language: str | None) -> tuple[str, str] | None:
-        """Language and IPA of a normalized text all parts of which the dictionary has: its words, or its characters."""
-        if language in (None, "", UNDETERMINED):
-            tags = self.unstated
-        else:
-            language_id, known = self.language_id(language)
-            tags = [tag for tag, i in self.languages.items() if known and i == language_id]
-        for tag in tags:
+    def _look_up(self, characters: str, languages: list[str]) -> tuple[str, str] | None:
+        """The first of the languages in which the dictionary has all words of a normalized text, or all its characters,
+        and their IPA."""
+        for tag in languages:
             by_word, by_character = self.pronunciations.get(tag, {}), self._by_character.get(tag, {})
             for table, parts in ((by_word, characters.split(" ")), (by_character, characters.replace(" ", ""))):
                 if all(part in table for part in parts):

@@ -168,11 +168,18 @@ def test_a_word_that_is_looked_up_without_a_language_is_said_to_be(recognizer: R
     table = {"pronunciations": {"en": {"two": "tˈuː"}}, "unstated": ["en"]}
     recognizer.bundle.__dict__["tokenizer"] = replace(recognizer.bundle.tokenizer, **table)
     (warning,) = recognizer.enroll(text="two").warnings
-    assert warning == "'two' is read as a word of the language 'en', tˈuː: state the language if it is another"
+    assert warning == "'two' is read as a word of the language 'en', tˈuː: give --language if it is of another"
     report = recognizer.enroll(text="two", language="en")
     assert report.warnings == ()
     assert report.labels[0].n_known == 1  # the same word
     assert recognizer.enroll(ipa="tˈuː", language="en", label="two").labels[0].n_known == 1
+
+
+def test_what_is_not_known_of_a_word_that_is_looked_up_is_said_of_its_ipa(recognizer: Recognizer) -> None:
+    table = {"pronunciations": {"en": {"two": "tˈuː7"}}, "unstated": []}
+    recognizer.bundle.__dict__["tokenizer"] = replace(recognizer.bundle.tokenizer, **table)
+    (warning,) = recognizer.enroll(text="two", language="en").warnings
+    assert warning == "the bundle does not know these characters of 'tˈuː7', they were passed over: '7'"
 
 
 def test_text_that_the_bundle_cannot_read(recognizer: Recognizer) -> None:

@@ -81,7 +81,7 @@ def test_a_student_comes_nearer_to_its_teachers(teacher, spoken_corpus, tmp_path
     student.run(silent)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 81))
-    for term in ("cosine", "statistics"):
+    for term in ("cosine", "statistics", "phones"):
         values = [row[term] for row in rows]
         assert np.mean(values[-5:]) < 0.5 * np.mean(values[:3])
 

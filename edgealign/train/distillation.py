@@ -182,7 +182,8 @@ class Distillation(Updates):
         for part, log_mels, mask in _halves(batch):
             heard, statistics = self._hear(log_mels, mask, rng)
             frames, frame_mask = self.model.speech.frames(log_mels, mask)
-            phones += phone_losses(self.model.speech, batch, part, frames, frame_mask)
+            if self.config.phone_weight:
+                phones += phone_losses(self.model.speech, batch, part, frames, frame_mask)
             pooled = self.model.speech.pooling.statistics(frames, frame_mask)
             embedded = F.normalize(self.model.alignment(self.model.speech.pooling.out(pooled)), dim=1)
             closeness.append((embedded * F.normalize(heard @ self.components, dim=1)).sum(dim=1))
