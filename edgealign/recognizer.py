@@ -441,8 +441,8 @@ class Recognizer:
             warnings.append(f"the bundle does not know the language '{language}': '{text}' is read without one")
         if language is None and tokens.read_as is not None:
             warnings.append(
-                f"'{text}' is read as a word of the language '{tokens.read_as[0]}', {read}: give --language if it is of "
-                f"another"
+                f"'{text}' is read as a word of the language '{tokens.read_as[0]}', {read}: give --language if it is "
+                f"of another"
             )
         embedding = self.bundle.encode_text(tokens)
         digest = hashlib.sha256(tokens.ids.astype("<i8").tobytes()).digest()

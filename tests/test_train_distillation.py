@@ -114,6 +114,10 @@ def test_a_run_is_not_continued_with_other_teachers_or_another_configuration(tea
     for teachers in ([teacher], [teacher, other]):
         with pytest.raises(InvalidInput, match="has other teachers: name them in their order"):
             Distillation(taught, untrained(teacher), teachers, spoken_corpus.corpus, CONFIG, silent)
+    said: list[str] = []
+    with pytest.raises(InvalidInput, match="has other teachers"):
+        Distillation(taught, teacher, [replace(teacher, centers=None)], spoken_corpus.corpus, CONFIG, said.append)
+    assert said == []  # before the last maps of one that has none are fitted
 
 
 def test_what_a_student_left_out_is_what_all_of_them_left_out(teacher, spoken_corpus, tmp_path):
