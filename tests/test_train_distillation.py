@@ -97,6 +97,16 @@ def test_a_student_is_a_checkpoint_whose_texts_lie_where_its_speech_does(taught,
     assert not torch.allclose(was, now)
 
 
+def test_the_phoneme_head_is_kept_in_the_order_of_the_corpus(taught, teacher, spoken_corpus, tmp_path):
+    phones = Checkpoint.load(taught / "student.pt").phones
+    n = len(phones)
+    assert phones == teacher.phones and n > 5
+    turned = replace(untrained(teacher), phones=phones[::-1])
+    begun = Distillation(tmp_path, turned, [teacher], spoken_corpus.corpus, CONFIG, silent).model
+    for given, now in zip(turned.encoders.speech.phones.parameters(), begun.speech.phones.parameters(), strict=True):
+        assert torch.equal(now[0], given[0]) and torch.equal(now[1 : n + 1], given[1 : n + 1].flip(0))
+
+
 def test_an_interrupted_run_ends_in_the_weights_of_one_that_was_not(teacher, spoken_corpus, taught, tmp_path):
     first = student_in(tmp_path, teacher, spoken_corpus)
     first.run(silent, minutes=0.0)

@@ -97,6 +97,11 @@ class Batches:
         self.by_start = sorted(self.synthetic, key=lambda i: sound[i])
         self.by_end = sorted(self.synthetic, key=lambda i: sound[i][::-1])
 
+    @property
+    def phones(self) -> str:
+        """What the rows of a phoneme head stand for, but for the first, the blank."""
+        return "".join(self.phone_ids)
+
     def _recorded(self) -> dict[int, list[int]]:
         """Clips of every word that people said and training may hear, by the first row of the word's labels."""
         rows = self.corpus.select("train", synthetic=False)

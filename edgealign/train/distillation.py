@@ -35,7 +35,7 @@ from edgealign.train.corpus import Corpus
 from edgealign.train.encoders import AlignedEncoders, centered
 from edgealign.train.front_end import FRONT_END, mel_filters
 from edgealign.train.sense_encoders import computes_bfloat16
-from edgealign.train.text_to_speech import Checkpoint, in_parts, phone_losses
+from edgealign.train.text_to_speech import Checkpoint, in_parts, phone_losses, shared_phones
 from edgealign.train.updates import Updates, add_to_log, run_folder, trim_log
 from edgealign.writing import replace_file
 
@@ -128,6 +128,11 @@ class Distillation(Updates):
         """Components of what teachers hear; the student's embeddings of speech and text begin with a map to them."""
         model, dim = self.model, self.start.encoders.config.dim
         model.load_state_dict(self.start.encoders.state_dict())
+        if self.start.phones:
+            here, there = (list(column) for column in zip(*shared_phones(self.drawn, self.start.phones), strict=True))
+            given = self.start.encoders.speech.phones
+            for own, theirs in zip(model.speech.phones.parameters(), given.parameters(), strict=True):
+                own[here] = theirs[there]
         model.eval()
         heard, statistics, speech, text = [], [], [], []
         for step in range(n_batches):
@@ -199,7 +204,7 @@ class Distillation(Updates):
         add_to_log(self.folder / "log.jsonl", {"step": self.step, "trained_s": round(self.trained_s), **terms})
         config = {**self.start.config, "left_out": list(self.config.left_out)}
         replace(
-            self.start, encoders=self.average, centers=None, config=config, step=self.step,
+            self.start, encoders=self.average, centers=None, config=config, step=self.step, phones=self.drawn.phones,
             corpus_sha256=self.corpus.sha256, corpus=self.corpus.made_of,
         ).save(self.folder / "student.pt")  # fmt: skip
         state = {

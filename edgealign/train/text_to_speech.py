@@ -69,6 +69,12 @@ def phone_losses(speech: SpeechEncoder, batch: Batch, part: slice, frames: Tenso
     return [losses.phone_ctc(logits, lengths, batch.phones[part][spoken], batch.n_phones[part][spoken])]
 
 
+def shared_phones(drawn: Batches, phones: str) -> list[tuple[int, int]]:
+    """Rows of a phoneme head for `drawn`, and rows that mean the same in a head for `phones`; the blank is first."""
+    there = {phone: row for row, phone in enumerate(phones, 1)}
+    return [(0, 0)] + [(row, there[phone]) for phone, row in drawn.phone_ids.items() if phone in there]
+
+
 def in_parts(mask: Tensor, n_parts: int = 2) -> list[slice]:
     """Cut a batch that is sorted by length: the first half is spared the padding that the second needs."""
     bounds = [len(mask) * i // n_parts for i in range(n_parts + 1)]
@@ -154,8 +160,7 @@ class Trainer(Updates):
         for table in ("kinds", "languages", "tokens"):
             known = state["vocabulary"][table]
             rows += [(row, known[key]) for key, row in self.vocabulary[table].items() if key in known]
-        of_phone = {phone: row for row, phone in enumerate(state.get("phones", ""), 1)}
-        phones = [(0, 0)] + [(row, of_phone[phone]) for phone, row in self.drawn.phone_ids.items() if phone in of_phone]
+        phones = shared_phones(self.drawn, state.get("phones", ""))
         for name, shared in (
             ("text.embedding.weight", rows),
             ("speech.phones.weight", phones),
@@ -206,7 +211,7 @@ class Trainer(Updates):
         state = {
             "config": plain(self.config),
             "vocabulary": self.vocabulary,
-            "phones": "".join(self.drawn.phone_ids),
+            "phones": self.drawn.phones,
             "corpus_sha256": self.corpus.sha256, "corpus": self.corpus.made_of,
             "step": self.step, "best": self.best, "trained_s": self.trained_s,
             "model": self.model.state_dict(),
@@ -237,6 +242,7 @@ class Checkpoint:
 
     centers   of speech and text, see `Finished`, where the last maps were fitted anew already; else None
     dictionary   of words and characters, where `train spelling` made one; training itself always reads letters
+    phones   see `Batches.phones`; empty where an older version did not say
     """
 
     encoders: AlignedEncoders
@@ -247,6 +253,7 @@ class Checkpoint:
     corpus: dict | None  # `Corpus.made_of`; None where an older version did not say
     step: int
     dictionary: Dictionary = field(default_factory=dict)
+    phones: str = ""
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -261,7 +268,7 @@ class Checkpoint:
         return cls(
             encoders.eval(), centers and (centers[0].float(), centers[1].float()), state["vocabulary"],
             state["config"], state["corpus_sha256"], state.get("corpus"), state["step"],
-            state.get("dictionary", {}),
+            state.get("dictionary", {}), state.get("phones", ""),
         )  # fmt: skip
 
     @property
@@ -316,7 +323,7 @@ class Checkpoint:
         whole = {
             "average": {name: kept(tensor) for name, tensor in self.encoders.state_dict().items()},
             "centers": self.centers and [kept(center) for center in self.centers],
-            "vocabulary": self.vocabulary, "dictionary": self.dictionary, "config": self.config,
+            "vocabulary": self.vocabulary, "dictionary": self.dictionary, "phones": self.phones, "config": self.config,
             "step": self.step, "corpus_sha256": self.corpus_sha256, "corpus": self.corpus,
         }  # fmt: skip
         with replace_file(path) as file:
