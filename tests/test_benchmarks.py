@@ -25,11 +25,13 @@ from benchmarks import (
     rivals,
     rows,
     tables,
+    unheard_voices,
 )
 from benchmarks.episodes import Clip
 from edgealign import Bundle
 from edgealign.errors import InvalidInput
 from edgealign.train.corpus import EVALUATION_PACKS
+from edgealign.train.synthesis import Espeak
 
 N_TAKES = 8
 
@@ -418,3 +420,33 @@ def test_the_variables_of_a_cold_process_are_its_own():
     latency.run_cold(words, EDGEALIGN_TRIED="once")
     with pytest.raises(RuntimeError, match="ended with 1"):
         latency.run_cold(words)
+
+
+def test_a_word_is_enrolled_in_one_voice_and_asked_for_by_another():
+    """What a voice adds to all of its words does not count; words that only one voice says apart are guessed."""
+    rng = np.random.default_rng(0)
+    words, voices = rng.standard_normal((30, 1, 64)), rng.standard_normal((1, 4, 64))
+    assert unheard_voices.across_voices(words + 0.3 * voices, 50)[0] == 100
+    own, ci95 = unheard_voices.across_voices(rng.standard_normal((30, 4, 64)), 400)
+    assert own == pytest.approx(100 / unheard_voices.N_WAY, abs=2 * ci95) and 0 < ci95 < 1
+
+
+def test_noise_has_the_spectrum_of_the_clip_and_a_telephone_no_high_bands():
+    rng = np.random.default_rng(1)
+    clip = np.convolve(rng.standard_normal(16_000), np.ones(4) / 4, "same").astype(np.float32)
+    noise = unheard_voices.in_noise(clip, rng) - clip
+    snr_db = 10 * np.log10((clip**2).mean() / (noise**2).mean())
+    assert unheard_voices.SNR_DB[0] - 0.1 < snr_db < unheard_voices.SNR_DB[1] + 0.1
+    tilts = [
+        np.log(np.square(np.abs(np.fft.rfft(x))).reshape(-1)[:8000].reshape(8, -1).mean(axis=1)) for x in (clip, noise)
+    ]
+    assert np.ptp(tilts[0] - tilts[1]) < 0.01 < np.ptp(tilts[0])
+    heard = np.abs(np.fft.rfft(unheard_voices.over_telephone(clip, rng))) ** 2
+    assert heard[4200:].sum() < 1e-4 * heard[:3500].sum()
+
+
+def test_validation_words_are_none_that_accuracy_is_measured_on():
+    espeak = Espeak()
+    texts = unheard_voices.validation_words(espeak)
+    assert len(texts) == len(set(texts)) == unheard_voices.N_WORDS
+    assert not {"zero", "two", "five", "water", "stone"} & set(texts)

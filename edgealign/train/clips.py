@@ -7,8 +7,26 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from edgealign import kernels
 from edgealign.train.batches import Batches
-from edgealign.train.corpus import STRETCHES, Corpus
+from edgealign.train.corpus import STRETCHES, Corpus, trimmed
+from edgealign.train.front_end import FRONT_END, WINDOWS
+
+LONGEST_S, SHORTEST_S = 2.8, 0.08
+FLOOR_DB = -55.0  # of the faint noise around a rendered word, below its peak
+
+
+def log_mel_of_word(samples: np.ndarray, filters: np.ndarray) -> np.ndarray | None:
+    """float32 [n_mels, n_frames] of a rendered word as the runtime would cut it out of a quiet room; None where it is
+    no word by its length."""
+    f, samples = FRONT_END, trimmed(samples)
+    if not SHORTEST_S <= len(samples) / f.sample_rate_hz <= LONGEST_S:
+        return None
+    loudest, pad = np.abs(samples).max(), WINDOWS.pad_frames * f.hop_samples
+    room = np.random.default_rng(len(samples)).standard_normal(len(samples) + 2 * pad, np.float32)
+    around = room * loudest * 10 ** (FLOOR_DB / 20)
+    around[pad:-pad] += samples
+    return kernels.log_mel(around / (2 * loudest), filters, f.window_samples, f.hop_samples, f.energy_floor)
 
 
 class Clips:

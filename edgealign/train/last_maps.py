@@ -20,6 +20,7 @@ added to the graphs. The numbers were chosen on validation words: benchmarks/LOG
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,11 +28,12 @@ import torch
 from torch import Tensor
 
 from edgealign.errors import InvalidInput
+from edgealign.train.batches import padded
 from edgealign.train.clips import Clips
-from edgealign.train.encoders import AlignedEncoders
+from edgealign.train.encoders import AlignedEncoders, centered
 
-STATISTICS_SHARE = 0.5
-EMBEDDING_SHRINKAGE, STATISTICS_SHRINKAGE = 0.9, 0.8
+STATISTICS_SHARE = 2.0
+EMBEDDING_SHRINKAGE, STATISTICS_SHRINKAGE = 0.7, 0.8
 SYNTHETIC_SHARE = 0.3  # of the covariance within words; the rest is of recorded ones, where there are any
 RIDGE = 30.0
 WORDS, CLIPS, RECORDINGS = 6000, 3, 120  # clips of each synthetic word, and of each recorded one
@@ -53,6 +55,18 @@ class Finished:
     encoders: AlignedEncoders
     speech_center: Tensor
     text_center: Tensor
+
+    @torch.inference_mode()
+    def embed_speech(self, log_mels: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit embeddings float32 [n, dim] of words [n_mels, n_frames]; those of like length are computed together."""
+        embeddings = np.zeros((len(log_mels), self.encoders.config.dim), np.float32)
+        order = np.argsort([x.shape[1] for x in log_mels], kind="stable")
+        for first in range(0, len(order), 32):
+            rows = order[first : first + 32]
+            frames, mask = padded([torch.from_numpy(np.ascontiguousarray(log_mels[row].T)) for row in rows])
+            unit = self.encoders.embed_speech(frames.transpose(1, 2).contiguous(), mask)
+            embeddings[rows] = centered(unit, self.speech_center).numpy()
+        return embeddings
 
 
 def finish(encoders: AlignedEncoders, clips: Clips) -> Finished:

@@ -23,19 +23,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgealign import kernels
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.text import Tokenizer
 from edgealign.train import last_maps, losses, pronunciations
 from edgealign.train import words as word_lists
 from edgealign.train.batches import Batches, padded, token_row
 from edgealign.train.checkpoints import plain, read_checkpoint, refuse_other_config
-from edgealign.train.clips import Clips
+from edgealign.train.clips import Clips, log_mel_of_word
 from edgealign.train.config import TrainConfig
-from edgealign.train.corpus import EFFECT_VARIANTS, VALIDATION_VARIANTS, Corpus, Label, trimmed
-from edgealign.train.encoders import AlignedEncoders, TextEncoder, centered
-from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
-from edgealign.train.last_maps import Finished
+from edgealign.train.corpus import EFFECT_VARIANTS, VALIDATION_VARIANTS, Corpus, Label
+from edgealign.train.encoders import AlignedEncoders, TextEncoder
+from edgealign.train.front_end import mel_filters
 from edgealign.train.pronunciations import Dictionary
 from edgealign.train.sense_encoders import computes_bfloat16
 from edgealign.train.synthesis import (
@@ -56,8 +54,6 @@ from edgealign.writing import replace_file
 WORDS_PER_SHARD = 2000
 RENDERS, RENDERS_OF_ENGLISH = 2, 3
 WORDS_OF_FESTIVAL = 12_000  # of each voice; a word takes 10 ms
-LONGEST_S, SHORTEST_S = 2.8, 0.08
-FLOOR_DB = -55.0  # of the faint noise around a rendered word, below its peak
 
 # Voices made of diphones: the others take five times as long.
 _FESTIVAL = {voice.name: voice for voice in FESTIVAL_VOICES if voice.name.endswith("_diphone")}
@@ -198,10 +194,11 @@ def _hear(task: tuple[str, int]) -> None:
         rows, log_mels = _clips_of_corpus(start)
     else:
         spoken = _by_espeak(items) if name == "words" else _by_festival(_FESTIVAL[name], items)
-        heard = [(row, log_mel) for row, samples in spoken for log_mel in _log_mels(samples)]
-        rows, log_mels = [row for row, _ in heard], [log_mel for _, log_mel in heard]
+        heard = [(row, log_mel_of_word(samples, _worker["filters"])) for row, samples in spoken]
+        rows = [row for row, log_mel in heard if log_mel is not None]
+        log_mels = [log_mel for _, log_mel in heard if log_mel is not None]
     sums = np.zeros((len(items), _worker["finished"].encoders.config.dim), np.float32)
-    np.add.at(sums, rows, _embedded(log_mels))
+    np.add.at(sums, rows, _worker["finished"].embed_speech(log_mels))
     path = _shard(_worker["said"], task)
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, sums=sums.astype(np.float16))
@@ -225,20 +222,6 @@ def _by_festival(voice: FestivalVoice, words: list[Word]) -> Iterator[tuple[int,
     yield from ((row, samples) for row, samples in enumerate(said) if samples is not None)
 
 
-def _log_mels(samples: np.ndarray) -> list[np.ndarray]:
-    """Of a rendered word as the runtime would cut it out of a quiet room; none where it is no word by its length."""
-    samples = trimmed(samples)
-    if not SHORTEST_S <= len(samples) / FRONT_END.sample_rate_hz <= LONGEST_S:
-        return []
-    loudest, pad = np.abs(samples).max(), WINDOWS.pad_frames * FRONT_END.hop_samples
-    room = np.random.default_rng(len(samples)).standard_normal(len(samples) + 2 * pad, np.float32)
-    around = room * loudest * 10 ** (FLOOR_DB / 20)
-    around[pad:-pad] += samples
-    f = FRONT_END
-    numbers = (f.window_samples, f.hop_samples, f.energy_floor)
-    return [kernels.log_mel(around / (2 * loudest), _worker["filters"], *numbers)]
-
-
 def _heard(clips: Clips) -> dict[int, Sequence[int]]:
     """Label row -> clips, of spelled labels that training heard, and of synthetic ones for validation."""
     corpus, batches = clips.corpus, clips.batches
@@ -251,20 +234,6 @@ def _clips_of_corpus(start: int) -> tuple[list[int], list[np.ndarray]]:
     heard, end = _worker["heard"], start + WORDS_PER_SHARD
     chosen = [(row - start, int(clip)) for row in range(start, end) for clip in heard.get(row, ())]
     return [row for row, _ in chosen], _worker["clips"].plain([clip for _, clip in chosen])
-
-
-@torch.inference_mode()
-def _embedded(log_mels: list[np.ndarray]) -> np.ndarray:
-    """Unit embeddings float32 [n, dim]; clips of like length go through the encoder together."""
-    finished: Finished = _worker["finished"]
-    embeddings = np.zeros((len(log_mels), finished.encoders.config.dim), np.float32)
-    order = np.argsort([x.shape[1] for x in log_mels], kind="stable")
-    for first in range(0, len(order), 32):
-        rows = order[first : first + 32]
-        frames, mask = padded([torch.from_numpy(np.ascontiguousarray(log_mels[row].T)) for row in rows])
-        unit = finished.encoders.embed_speech(frames.transpose(1, 2).contiguous(), mask)
-        embeddings[rows] = centered(unit, finished.speech_center).numpy()
-    return embeddings
 
 
 class Reader(torch.nn.Module):
