@@ -5,24 +5,16 @@
 
 #include "distances.hpp"
 #include "status.hpp"
+#include "utf8.hpp"
 
 using namespace ea;
 
 bool ea::known_kind(uint32_t kind) { return kind >= EA_RECORDING && kind <= EA_PICTURE; }
 
-// RFC 3629: no overlong forms, no surrogates, nothing beyond U+10FFFF.
 bool ea::valid_utf8(std::string_view text) {
     for (size_t i = 0; i < text.size();) {
-        const auto byte = [&](size_t at) { return at < text.size() ? uint8_t(text[at]) : uint8_t(0); };
-        const uint8_t first = byte(i), second = byte(i + 1);
-        size_t length = first < 0x80 ? 1 : first >= 0xc2 && first < 0xe0 ? 2 : (first & 0xf0) == 0xe0 ? 3 : 0;
-        if (first >= 0xf0 && first <= 0xf4) length = 4;
+        const size_t length = character_at(text, i).length;
         if (length == 0) return false;
-        for (size_t k = 1; k < length; k++)
-            if ((byte(i + k) & 0xc0) != 0x80) return false;
-        if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) || (first == 0xf0 && second < 0x90)
-            || (first == 0xf4 && second > 0x8f))
-            return false;
         i += length;
     }
     return true;

@@ -14,6 +14,7 @@
 #include <glob.h>
 #include <unistd.h>
 
+#include "../src/utf8.hpp"
 #include "edgealign.hpp"
 #include "wav.hpp"
 
@@ -148,28 +149,28 @@ void fill_in(Options &options) {
 
 // ---- Output, as `edgealign classify` prints it ----
 
-// Control characters, and whatever could move a cursor or reverse text, as \u escapes.
+// Control characters, and whatever could move a cursor or reverse text, as \u escapes; so is a byte that is no UTF-8:
+// as the lone surrogate that Python makes of it.
 std::string escaped(const std::string &text, bool json) {
     std::string out;
-    for (size_t i = 0; i < text.size(); i++) {
-        const auto c = static_cast<unsigned char>(text[i]);
-        const auto at = [&](size_t k) { return i + k < text.size() ? static_cast<unsigned char>(text[i + k]) : 0u; };
-        uint32_t code = 0;
-        if (c < 0x20 || c == 0x7f) code = c;
-        const uint32_t three = c >= 0xe0 && c < 0xf0 ? (c & 15u) << 12 | (at(1) & 63u) << 6 | (at(2) & 63u) : 0;
-        if ((three >= 0x2028 && three <= 0x202e) || (three >= 0x2066 && three <= 0x2069) || three == 0x200e
-            || three == 0x200f || three == 0xfeff)
-            code = three;
-        if (c == 0xc2 && at(1) >= 0x80 && at(1) < 0xa0) code = at(1);
-        char text_of[8];
-        if (code || c == 0) {
+    for (size_t i = 0; i < text.size();) {
+        auto [code, length] = ea::character_at(text, i);
+        if (length == 0) {
+            code = 0xdc00u | static_cast<unsigned char>(text[i]);
+            length = 1;
+        }
+        const bool control = code < 0x20 || (code >= 0x7f && code < 0xa0);
+        const bool turns = (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069) || code == 0x200e
+            || code == 0x200f || code == 0xfeff;
+        if (control || turns || (code >= 0xd800 && code < 0xe000)) {
+            char text_of[8];
             std::snprintf(text_of, sizeof text_of, "\\u%04x", code);
             out += text_of;
-            i += code >= 0x800 ? 2 : code >= 0x80 ? 1 : 0;
         } else {
-            if (json && (c == '"' || c == '\\')) out.push_back('\\');
-            out.push_back(char(c));
+            if (json && (code == '"' || code == '\\')) out.push_back('\\');
+            out.append(text, i, length);
         }
+        i += length;
     }
     return out;
 }

@@ -53,6 +53,7 @@ from edgealign.writing import replace_file
 
 WORDS_PER_SHARD = 2000
 RENDERS, RENDERS_OF_ENGLISH = 2, 3
+REPORT_S = 20.0
 WORDS_OF_FESTIVAL = 12_000  # of each voice; a word takes 10 ms
 
 # Voices made of diphones: the others take five times as long.
@@ -353,28 +354,34 @@ class SpellingTrainer(Updates):
     @torch.inference_mode()
     def _miss(self, report: Callable[[str], None]) -> None:
         """What is missing to each target before the first step: 1 - cosine, of letters."""
-        report(f"reading {len(self.learned)} words")
         self.missing = np.zeros(len(self.learned), np.float32)
-        for part in self._by_length():
+        for part in self._by_length("reading words", report):
             targets = self.heard.targets[self.heard.row[self.learned[part]]]
             self.missing[part] = 1 - (self._read(part, spelled=True) * targets).sum(axis=1)
 
     @torch.inference_mode()
     def dictionary(self, report: Callable[[str], None]) -> Dictionary:
         """What the trained encoder reads otherwise by its letters than as IPA, and Chinese characters."""
-        report(f"looking for words to be looked up among {len(self.learned)}")
         apart = np.zeros(len(self.learned), np.float32)
-        for part in self._by_length():
+        for part in self._by_length("reading words for the dictionary", report):
             apart[part] = 1 - (self._read(part, spelled=True) * self._read(part, spelled=False)).sum(axis=1)
         return {
             "pronunciations": pronunciations.of_words([self.heard.words[row] for row in self.learned], apart),
             "characters": pronunciations.of_chinese(Espeak()),
         }
 
-    def _by_length(self) -> list[np.ndarray]:
-        """All places in `learned`, in parts of like length."""
+    def _by_length(self, what: str, report: Callable[[str], None]) -> Iterator[np.ndarray]:
+        """All places in `learned`, in parts of like length; says now and then how many are left."""
         order = np.argsort([len(self.heard.words[row].text) for row in self.learned], kind="stable")
-        return [order[first : first + 512] for first in range(0, len(order), 512)]
+        parts = [order[first : first + 512] for first in range(0, len(order), 512)]
+        started = reported = time.monotonic()
+        for done, part in enumerate(parts):
+            yield part
+            now = time.monotonic()
+            if done == 0 or now - reported > REPORT_S:
+                left_s = (now - started) / (done + 1) * (len(parts) - done - 1)
+                report(f"{what}: {done + 1} of {len(parts)} parts, about {left_s / 60:.1f} min left")
+                reported = now
 
     def _read(self, places: np.ndarray, spelled: bool) -> np.ndarray:
         """Unit embeddings of words in letters or in IPA: float32 [n, dim]."""
