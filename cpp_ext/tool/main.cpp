@@ -149,8 +149,8 @@ void fill_in(Options &options) {
 
 // ---- Output, as `edgealign classify` prints it ----
 
-// Control characters, and whatever could move a cursor or reverse text, as \u escapes; so is a byte that is no UTF-8:
-// as the lone surrogate that Python makes of it.
+// Control characters, and whatever could move a cursor or reverse text, as \u escapes; so is a byte that is no
+// UTF-8, as the lone surrogate that Python makes of it.
 std::string escaped(const std::string &text, bool json) {
     std::string out;
     for (size_t i = 0; i < text.size();) {
