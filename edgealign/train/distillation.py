@@ -55,7 +55,7 @@ class DistillationConfig:
     synthetic_words: int = 64  # in a batch, one clip of each
     recorded_words: int = 16  # two takes of each; most are spliced, see `batches.Splice`
     variants: int = 3  # of a clip that a teacher hears in one step
-    phone_weight: float = 0.02
+    phone_weight: float = 0.08
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
     warm_up_steps: int = 30
