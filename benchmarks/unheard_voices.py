@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from edgealign.errors import InvalidInput
+from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.train import words as word_lists
 from edgealign.train.clips import log_mel_of_word
 from edgealign.train.corpus import Corpus
@@ -90,9 +91,9 @@ def log_mels(clips: list[list[np.ndarray]], change: Callable) -> list[list[np.nd
 
 
 def measured(corpus: Path, checkpoints: list[Path]) -> Iterator[str]:
+    if shutil.which("flite") is None:
+        raise InvalidInput("there is no flite on this machine: install it (Debian's package is called flite)")
     opened, clips = Corpus(corpus), said(validation_words(Espeak()))
-    if len(clips) < N_WAY:
-        raise InvalidInput(f"flite said {len(clips)} words, and an episode takes {N_WAY}: install flite")
     heard = {name: log_mels(clips, change) for name, change in CONDITIONS.items()}
     for path in checkpoints:
         checkpoint = Checkpoint.load(path)
@@ -110,8 +111,11 @@ def main() -> None:
     parser.add_argument("corpus", type=Path, help="folder of `edgealign train text-to-speech --corpus`")
     parser.add_argument("checkpoints", type=Path, nargs="+", help="of text-to-speech, distill or spelling")
     arguments = parser.parse_args()
-    for line in measured(arguments.corpus, arguments.checkpoints):
-        print(line, flush=True)
+    try:
+        for line in measured(arguments.corpus, arguments.checkpoints):
+            print(line, flush=True)
+    except EdgealignError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
