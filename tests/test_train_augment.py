@@ -17,7 +17,7 @@ from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 STUDIO = AugmentConfig(
     tempo=(1, 1), vocal_tract=(1, 1), rhythm=0, formant_bend=0, contrast=(1, 1),
     reverb_share=0, equalizer_db=0, band_limit_share=0, noise_share=0,
-    level_db=(0, 0), mask_share=0,
+    level_db=(0, 0), mask_share=0, cut_share=0,
 )  # fmt: skip
 NO_NOISE = np.zeros((0, N_BINS), np.uint8)
 
@@ -120,6 +120,37 @@ def test_in_the_studio_only_the_room_around_the_word_is_added(clips):
             float((row[:, i : i + len(clip)] - expected)[audible].std()) for i in leads if i + len(clip) <= row.shape[1]
         ]
         assert min(spread) < 1e-3
+
+
+def test_a_word_is_cut_where_it_becomes_faint_at_the_ends_that_are_asked_for():
+    db = torch.tensor([-60.0, -40, -22, -5, 0, -3, -50, -2, -18, -28, -45, -60])
+    mel = (10 ** (db / 10))[None, :, None].repeat(4, 1, 3)
+    mel[3, 9:] = 0
+    never = torch.inf
+    below_db = torch.tensor([[never, never], [25, never], [20, 20], [never, 50]])
+    cut, lengths = augment._cut(mel, torch.tensor([12, 12, 12, 9]), below_db)
+    kept = [range(12), range(2, 12), range(3, 9), range(9)]  # a pause inside the word stays
+    assert lengths.tolist() == [len(frames) for frames in kept]
+    for row, frames in enumerate(kept):
+        assert torch.equal(cut[row, : len(frames)], mel[row, list(frames)])
+        assert not cut[row, len(frames) :].any()
+
+
+def test_a_click_is_not_cut_to_nothing_and_neither_is_silence():
+    mel = torch.full((2, 30, 3), 1e-9)
+    mel[0, 12] = 1
+    mel[1] = 0
+    _, lengths = augment._cut(mel, torch.tensor([30, 30]), torch.full((2, 2), 10.0))
+    assert lengths.tolist() == [6, 30]
+
+
+def test_nothing_is_around_a_word_that_was_cut(clips):
+    config = replace(STUDIO, cut_share=1, cut_db=(20, 20))
+    heard, mask = Augmenter(config, NO_NOISE)(clips[:6], seeded(3))
+    loudness = power(heard).sum(dim=1)
+    for row, lengths in zip(loudness, mask.sum(dim=(1, 2)).long().tolist(), strict=True):
+        ends = row[[0, lengths - 1]] / row.max()
+        assert (ends > 0.0099).all() or lengths == WINDOWS.min_frames
 
 
 def test_tempo_changes_the_length(clips):

@@ -41,6 +41,10 @@ class AugmentConfig:
     masked_time: float = 0.12
     mask_share: float = 0.4
     longest_frames: int = 140  # a longer word is said faster: padding to it would cost the whole batch
+    cut_share: float = (
+        0.25  # of each end of a word: recordings that were cut where it becomes faint, with nothing around
+    )
+    cut_db: tuple[float, float] = (10.0, 30.0)  # below its loudest frame
     jitter_frames: int = 5  # error of the word's boundaries, beyond the padding that the runtime adds
 
 
@@ -75,7 +79,10 @@ class Augmenter:
         mel = _to_unit_power(mel, lengths)
         mel = _to_unit_power(mel ** uniform(*config.contrast)[:, None, None], lengths)
 
-        mel, lengths = _surround(mel, lengths, uniform(0, 1), uniform(0, 1))
+        cut = uniform(0, 1, 2) < config.cut_share
+        mel, lengths = _cut(mel, lengths, torch.where(cut, uniform(*config.cut_db, 2), torch.inf))
+        room = uniform(0, 1, 2) * ~cut
+        mel, lengths = _surround(mel, lengths, room[:, 0], room[:, 1])
         reverberant = uniform(0, 1) < config.reverb_share
         mel = _reverberate(mel, reverberant, uniform(*config.reverb_s), uniform(-12, 3))
         mel = mel * self._equalizer(uniform(-1, 1, 8))[:, None]
@@ -197,6 +204,20 @@ def _stretch(mel: Tensor, lengths: Tensor, tempo: Tensor, rhythm: Tensor, longes
     index = (torch.arange(len(mel))[:, None], below), (torch.arange(len(mel))[:, None], above)
     inside = (torch.arange(int(new.max()))[None] < new[:, None]).unsqueeze(2)
     return (mel[index[0]] * (1 - share) + mel[index[1]] * share) * inside, new
+
+
+def _cut(mel: Tensor, lengths: Tensor, below_db: Tensor, shortest: int = 6) -> tuple[Tensor, Tensor]:
+    """Rows from their first frame that is less than below_db [n, 2] below the loudest to their last such one."""
+    frame = torch.arange(mel.shape[1])[None]
+    power = mel.sum(dim=2) * (frame < lengths[:, None])
+    limits = power.amax(dim=1)[:, None] * 10 ** (-below_db / 10)
+    first = (power >= limits[:, :1]).float().argmax(dim=1)
+    end = mel.shape[1] - (power >= limits[:, 1:]).flip(1).float().argmax(dim=1)
+    end = torch.minimum(end, lengths)
+    first = torch.minimum(first, (end - shortest).clamp(min=0))
+    new = end - first
+    index = (first[:, None] + frame[:, : int(new.max())]).clamp(max=mel.shape[1] - 1)
+    return mel[torch.arange(len(mel))[:, None], index] * (frame[:, : int(new.max())] < new[:, None]).unsqueeze(2), new
 
 
 def _surround(mel: Tensor, lengths: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
