@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from edgealign.train.corpus import DB_LOWEST, DB_STEP
 from edgealign.train.front_end import FRONT_END, WINDOWS, mel_filters
 
+SHORTEST_FRAMES = 6  # that are left of a word, however fast it is said and wherever it is cut
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -192,7 +194,7 @@ def _to_unit_power(mel: Tensor, lengths: Tensor) -> Tensor:
 
 def _stretch(mel: Tensor, lengths: Tensor, tempo: Tensor, rhythm: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     """Resample every row in time to tempo x its length; rhythm [n, 2] bends time inside the word, its ends stay."""
-    new = (lengths * tempo).round().clamp(min=6, max=longest).long()
+    new = (lengths * tempo).round().clamp(min=SHORTEST_FRAMES, max=longest).long()
     position = (torch.arange(int(new.max()))[None] + 0.5) / new[:, None]
     slow, fast = (torch.sin(2 * torch.pi * turns * position) * rhythm[:, turns - 1, None] for turns in (1, 2))
     position = (position + slow / 2 + fast / 4).clamp(0, 1)
@@ -206,7 +208,7 @@ def _stretch(mel: Tensor, lengths: Tensor, tempo: Tensor, rhythm: Tensor, longes
     return (mel[index[0]] * (1 - share) + mel[index[1]] * share) * inside, new
 
 
-def _cut(mel: Tensor, lengths: Tensor, below_db: Tensor, shortest: int = 6) -> tuple[Tensor, Tensor]:
+def _cut(mel: Tensor, lengths: Tensor, below_db: Tensor) -> tuple[Tensor, Tensor]:
     """Rows from their first frame that is less than below_db [n, 2] below the loudest to their last such one."""
     frame = torch.arange(mel.shape[1])[None]
     power = mel.sum(dim=2) * (frame < lengths[:, None])
@@ -214,7 +216,7 @@ def _cut(mel: Tensor, lengths: Tensor, below_db: Tensor, shortest: int = 6) -> t
     first = (power >= limits[:, :1]).float().argmax(dim=1)
     end = mel.shape[1] - (power >= limits[:, 1:]).flip(1).float().argmax(dim=1)
     end = torch.minimum(end, lengths)
-    first = torch.minimum(first, (end - shortest).clamp(min=0))
+    first = torch.minimum(first, (end - SHORTEST_FRAMES).clamp(min=0))
     new = end - first
     index = (first[:, None] + frame[:, : int(new.max())]).clamp(max=mel.shape[1] - 1)
     return mel[torch.arange(len(mel))[:, None], index] * (frame[:, : int(new.max())] < new[:, None]).unsqueeze(2), new
