@@ -93,10 +93,10 @@ def log_mels(clips: list[list[np.ndarray]], change: Callable) -> list[list[np.nd
 def measured(corpus: Path, checkpoints: list[Path]) -> Iterator[str]:
     if shutil.which("flite") is None:
         raise InvalidInput("there is no flite on this machine: install it (Debian's package is called flite)")
-    opened, clips = Corpus(corpus), said(validation_words(Espeak()))
+    opened, loaded = Corpus(corpus), {path: Checkpoint.load(path) for path in checkpoints}
+    clips = said(validation_words(Espeak()))
     heard = {name: log_mels(clips, change) for name, change in CONDITIONS.items()}
-    for path in checkpoints:
-        checkpoint = Checkpoint.load(path)
+    for path, checkpoint in loaded.items():
         finished = checkpoint.finished or checkpoint.finish(opened).finished
         scores = []
         for name, words in heard.items():
