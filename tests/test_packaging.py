@@ -61,6 +61,11 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("*.whl"))
 
 
+def clean() -> dict[str, str]:
+    """The environment without PYTHONPATH and the like, by which pip takes a folder for an installed edgealign."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 @dataclass
 class Environment:
     """A virtual environment that sees this one's packages, edgealign excepted."""
@@ -70,8 +75,7 @@ class Environment:
     elsewhere: Path
 
     def run(self, program: str) -> str:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        return run(self.python, "-c", program, cwd=self.elsewhere, env=clean)
+        return run(self.python, "-c", program, cwd=self.elsewhere, env=clean())
 
 
 def environment(folder: Path) -> Environment:
@@ -86,7 +90,7 @@ def environment(folder: Path) -> Environment:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     made = environment(tmp_path_factory.mktemp("installed"))
-    run(sys.executable, "-m", "pip", "--python", made.python, "install", "--no-deps", "--no-index", wheel)
+    run(sys.executable, "-m", "pip", "--python", made.python, "install", "--no-deps", "--no-index", wheel, env=clean())
     return made
 
 
@@ -94,7 +98,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
 def editable(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     made = environment(tmp_path_factory.mktemp("editable"))
     install = ("install", "--no-deps", "--no-build-isolation", "-e", sources)
-    run(sys.executable, "-m", "pip", "--python", made.python, *install)
+    run(sys.executable, "-m", "pip", "--python", made.python, *install, env=clean())
     return made
 
 
