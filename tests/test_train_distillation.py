@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from edgealign.errors import InvalidInput
-from edgealign.train.distillation import VARIANTS, Distillation, DistillationConfig, varied
+from edgealign.train.distillation import VARIANTS, Distillation, DistillationConfig, toward_words, varied
 from edgealign.train.encoders import AlignedEncoders
 from edgealign.train.front_end import mel_filters
 from edgealign.train.text_to_speech import Checkpoint
@@ -71,6 +71,26 @@ def test_the_clip_as_it_is_is_its_own_first_variant():
     log_mels, mask = torch.randn(1, 48, 20), torch.ones(1, 1, 20)
     heard, of = varied(log_mels, mask, VARIANTS[0])
     assert torch.equal(heard, log_mels) and torch.equal(of, mask)
+
+
+def test_what_was_heard_moves_to_the_words_near_it():
+    words = torch.eye(4)
+    heard = torch.tensor([[3.0, 1.5, 0.0, 0.0]])  # twice as near to the first word as to the second, far from the rest
+    unit = F.normalize(heard, dim=1)
+    assert torch.allclose(toward_words(heard, words, 0.0), unit)
+    assert torch.allclose(toward_words(heard, words, 1.0), words[:1], atol=1e-4)
+    assert torch.allclose(toward_words(heard, words, 0.25), 0.75 * unit + 0.25 * words[:1], atol=1e-4)
+    between = toward_words(torch.tensor([[1.0, 1.0, 0.0, 0.0]]), words, 1.0)
+    assert torch.allclose(between, F.normalize(words[:1] + words[1:2], dim=1), atol=1e-4)
+
+
+def test_words_are_what_teachers_hear_of_them_and_none_where_no_target_is_moved(teacher, spoken_corpus, tmp_path):
+    student = student_in(tmp_path / "moved", teacher, spoken_corpus)
+    assert len(student.words) == len(student.drawn.synthetic)
+    assert torch.allclose(student.words.norm(dim=1), torch.ones(len(student.words)), atol=1e-2)
+    dim = teacher.encoders.config.dim
+    assert torch.allclose(student.words[:, :dim], student.words[:, dim:], atol=1e-3)  # its two teachers are one
+    assert len(student_in(tmp_path / "plain", teacher, spoken_corpus, word_share=0.0).words) == 0
 
 
 def test_a_student_comes_nearer_to_its_teachers(teacher, spoken_corpus, tmp_path, monkeypatch):
@@ -147,7 +167,9 @@ def test_a_teacher_may_have_another_body_and_a_student_not(teacher, spoken_corpu
         Distillation(tmp_path, other, [teacher, other], spoken_corpus.corpus, config, silent)
 
 
-@pytest.mark.parametrize("field", [{"variants": 0}, {"variants": len(VARIANTS) + 1}, {"synthetic_words": 0}])
+@pytest.mark.parametrize(
+    "field", [{"variants": 0}, {"variants": len(VARIANTS) + 1}, {"synthetic_words": 0}, {"word_share": 1.5}]
+)
 def test_a_number_that_cannot_be_is_one_sentence(field):
     with pytest.raises(InvalidInput, match=f"{next(iter(field))} is {next(iter(field.values()))}: expected a number"):
         DistillationConfig(**field)

@@ -2,11 +2,14 @@
 
 Training on words ends in what tells these words apart; the longer it lasts, the more is dropped that others need. So
 what ships is a student: its target for a clip in field conditions is the mean of what its teachers, finished encoders,
-make of that clip as it is and of the clip with its bands and its time warped, as if others said it. No label is used,
-so that none is learned by heart.
+make of that clip as it is and of the clip with its bands and its time warped, as if others said it. That is moved a
+little to the words that it might be, as nobody in particular says them. No label is used, so that none is learned by
+heart.
 
-    t(x)    mean over teachers' embeddings of variants of x, centered and concatenated: [n_teachers * dim]
-    target  the DIM principal components of t(x), as a unit vector: nearly all of t lies there
+    t(x)    mean over teachers' embeddings of variants of x, centered and concatenated: a unit vector [n_teachers * dim]
+    w(x)    mean of what teachers hear of words of the corpus, weighted by the softmax of SHARPNESS times their cosines
+            to t(x), a unit vector: what is left of t(x) where its speaker is forgotten
+    target  the DIM principal components of (1 - word_share) t + word_share w, as a unit vector: nearly all lies there
     loss    1 - cosine of the student's embedding to its target, and STATISTICS_WEIGHT times the squared error of what
             its heads pool to the mean of what the first teacher's pool of the variants, in units of their deviations,
             and phone_weight times the connectionist temporal classification of the phonemes of spelled words
@@ -30,13 +33,14 @@ from edgealign.errors import InvalidInput
 from edgealign.train import last_maps
 from edgealign.train.batches import Batch, Batches
 from edgealign.train.checkpoints import plain, read_checkpoint, refuse_other_config
+from edgealign.train.clips import Clips
 from edgealign.train.config import TrainConfig
 from edgealign.train.corpus import Corpus
 from edgealign.train.encoders import AlignedEncoders, centered
 from edgealign.train.front_end import FRONT_END, mel_filters
 from edgealign.train.sense_encoders import computes_bfloat16
 from edgealign.train.text_to_speech import Checkpoint, in_parts, phone_losses, shared_phones
-from edgealign.train.updates import Updates, add_to_log, run_folder, trim_log
+from edgealign.train.updates import Updates, add_to_log, parts_left, run_folder, trim_log
 from edgealign.writing import replace_file
 
 # What others would have said: frequencies read at so many times each, and lengths. The clip itself is the first.
@@ -45,6 +49,7 @@ VARIANTS = (
     (0.95, 1.1), (1.05, 0.9),
 )  # fmt: skip
 STATISTICS_WEIGHT = 0.3
+WORDS, CLIPS_OF_WORD, SHARPNESS = 20_000, 2, 25.0
 SHORTEST_FRAMES = 8
 
 
@@ -55,6 +60,7 @@ class DistillationConfig:
     synthetic_words: int = 64  # in a batch, one clip of each
     recorded_words: int = 16  # two takes of each; most are spliced, see `batches.Splice`
     variants: int = 3  # of a clip that a teacher hears in one step
+    word_share: float = 0.25  # of a target: words near what was heard, see w(x)
     phone_weight: float = 0.08
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
@@ -66,6 +72,8 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.variants <= len(VARIANTS):
             raise InvalidInput(f"variants is {self.variants}: expected a number from 1 to {len(VARIANTS)}")
+        if not 0 <= self.word_share <= 1:
+            raise InvalidInput(f"word_share is {self.word_share}: expected a number from 0 to 1")
         for name in ("steps", "synthetic_words", "validate_every"):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"{name} is {getattr(self, name)}: expected a number from 1 on")
@@ -106,6 +114,7 @@ class Distillation(Updates):
                 report(f"fitting the last maps of teacher {number}")
             self.teachers.append(teacher.finished or teacher.finish(corpus).finished)
         if not resumed:
+            self.words = self._words(report)
             report("fitting the student's last map to the teachers")
             self._begin()
 
@@ -120,8 +129,27 @@ class Distillation(Updates):
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.components, self.deviation = state["components"], state["deviation"]
+        self.words = state["words"].float()
         self.step, self.trained_s = state["step"], state["trained_s"]
         trim_log(self.folder / "log.jsonl", self.step)
+
+    def _words(self, report: Callable[[str], None]) -> Tensor:
+        """What teachers hear of words of the corpus, the means of their clips: unit rows [n_words, n_teachers * dim].
+        None where no target is moved to them."""
+        dim = len(self.teachers) * self.start.encoders.config.dim
+        if not self.config.word_share:
+            return torch.zeros(0, dim)
+        clips = Clips(self.corpus, self.drawn, self.config.seed)
+        labels, rows = clips.several_of_each(WORDS, CLIPS_OF_WORD)
+        names, word = np.unique(labels, return_inverse=True)
+        sums = np.zeros((len(names), dim), np.float32)
+        parts = [slice(first, first + 512) for first in range(0, len(rows), 512)]
+        with torch.inference_mode():
+            for part in parts_left("hearing words of the corpus", parts, report):
+                log_mels = clips.plain(rows[part])
+                heard = [teacher.embed_speech(log_mels) for teacher in self.teachers]
+                np.add.at(sums, word[part], np.concatenate(heard, axis=1))
+        return F.normalize(torch.from_numpy(sums)).half().float()  # as a run that goes on reads them
 
     @torch.no_grad()
     def _begin(self, n_batches: int = 24) -> None:
@@ -158,7 +186,8 @@ class Distillation(Updates):
 
     @torch.no_grad()
     def _hear(self, log_mels: Tensor, mask: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """t(x) [n, n_teachers * dim], and mean statistics by the first teacher, which always hears the clip itself."""
+        """Targets in all dimensions [n, n_teachers * dim], and mean statistics by the first teacher, which always hears
+        the clip itself."""
         embedded, statistics = [], []
         for number, teacher in enumerate(self.teachers):
             encoders = teacher.encoders
@@ -176,7 +205,8 @@ class Distillation(Updates):
                 if number == 0:
                     statistics.append(pooled)
             embedded.append(total / self.config.variants)
-        return torch.cat(embedded, dim=1), torch.stack(statistics).mean(dim=0)
+        heard = toward_words(torch.cat(embedded, dim=1), self.words, self.config.word_share)
+        return heard, torch.stack(statistics).mean(dim=0)
 
     def batches(self) -> Iterator[Batch]:
         return self.drawn.ahead(self.step, self.config.steps)
@@ -210,6 +240,7 @@ class Distillation(Updates):
         state = {
             "config": plain(self.config), "step": self.step, "trained_s": self.trained_s,
             "corpus_sha256": self.corpus.sha256, "components": self.components, "deviation": self.deviation,
+            "words": self.words.half(),
             "teachers": self.fingerprints,
             "model": self.model.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -229,6 +260,13 @@ def varied(log_mels: Tensor, mask: Tensor, variant: tuple[float, float]) -> tupl
         frames = (mask.sum(dim=(1, 2)) * length).round().clamp(SHORTEST_FRAMES, n)
         mask = (torch.arange(n) < frames[:, None]).to(mask.dtype).unsqueeze(1)
     return log_mels, mask
+
+
+def toward_words(heard: Tensor, words: Tensor, share: float) -> Tensor:
+    """Directions of heard [n, d], moved by `share` to the mean of the unit rows of words [n_words, d] near them."""
+    unit = F.normalize(heard, dim=1)
+    near = torch.softmax(SHARPNESS * (unit @ words.T), dim=1) @ words
+    return (1 - share) * unit + share * F.normalize(near, dim=1)
 
 
 def _fingerprint(encoders: AlignedEncoders) -> str:

@@ -46,14 +46,13 @@ from edgealign.train.synthesis import (
     say_with_festival,
 )
 from edgealign.train.text_to_speech import Checkpoint
-from edgealign.train.updates import Updates, add_to_log, run_folder, trim_log
+from edgealign.train.updates import Updates, add_to_log, parts_left, run_folder, trim_log
 from edgealign.train.words import Word
 from edgealign.workers import results
 from edgealign.writing import replace_file
 
 WORDS_PER_SHARD = 2000
 RENDERS, RENDERS_OF_ENGLISH = 2, 3
-REPORT_S = 20.0
 WORDS_OF_FESTIVAL = 12_000  # of each voice; a word takes 10 ms
 
 # Voices made of diphones: the others take five times as long.
@@ -371,17 +370,9 @@ class SpellingTrainer(Updates):
         }
 
     def _by_length(self, what: str, report: Callable[[str], None]) -> Iterator[np.ndarray]:
-        """All places in `learned`, in parts of like length; says now and then how many are left."""
+        """All places in `learned`, in parts of like length."""
         order = np.argsort([len(self.heard.words[row].text) for row in self.learned], kind="stable")
-        parts = [order[first : first + 512] for first in range(0, len(order), 512)]
-        started = reported = time.monotonic()
-        for done, part in enumerate(parts):
-            yield part
-            now = time.monotonic()
-            if done == 0 or now - reported > REPORT_S:
-                left_s = (now - started) / (done + 1) * (len(parts) - done - 1)
-                report(f"{what}: {done + 1} of {len(parts)} parts, about {left_s / 60:.1f} min left")
-                reported = now
+        return parts_left(what, [order[first : first + 512] for first in range(0, len(order), 512)], report)
 
     def _read(self, places: np.ndarray, spelled: bool) -> np.ndarray:
         """Unit embeddings of words in letters or in IPA: float32 [n, dim]."""

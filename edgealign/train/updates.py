@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,21 @@ from torch import Tensor, nn
 from edgealign.errors import EdgealignError, InvalidInput
 from edgealign.train.loop import Diverged
 from edgealign.writing import replace_file
+
+REPORT_S = 20.0
+Part = TypeVar("Part")
+
+
+def parts_left(what: str, parts: Sequence[Part], report: Callable[[str], None]) -> Iterator[Part]:
+    """The parts of work that takes a minute or more; says now and then how many are left."""
+    started = reported = time.monotonic()
+    for done, part in enumerate(parts, 1):
+        yield part
+        now = time.monotonic()
+        if done == 1 or now - reported > REPORT_S:
+            left_s = (now - started) / done * (len(parts) - done)
+            report(f"{what}: {done} of {len(parts)} parts, about {left_s / 60:.1f} min left")
+            reported = now
 
 
 def learning_rate(peak: float, step: int, steps: int, warm_up_steps: int, last: float = 0.02) -> float:
