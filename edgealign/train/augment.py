@@ -43,9 +43,7 @@ class AugmentConfig:
     masked_time: float = 0.12
     mask_share: float = 0.4
     longest_frames: int = 140  # a longer word is said faster: padding to it would cost the whole batch
-    cut_share: float = (
-        0.25  # of each end of a word: recordings that were cut where it becomes faint, with nothing around
-    )
+    cut_share: float = 0.25  # of each end of a word: cut where it becomes faint, with nothing around
     cut_db: tuple[float, float] = (10.0, 30.0)  # below its loudest frame
     jitter_frames: int = 5  # error of the word's boundaries, beyond the padding that the runtime adds
 
