@@ -49,7 +49,7 @@ VARIANTS = (
     (0.95, 1.1), (1.05, 0.9),
 )  # fmt: skip
 STATISTICS_WEIGHT = 0.3
-WORDS, CLIPS_OF_WORD, SHARPNESS = 60_000, 3, 25.0
+WORDS, CLIPS_OF_WORD, SHARPNESS = 60_000, 2, 25.0
 SHORTEST_FRAMES = 8
 
 
@@ -60,7 +60,7 @@ class DistillationConfig:
     synthetic_words: int = 64  # in a batch, one clip of each
     recorded_words: int = 16  # two takes of each; most are spliced, see `batches.Splice`
     variants: int = 3  # of a clip that a teacher hears in one step
-    word_share: float = 0.25  # of a target: words near what was heard, see w(x)
+    word_share: float = 0.35  # of a target: words near what was heard, see w(x)
     phone_weight: float = 0.08
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
