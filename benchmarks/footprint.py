@@ -51,7 +51,7 @@ def measure() -> list[dict]:
         python = environment / "bin" / "python"
         site = environment / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
         empty, before = tree_bytes(site), {path.name for path in site.iterdir()}
-        run(python, "-m", "pip", "install", "--quiet", wheel)
+        run(python, "-I", "-m", "pip", "install", "--quiet", wheel)
         made.append(_size("installed", "edgealign and all of its dependencies", tree_bytes(site) - empty))
         added = [path for path in site.iterdir() if path.is_dir() and path.name not in before]
         packages = sorted(((tree_bytes(path), path.name) for path in added), reverse=True)
