@@ -2,9 +2,9 @@
 
 Training on words ends in what tells these words apart; the longer it lasts, the more is dropped that others need. So
 what ships is a student: its target for a clip in field conditions is the mean of what its teachers, finished encoders,
-make of that clip as it is and of the clip with its bands and its time warped, as if others said it. That is moved a
-little to the words that it might be, as nobody in particular says them. No label is used, so that none is learned by
-heart.
+make of that clip as it is and of the clip with its bands and its time warped, as if others said it. That is moved
+part of the way to the words that it might be, as nobody in particular says them. No label is used, so that none is
+learned by heart.
 
     t(x)    mean over teachers' embeddings of variants of x, centered and concatenated: a unit vector [n_teachers * dim]
     w(x)    mean of what teachers hear of words of the corpus, weighted by the softmax of SHARPNESS times their cosines
